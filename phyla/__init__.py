@@ -1,0 +1,61 @@
+"""phyla: a few body plans, every model. Public names load on first use; importing phyla loads neither torch nor a family."""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_AUTO = (
+    "AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoModelForImageClassification", "AutoModelForMaskedImageModeling",
+    "AutoModelForMaskedLM", "AutoModelForMultipleChoice", "AutoModelForNextSentencePrediction", "AutoModelForPreTraining",
+    "AutoModelForQuestionAnswering", "AutoModelForSeq2SeqLM", "AutoModelForSequenceClassification",
+    "AutoModelForTextEncoding", "AutoModelForTokenClassification", "AutoModelForZeroShotImageClassification",
+    "AutoModelWithLMHead",
+)  # fmt: skip
+_ERRORS = (
+    "ArgumentError", "CheckpointError", "ConfigError", "CorruptFileError", "DtypeMismatchError", "GenerationError",
+    "MissingExtraError", "MissingFileError", "MissingWeightsError", "NameMapError", "NonFiniteLogitsError", "PhylaError",
+    "ShapeMismatchError", "TemplateError", "TokenizerFileError", "TokenizerInputError", "UnexpectedWeightsError",
+    "UnknownArgumentError", "UnsafeFormatError", "UnsafePathError",
+)  # fmt: skip
+_CORE = {
+    "Cache": "phyla.blocks.cache",
+    "ModelOutput": "phyla.outputs",
+    "PreTrainedModel": "phyla.model",
+    "PretrainedConfig": "phyla.config",
+    "SentenceEncoder": "phyla.pipelines.sentence",
+}
+_NAMES: dict[str, str] = {
+    **_CORE,
+    **dict.fromkeys(_AUTO, "phyla.auto"),
+    **dict.fromkeys(_ERRORS, "phyla.errors"),
+}
+_TABLES = ("phyla.preprocessing._names", "phyla.generation._names")
+
+
+def _all_names() -> dict[str, str]:
+    """Every public name and the module that has it; read from literal tables only."""
+    from phyla.registry import public_names
+
+    names = dict(_NAMES)
+    for table in _TABLES:
+        names.update(importlib.import_module(table).NAMES)
+    names.update(public_names())
+    return names
+
+
+def __getattr__(name: str) -> Any:
+    module = _NAMES.get(name)
+    if module is None and not name.startswith("__"):
+        module = _all_names().get(name)
+    if module is None:
+        from phyla.errors import nearest
+
+        raise AttributeError(f"phyla has no {name!r}.{nearest(name, [] if name.startswith('_') else _all_names())}")
+    value = getattr(importlib.import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_all_names()})

@@ -1,0 +1,203 @@
+"""Multi-head attention with its variable parts in slots, and the one call that all attention goes through."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from phyla.blocks.cache import CrossCache, KVCache
+from phyla.blocks.context import Context
+from phyla.blocks.linear import Linear
+from phyla.blocks.mask import Causal, Full, Mask, additive, is_plain_causal, self_mask
+from phyla.blocks.position import Position
+from phyla.blocks.residual import Mixer
+from phyla.blocks.spec import Spec, make
+from phyla.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Heads:
+    """q query heads sharing kv key/value heads, each `width` elements wide (defaults: kv = q, width = D / q)."""
+
+    q: int
+    kv: int | None = None
+    width: int | None = None
+
+    def resolve(self, stream: int) -> tuple[int, int, int]:
+        """(H, G, E) for a stream of `stream` elements; ConfigError where they do not fit."""
+        kv = self.q if self.kv is None else self.kv
+        if self.q <= 0 or kv <= 0:
+            raise ConfigError(f"the number of heads must be positive, but there are {self.q} query and {kv} key/value heads")
+        if self.q % kv:
+            raise ConfigError(f"num_heads must be a multiple of num_kv_heads ({kv}), but is {self.q}")
+        if self.width is None and stream % self.q:
+            raise ConfigError(f"the width must be a multiple of the number of heads ({self.q}), but is {stream}")
+        return self.q, kv, self.width or stream // self.q
+
+
+class Attention(Mixer):
+    """softmax(scale q k^T + position bias + mask) v, heads joined by o (Vaswani et al. 2017, arXiv:1706.03762, eq. 1).
+
+    width: D. position: what turns or biases queries and keys. mask: a rule of blocks/mask.py. bias: True, False or
+    the letters of the projections that have one ("qv": Whisper). scale: default E ** -0.5 (T5: 1.0).
+    softcap: scores become softcap * tanh(scores / softcap) (Gemma 2), under "eager" alone: fused kernels have no cap, and
+    public results are without it (docs/differences.md). norm_qk: norm of queries and keys, by head when
+    its width is E, else over all heads. cross: keys and values come from the encoder, of width kv_width.
+    """
+
+    caches = True
+
+    def __init__(
+        self,
+        width: int,
+        heads: Heads,
+        position: Spec | None = None,
+        mask: Mask = Full(),
+        bias: bool | str = True,
+        out_bias: bool | None = None,
+        scale: float | None = None,
+        softcap: float | None = None,
+        norm_qk: Spec | None = None,
+        dropout: float = 0.0,
+        cross: bool = False,
+        kv_width: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads, self.head_width = heads.resolve(width)
+        inner, kv_inner = self.num_heads * self.head_width, self.num_kv_heads * self.head_width
+        biased = "qkv" if bias is True else bias or ""
+        source = kv_width or width
+        self.q = Linear(width, inner, bias="q" in biased)
+        self.k = Linear(source, kv_inner, bias="k" in biased)
+        self.v = Linear(source, kv_inner, bias="v" in biased)
+        self.o = Linear(inner, width, bias=bias is True if out_bias is None else out_bias)
+        self.position: Position | None = make(position)
+        self.q_norm, self.k_norm = make(norm_qk), make(norm_qk)
+        self.norm_by_head = norm_qk is not None and norm_qk.width == self.head_width
+        self.mask, self.cross, self.attention_dropout = mask, cross, dropout
+        self.scale = self.head_width**-0.5 if scale is None else scale
+        self.softcap = softcap
+        self.register_module("kv_site", None)
+
+    def idle(self, ctx: Context) -> bool:
+        if not self.cross or ctx.memory is not None:
+            return False
+        cache = ctx.slot(self.slot)
+        return cache is None or cache.keys is None
+
+    def new_cache(self, batch: int, length: int) -> KVCache | CrossCache | None:
+        if self.cross:
+            return CrossCache()
+        if not isinstance(self.mask, Causal):
+            return None
+        return KVCache(batch, length, self.mask.window)
+
+    def _split(self, x: Tensor, heads: int) -> Tensor:
+        return x.view(x.shape[0], x.shape[1], heads, self.head_width).transpose(1, 2)  # (B, heads, S, E)
+
+    def project(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, H, S, E) of x and keys, values (B, G, K, E) of source, normed where the block has norm_qk."""
+        q, k, v = self.q(x), self.k(source), self.v(source)
+        if self.q_norm is not None and not self.norm_by_head:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = self._split(q, self.num_heads), self._split(k, self.num_kv_heads), self._split(v, self.num_kv_heads)
+        if self.q_norm is not None and self.norm_by_head:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return q, k, v
+
+    def mix(self, x: Tensor, ctx: Context) -> Tensor:
+        cache = ctx.slot(self.slot)
+        if self.cross:
+            q, k, v = self._cross(x, ctx, cache)
+            first, causal = 0, False
+        else:
+            q, k, v = self.project(x, x)
+            if self.position is not None:
+                q, k = self.position.rotate(q, k, ctx)
+            first = 0
+            if cache is not None:
+                k, v, first = cache.update(k, v)
+            causal = is_plain_causal(self.mask, ctx, k.shape[2])
+        keys = k.shape[2]
+        bias = None if self.position is None else self.position.bias(q, k, first, self.scale, ctx)
+        record = ctx.cross_attentions if self.cross else ctx.attentions
+        plain = record is None and ctx.implementation != "eager" and ctx.head_mask is None
+        causal = causal and plain and bias is None and self.kv_site is None
+        if self.cross:
+            mask = None if ctx.memory_mask is None else ctx.once("memory", lambda: ctx.memory_mask[:, None, None])
+        else:
+            mask = None if causal else self_mask(self.mask, ctx, first, keys)
+        if self.kv_site is not None:
+            k, v, mask = self.kv_site(k, v, mask)
+        dropout = self.attention_dropout if self.training else 0.0
+        if plain:
+            y = attend(q, k, v, mask, bias, causal, self.scale, dropout)
+        else:
+            y, weights = self._attend_openly(q, k, v, mask, bias, dropout, ctx)
+            if record is not None:
+                record.append(weights)
+        y = y.transpose(1, 2).reshape(x.shape[0], x.shape[1], -1)  # (B, S, H * E)
+        return self.o(y)
+
+    def _cross(self, x: Tensor, ctx: Context, cache: CrossCache | None) -> tuple[Tensor, Tensor, Tensor]:
+        if cache is not None and cache.keys is not None and cache.values is not None:
+            q = self._split(self.q(x), self.num_heads)
+            return q, cache.keys, cache.values
+        q, k, v = self.project(x, ctx.memory)
+        if cache is not None:
+            cache.keys, cache.values = k, v
+        return q, k, v
+
+    def _attend_openly(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor | None, dropout: float, ctx: Context
+    ) -> tuple[Tensor, Tensor]:
+        """Attention step by step, for soft caps and for callers who want the weights (B, H, S, K)."""
+        groups = self.num_heads // self.num_kv_heads
+        if groups > 1:
+            k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+        scores = torch.matmul(q, k.transpose(2, 3)) * self.scale  # (B, H, S, K)
+        if bias is not None:
+            scores = scores + bias
+        if self.softcap is not None:
+            scores = torch.tanh(scores / self.softcap) * self.softcap
+        if mask is not None:
+            scores = scores + additive(mask, scores.dtype)
+        weights = torch.softmax(scores, -1, dtype=torch.float32).to(q.dtype)
+        if dropout:
+            weights = F.dropout(weights, dropout)
+        if ctx.head_mask is not None:
+            weights = weights * ctx.head_mask[ctx.layer]
+        return torch.matmul(weights, v), weights
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    causal: bool,
+    scale: float,
+    dropout: float,
+) -> Tensor:
+    """The one attention call: q (B, H, S, E), k and v (B, G, K, E) -> (B, H, S, E), by the fastest kernel there is.
+
+    mask is bool or additive, broadcastable to (B, H, S, K); bias is added to the scaled scores.
+    """
+    batch, heads, length, width = q.shape
+    groups = heads // k.shape[1]
+    if bias is not None:
+        bias = bias.to(q.dtype)
+        mask = bias if mask is None else bias + additive(mask, q.dtype)
+    elif mask is not None and mask.dtype != torch.bool:
+        mask = mask.to(q.dtype)
+    if length == 1 and groups > 1:
+        # One query a head: the heads of a group become the queries of one head, and keys are read once.
+        q = q.view(batch, k.shape[1], groups, width)
+        if mask is not None and mask.shape[1] > 1:
+            mask = mask.expand(-1, heads, -1, -1).reshape(mask.shape[0], k.shape[1], groups, -1)
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scale).view(batch, heads, 1, -1)
+    return F.scaled_dot_product_attention(
+        q, k, v, mask, dropout, is_causal=causal and length > 1, scale=scale, enable_gqa=groups > 1
+    )

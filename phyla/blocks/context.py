@@ -1,0 +1,44 @@
+"""What every mixer may need to know about one call, gathered once."""
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass
+class Context:
+    """One call of a stack: masks, positions, caches and what to record.
+
+    attention_mask: bool (B, K), True where a position may be attended, over cached and new positions; or a ready
+        mask (B, 1 or H, S, K), bool or additive. None means everything may be attended.
+    positions: (B or 1, S) index of each new token in its row. start: positions already cached. length: S.
+    memory, memory_mask: encoder states (B, K', D') and their bool mask (B, K') for cross-attention.
+    attentions, cross_attentions, router_logits: lists to record into, or None (nothing is computed for them).
+    """
+
+    positions: Tensor
+    length: int
+    start: int = 0
+    attention_mask: Tensor | None = None
+    cache: Any = None
+    memory: Tensor | None = None
+    memory_mask: Tensor | None = None
+    implementation: str = "sdpa"
+    attentions: list[Tensor] | None = None
+    cross_attentions: list[Tensor] | None = None
+    router_logits: list[Tensor] | None = None
+    head_mask: Tensor | None = None
+    layer: int = 0
+    memo: dict[Hashable, Any] = field(default_factory=dict)
+
+    def once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
+        """The value of `compute()`, computed at the first request of this call and shared by all layers after it."""
+        if key not in self.memo:
+            self.memo[key] = compute()
+        return self.memo[key]
+
+    def slot(self, index: int) -> Any:
+        """The cache of mixer number `index`, or None without a cache."""
+        return None if self.cache is None else self.cache.slots[index]

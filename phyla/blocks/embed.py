@@ -1,0 +1,74 @@
+"""From token ids to the stream."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from phyla.blocks.context import Context
+from phyla.blocks.linear import Linear
+from phyla.blocks.spec import Block, Spec, make
+
+
+class Tokens(nn.Module):
+    """The table of token vectors, (V, width); a site-free module so that heads can share its weight."""
+
+    def __init__(self, vocabulary: int, width: int, padding: int | None = None) -> None:
+        super().__init__()
+        self.padding = padding
+        self.weight = nn.Parameter(torch.empty(vocabulary, width))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.weight, self.padding)
+
+
+class Embed(Block):
+    """Token vectors, plus positions and segments, normed: ids (B, S) -> stream (B, S, D).
+
+    inner: width of the token table when it differs from D; a projection follows (without bias, before positions:
+    OPT). scale: factor on the token vectors (T5 none, BART sqrt(D), Gemma sqrt(D)). scale_rounded: the factor is
+    rounded to the dtype of the stream first (Gemma). padding: row that gets no gradient.
+    """
+
+    site_kind = "stream"
+
+    def __init__(
+        self,
+        vocabulary: int,
+        width: int,
+        position: Spec | None = None,
+        segments: int = 0,
+        norm: Spec | None = None,
+        dropout: float = 0.0,
+        scale: float | None = None,
+        scale_rounded: bool = False,
+        inner: int | None = None,
+        padding: int | None = None,
+    ) -> None:
+        super().__init__()
+        inner = inner or width
+        self.tokens = Tokens(vocabulary, inner, padding)
+        self.project = Linear(inner, width, bias=False) if inner != width else None
+        self.position = make(position)
+        self.segment = Tokens(segments, width) if segments else None
+        self.norm = make(norm)
+        self.dropout_prob, self.scale, self.scale_rounded = dropout, scale, scale_rounded
+        self.register_module("site", None)
+
+    def forward(
+        self, ids: Tensor | None, vectors: Tensor | None, segment_ids: Tensor | None, ctx: Context
+    ) -> Tensor:
+        """ids (B, S), or ready token vectors (B, S, D) in their place; segment_ids (B, S), default all 0."""
+        x = self.tokens(ids) if vectors is None else vectors
+        if self.scale is not None and (vectors is None or self.scale_rounded):
+            x = x * (torch.tensor(self.scale, dtype=x.dtype, device=x.device) if self.scale_rounded else self.scale)
+        if self.project is not None:
+            x = self.project(x)
+        if self.segment is not None:
+            x = x + (self.segment(segment_ids) if segment_ids is not None else self.segment.weight[0])
+        if self.position is not None:
+            x = x + self.position(self.position.index(ctx, ids))
+        if self.norm is not None:
+            x = self.norm(x)
+        if self.training and self.dropout_prob:
+            x = F.dropout(x, self.dropout_prob)
+        return x if self.site is None else self.site(x)

@@ -1,0 +1,47 @@
+"""Position-wise feed-forward mixers."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from phyla.blocks.act import activation
+from phyla.blocks.context import Context
+from phyla.blocks.linear import Linear
+from phyla.blocks.residual import Mixer
+
+
+class FFN(Mixer):
+    """down(act(up(x))) (Vaswani et al. 2017, arXiv:1706.03762, eq. 2). x (B, S, D), inner width F in elements.
+
+    dropout stands after the activation; `out` is the output width when it differs from the input's.
+    """
+
+    def __init__(
+        self, width: int, inner: int, act: str = "gelu", bias: bool = True, dropout: float = 0.0, out: int | None = None
+    ) -> None:
+        super().__init__()
+        self.act, self.inner_dropout = activation(act), dropout
+        self.up = Linear(width, inner, bias=bias)
+        self.down = Linear(inner, out or width, bias=bias)
+
+    def mix(self, x: Tensor, ctx: Context) -> Tensor:
+        h = self.act(self.up(x))  # (B, S, F)
+        if self.training and self.inner_dropout:
+            h = F.dropout(h, self.inner_dropout)
+        return self.down(h)
+
+
+class GatedFFN(Mixer):
+    """down(act(gate(x)) * up(x)) (Shazeer 2020, arXiv:2002.05202, eq. 5). x (B, S, D)."""
+
+    def __init__(self, width: int, inner: int, act: str = "silu", bias: bool = False, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.act, self.inner_dropout = activation(act), dropout
+        self.gate = Linear(width, inner, bias=bias)
+        self.up = Linear(width, inner, bias=bias)
+        self.down = Linear(inner, width, bias=bias)
+
+    def mix(self, x: Tensor, ctx: Context) -> Tensor:
+        h = self.act(self.gate(x)) * self.up(x)  # (B, S, F)
+        if self.training and self.inner_dropout:
+            h = F.dropout(h, self.inner_dropout)
+        return self.down(h)

@@ -1,0 +1,42 @@
+"""The one matrix product of all projections, by the arithmetic that is fastest for the shape, dtype and device."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+FEW_ROWS = 64
+_SLICES = (8, 4, 2)
+_MIN_SLICE = 16
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T + b: x (..., K), weight (N, K), bias (N) -> (..., N).
+
+    On a CPU, products of few rows are bound by reading W: see benchmarks/results for the figures behind the choices.
+    """
+    if weight.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return F.linear(x, weight, bias)
+    rows = x.numel() // x.shape[-1] if x.numel() else 0
+    if weight.dtype == torch.float32:
+        if 0 < rows <= FEW_ROWS and torch.get_num_threads() > 1 and weight.is_contiguous():
+            return _sliced(x, weight, bias, rows)
+    elif weight.dtype == torch.bfloat16 and 0 < rows < 4 and torch.backends.mkldnn.enabled:
+        # oneDNN reorders the whole weight at each call; the native product reads it once.
+        torch._C._set_mkldnn_enabled(False)
+        try:
+            return F.linear(x, weight, bias)
+        finally:
+            torch._C._set_mkldnn_enabled(True)
+    return F.linear(x, weight, bias)
+
+
+def _sliced(x: Tensor, weight: Tensor, bias: Tensor | None, rows: int) -> Tensor:
+    """The product as a batch of slices of W, so that every thread reads its own part of it."""
+    out, width = weight.shape
+    slices = next((s for s in _SLICES if out % s == 0 and out // s >= _MIN_SLICE), 0)
+    if not slices:
+        return F.linear(x, weight, bias)
+    flat = x.reshape(1, rows, width).expand(slices, rows, width)
+    y = torch.bmm(flat, weight.view(slices, out // slices, width).transpose(1, 2))  # (slices, rows, N / slices)
+    y = y.view(*x.shape[:-1], out) if rows == 1 else y.transpose(0, 1).reshape(*x.shape[:-1], out)
+    return y if bias is None else y + bias

@@ -1,0 +1,68 @@
+"""A mixture of experts as a feed-forward mixer."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from phyla.blocks.act import activation
+from phyla.blocks.context import Context
+from phyla.blocks.linear import Linear
+from phyla.blocks.residual import Mixer
+
+
+class Experts(Mixer):
+    """Each token goes to the `chosen` best of X gated feed-forwards (Shazeer et al. 2017; Jiang et al. 2024, arXiv:2401.04088).
+
+    gate, up (X, F, D), down (X, D, F). Weights are the softmax over all experts, renormalised over the chosen ones
+    when `renormalise`. jitter: width of the uniform noise on the input while training.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        inner: int,
+        experts: int,
+        chosen: int,
+        act: str = "silu",
+        renormalise: bool = True,
+        jitter: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.experts, self.chosen, self.renormalise, self.jitter = experts, chosen, renormalise, jitter
+        self.act = activation(act)
+        self.router = Linear(width, experts, bias=False)
+        self.gate = nn.Parameter(torch.empty(experts, inner, width))
+        self.up = nn.Parameter(torch.empty(experts, inner, width))
+        self.down = nn.Parameter(torch.empty(experts, width, inner))
+
+    def mix(self, x: Tensor, ctx: Context) -> Tensor:
+        if self.training and self.jitter:
+            x = x * torch.empty_like(x).uniform_(1 - self.jitter, 1 + self.jitter)
+        tokens = x.reshape(-1, x.shape[-1])  # (N, D)
+        logits = self.router(tokens)  # (N, X)
+        if ctx.router_logits is not None:
+            ctx.router_logits.append(logits)
+        weights = torch.softmax(logits, -1, dtype=torch.float32)
+        weights, index = torch.topk(weights, self.chosen, -1)  # (N, chosen)
+        if self.renormalise:
+            weights = weights / weights.sum(-1, keepdim=True)
+        return self._run(tokens, weights.to(x.dtype), index).view_as(x)
+
+    def _run(self, tokens: Tensor, weights: Tensor, index: Tensor) -> Tensor:
+        if torch.compiler.is_compiling() or tokens.is_cuda:
+            return self._run_dense(tokens, weights, index)
+        y = torch.zeros_like(tokens)
+        for expert in range(self.experts):
+            rows, place = torch.where(index == expert)
+            if len(rows):
+                h = tokens[rows]
+                h = self.act(F.linear(h, self.gate[expert])) * F.linear(h, self.up[expert])
+                y.index_add_(0, rows, F.linear(h, self.down[expert]) * weights[rows, place, None])
+        return y
+
+    def _run_dense(self, tokens: Tensor, weights: Tensor, index: Tensor) -> Tensor:
+        """All experts on all tokens: static shapes for captured graphs."""
+        share = torch.zeros(len(tokens), self.experts, dtype=tokens.dtype, device=tokens.device)
+        share = share.scatter(1, index, weights)  # (N, X)
+        h = self.act(torch.einsum("nd,xfd->xnf", tokens, self.gate)) * torch.einsum("nd,xfd->xnf", tokens, self.up)
+        return torch.einsum("xnf,xdf,nx->nd", h, self.down, share)

@@ -1,0 +1,44 @@
+"""From the stream to one vector a row."""
+
+import torch
+from torch import Tensor
+
+from phyla.blocks.act import activation
+from phyla.blocks.context import Context
+from phyla.blocks.linear import Linear
+from phyla.blocks.spec import Block, Spec, make
+
+
+class Pool(Block):
+    """One vector of width D (or `out`) from the stream (B, S, D): pick, norm, then act(dense(x)).
+
+    pick: "first" token; "end" the first token `end_id`, or where end_id is 2 the highest id (CLIP's old files).
+    norm: on the picked vector (CLIP's vision tower). act None leaves the dense layer out.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        pick: str = "first",
+        norm: Spec | None = None,
+        act: str | None = "tanh",
+        out: int | None = None,
+        end_id: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.pick, self.end_id = pick, end_id
+        self.norm = make(norm)
+        self.dense = Linear(width, out or width) if act is not None else None
+        self.act = activation(act) if act is not None else None
+
+    def forward(self, x: Tensor, ids: Tensor | None, ctx: Context) -> Tensor:
+        if self.pick == "first" or ids is None:
+            y = x[:, 0]
+        else:
+            marked = ids.int() if self.end_id == 2 else (ids == self.end_id).int()
+            y = x[torch.arange(len(x), device=x.device), marked.argmax(-1)]
+        if self.norm is not None:
+            y = self.norm(y)
+        if self.dense is not None and self.act is not None:
+            y = self.act(self.dense(y))
+        return y

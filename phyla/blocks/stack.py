@@ -1,0 +1,179 @@
+"""Layers in sequence and the skeletons made of them: encoder, decoder, encoder with decoder."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from phyla.blocks.cache import Cache
+from phyla.blocks.context import Context
+from phyla.blocks.linear import Linear
+from phyla.blocks.spec import Block, Spec, make
+
+
+@dataclass
+class StackOutput:
+    """What a stack computed; tuples are None unless asked for. Shapes: states (B, S, D), attentions (B, H, S, K)."""
+
+    last_hidden_state: Tensor
+    pooler_output: Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+    router_logits: tuple[Tensor, ...] | None = None
+
+
+class Layer(Block):
+    """Residual branches one after the other, by name: `Layer(attn=residual(...), ffn=residual(...))`."""
+
+    site_kind = "stream"
+
+    def __init__(self, **branches: Spec) -> None:
+        super().__init__()
+        self.order = tuple(branches)
+        for name, branch in branches.items():
+            setattr(self, name, make(branch))
+        self.register_module("site", None)
+
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        for name in self.order:
+            x = getattr(self, name)(x, ctx)
+        return x if self.site is None else self.site(x)
+
+
+class Parallel(Block):
+    """Branches that all read the same stream and are summed into it at once (GPT-J, NeoX, Falcon).
+
+    pre: one norm for all branches; a branch without it may have its own.
+    """
+
+    site_kind = "stream"
+
+    def __init__(self, pre: Spec | None = None, **branches: Spec) -> None:
+        super().__init__()
+        self.pre_norm = make(pre)
+        self.order = tuple(branches)
+        for name, branch in branches.items():
+            setattr(self, name, make(branch))
+        self.register_module("site", None)
+
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        h = x if self.pre_norm is None else self.pre_norm(x)
+        y = x
+        for name in self.order:
+            branch = getattr(self, name)
+            y = y + branch.change(branch.normed(h), x, ctx)
+        return y if self.site is None else self.site(y)
+
+
+def repeat(count: int, layer: Spec | Sequence[Spec]) -> tuple[Spec, ...]:
+    """`count` layers of one description, or of several in turn (Gemma 2: local, global, local, ...)."""
+    kinds = [layer] if isinstance(layer, Spec) else list(layer)
+    return tuple(kinds[i % len(kinds)] for i in range(count))
+
+
+class Stack(Block):
+    """embed -> layers -> norm -> pool. The backbone of encoders and decoders alike.
+
+    embed: token or patch embedding, or None where the caller brings states. norm: final norm. project: (from, to)
+    widths of a Linear without bias after it (OPT). dropout: on the final states (T5). position: a bias shared by all layers (see `StackBias`).
+    layer_drop: chance that training skips a layer. record: the last entry of hidden_states is the final states ("normed"), or those before the norm ("raw").
+    """
+
+    def __init__(
+        self,
+        embed: Spec | None = None,
+        layers: Sequence[Spec] = (),
+        norm: Spec | None = None,
+        pool: Spec | None = None,
+        project: tuple[int, int] | None = None,
+        dropout: float = 0.0,
+        position: Spec | None = None,
+        record: str = "normed",
+        layer_drop: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.embed = make(embed)
+        self.layers = make(list(layers))
+        self.norm, self.pool = make(norm), make(pool)
+        self.project = Linear(*project, bias=False) if project is not None else None
+        self.position = make(position)
+        self.dropout_prob, self.record, self.layer_drop = dropout, record, layer_drop
+        self.gradient_checkpointing = False
+
+    def run(self, x: Tensor, ctx: Context, ids: Tensor | None = None, record_states: bool = False) -> StackOutput:
+        """From embedded states x (B, S, D) to the output; `ids` only serve a pool that looks for the end token."""
+        states = [x] if record_states else None
+        if self.position is not None:
+            ctx.memo["stack-bias"] = self.position
+        last = len(self.layers) - 1
+        for index, layer in enumerate(self.layers):
+            ctx.layer = index
+            if self.training and self.layer_drop and torch.rand(()) < self.layer_drop:
+                continue
+            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+                x = checkpoint(layer, x, ctx, use_reentrant=False)
+            else:
+                x = layer(x, ctx)
+            if states is not None and (index < last or self.record == "raw"):
+                states.append(x)
+        if self.norm is not None:
+            x = self.norm(x)
+        if self.training and self.dropout_prob:
+            x = F.dropout(x, self.dropout_prob)
+        if self.project is not None:
+            x = self.project(x)
+        if states is not None and self.record == "normed" and last >= 0:
+            states.append(x)
+        if ctx.cache is not None:
+            ctx.cache.length = ctx.start + ctx.length
+        return StackOutput(
+            x,
+            None if self.pool is None else self.pool(x, ids, ctx),
+            ctx.cache,
+            None if states is None else tuple(states),
+            _tuple(ctx.attentions),
+            _tuple(ctx.cross_attentions),
+            _tuple(ctx.router_logits),
+        )
+
+    def forward(
+        self,
+        ctx: Context,
+        ids: Tensor | None = None,
+        vectors: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        record_states: bool = False,
+    ) -> StackOutput:
+        """Token ids (B, S), or their vectors (B, S, D), to the output."""
+        x = self.embed(ids, vectors, segment_ids, ctx)
+        if self.training and self.dropout_prob and self.position is not None:
+            x = F.dropout(x, self.dropout_prob)
+        return self.run(x, ctx, ids, record_states)
+
+
+class Encoder(Stack):
+    """A stack whose tokens see both sides."""
+
+
+class Decoder(Stack):
+    """A stack whose tokens see earlier ones only."""
+
+
+class EncoderDecoder(Block):
+    """An encoder, and a decoder that attends to the encoder's states; `shared` gives both one token table."""
+
+    def __init__(self, encoder: Spec, decoder: Spec, shared: bool = True) -> None:
+        super().__init__()
+        self.encoder, self.decoder = make(encoder), make(decoder)
+        if shared:
+            self.decoder.embed.tokens.weight = self.encoder.embed.tokens.weight
+
+
+def _tuple(items: list[Any] | None) -> tuple[Any, ...] | None:
+    return None if items is None else tuple(items)

@@ -1,0 +1,330 @@
+"""from_pretrained: a checkpoint into a model, built on the meta device and filled by assignment."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from phyla.checkpoints.configs import make_config, read_config
+from phyla.checkpoints.names import Line, modern
+from phyla.checkpoints.report import LoadReport
+from phyla.checkpoints.resolve import resolve
+from phyla.checkpoints.state import Layout, layout_of, tensors_of
+from phyla.checkpoints.weights import Weights, open_weights
+from phyla.config import PretrainedConfig
+from phyla.errors import (
+    ArgumentError,
+    DtypeMismatchError,
+    MissingWeightsError,
+    ShapeMismatchError,
+    UnexpectedWeightsError,
+    nearest,
+)
+from phyla.model import PreTrainedModel, init_module
+
+
+def from_pretrained(
+    cls: type[PreTrainedModel],
+    source: str | os.PathLike,
+    *,
+    config: PretrainedConfig | str | os.PathLike | None = None,
+    torch_dtype: torch.dtype | str | None = None,
+    dtype: torch.dtype | str | None = None,
+    device_map: Any = None,
+    attn_implementation: str | None = None,
+    quantized: bool = False,
+    strict: bool = False,
+    allow_missing: Sequence[str] = (),
+    ignore_mismatched_sizes: bool = False,
+    output_loading_info: bool = False,
+    allow_pickle: bool = True,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+    subfolder: str = "",
+    gguf_file: str = "",
+    low_cpu_mem_usage: bool | None = None,
+    use_safetensors: bool | None = None,
+    **config_changes: Any,
+) -> Any:
+    """Load a model from a folder, a file (.safetensors, .bin, .gguf), a hub id, or an installed weight package.
+
+    torch_dtype: None for float32, "auto" for the checkpoint's own, or a dtype. device_map: a device, "auto", or None
+    for the CPU. quantized: keep the blocks of a GGUF file packed and compute on them. strict: tensors without a place
+    are an error. allow_missing: patterns (`*` stands for anything) of tensors that may be missing. Other keywords
+    replace config keys. Returns the model in eval mode, with output_loading_info (model, info).
+
+    Raises MissingFileError, CorruptFileError, ConfigError, MissingWeightsError, ShapeMismatchError, ...
+    """
+    path = resolve(source, revision, cache_dir, local_files_only, token, subfolder, gguf_file)
+    if config is None:
+        config = make_config(read_config(path), source, cls.config_class, **config_changes)
+    else:
+        if not isinstance(config, PretrainedConfig):
+            config = cls.config_class.from_pretrained(config)
+        config_changes = _apply(config, config_changes)
+    if attn_implementation is not None:
+        config._attn_implementation = attn_implementation
+    named = list(config.architectures or [])
+    config._name_or_path = os.fspath(source)
+    device = choose_device(device_map)
+    model = cls.__new__(cls)
+    nn.Module.__init__(model)
+    with open_weights(path, allow_pickle and use_safetensors is not True) as weights:
+        model._assemble(config)
+        wanted = choose_dtype(dtype if dtype is not None else torch_dtype, config, weights)
+        report = LoadReport(os.fspath(source))
+        packed = pack_layers(model, weights, wanted) if quantized else set()
+        fill(model, weights, wanted, device, report, ignore_mismatched_sizes, packed)
+    _judge(model, report, named, strict, allow_missing)
+    model.fill_buffers()
+    model.eval()
+    config.torch_dtype = str(wanted).removeprefix("torch.")
+    _attach_generation_config(model, path)
+    return (model, report.public()) if output_loading_info else model
+
+
+def _apply(config: PretrainedConfig, changes: dict[str, Any]) -> dict[str, Any]:
+    unknown = [
+        k for k in changes if k not in config.__dict__ and k not in config.ALIASES and k != "num_labels"
+    ]
+    if unknown:
+        raise ArgumentError(f"from_pretrained takes no {unknown[0]!r}.{nearest(unknown[0], config.__dict__)}")
+    config.update(changes)
+    return {}
+
+
+def choose_device(device_map: Any) -> torch.device:
+    """The one device that a device_map names."""
+    if isinstance(device_map, dict):
+        places = set(device_map.values())
+        if len(places) != 1:
+            raise ArgumentError(
+                f"device_map must put the whole model on one device, but names {sorted(map(str, places))}"
+            )
+        device_map = places.pop()
+    if device_map is None:
+        return torch.device("cpu")
+    if device_map in ("auto", "balanced", "sequential"):
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(device_map)
+    except (RuntimeError, TypeError):
+        raise ArgumentError(
+            f'device_map must be a device such as "cpu", "cuda:0" or "auto", but is {device_map!r}'
+        ) from None
+
+
+def choose_dtype(wanted: Any, config: PretrainedConfig, weights: Weights) -> torch.dtype:
+    """The floating dtype to load in."""
+    if wanted is None:
+        return torch.get_default_dtype()
+    if wanted == "auto":
+        stored = getattr(torch, str(config.torch_dtype), None)
+        if isinstance(stored, torch.dtype):
+            return stored
+        floats = {
+            i.dtype for i in weights.infos.values() if i.dtype.is_floating_point and i.dtype.itemsize > 1
+        }
+        return floats.pop() if len(floats) == 1 else torch.float32
+    if isinstance(wanted, str):
+        wanted = getattr(torch, wanted.removeprefix("torch."), wanted)
+    if not isinstance(wanted, torch.dtype) or not wanted.is_floating_point:
+        raise ArgumentError(f'torch_dtype must be a floating torch dtype or "auto", but is {wanted!r}')
+    return wanted
+
+
+def pack_layers(model: PreTrainedModel, weights: Weights, dtype: torch.dtype) -> set[str]:
+    """Put quantised modules where the file has quantised blocks; the public names they took."""
+    from phyla.fast.install import install_packed
+
+    return install_packed(model, weights, layout_of(model), dtype)
+
+
+def fill(
+    model: PreTrainedModel,
+    weights: Weights,
+    dtype: torch.dtype,
+    device: torch.device,
+    report: LoadReport,
+    ignore_mismatched: bool = False,
+    done: set[str] | frozenset[str] = frozenset(),
+) -> None:
+    """Assign every tensor of the model from the file; what the file lacks gets fresh values and is reported."""
+    layout = layout_of(model)
+    spelled = {modern(name): name for name in weights.infos}
+    lines = choose_lines(layout, spelled)
+    tensors = tensors_of(model)
+    owners = _owners(model)
+    reads: dict[str, Line] = {}
+    fresh: list[str] = []
+    for line in lines:
+        if set(line.ours) <= done:
+            continue
+        names = _stored_names(line, layout, spelled)
+        if names is None:
+            report.missing += [n for n in line.theirs if n not in spelled]
+            fresh += line.ours
+            continue
+        for name in names:
+            reads[name] = Line(line.ours, names, line.op)
+    _find_unexpected(weights, layout, lines, reads, report, done)
+    report.names = [n for line in lines for n in line.theirs]
+    waiting: dict[tuple[str, ...], dict[str, Tensor]] = {}
+    for name, value in weights.read_many(list(reads), dtype=None):
+        line = reads[name]
+        got = waiting.setdefault(line.ours, {})
+        got[name] = value
+        if len(got) < len(line.theirs):
+            continue
+        del waiting[line.ours]
+        shapes = [tensors[p].shape for p in line.ours]
+        try:
+            values = line.op.load([got[n] for n in line.theirs], shapes)
+        except ShapeMismatchError as error:
+            raise ShapeMismatchError(f"{line.theirs[0]}: {error} ({report.source})") from None
+        for path, new in zip(line.ours, values, strict=True):
+            old = tensors[path]
+            if new.shape != old.shape:
+                if not ignore_mismatched:
+                    raise ShapeMismatchError(
+                        f"{line.theirs[0]} must have shape {tuple(old.shape)} by config.json, but has {tuple(new.shape)} "
+                        f"({report.source}); change the config key that sets it, or pass ignore_mismatched_sizes=True "
+                        "to start that tensor afresh"
+                    )
+                report.mismatched.append((line.theirs[0], tuple(new.shape), tuple(old.shape)))
+                fresh.append(path)
+                continue
+            if old.is_floating_point() and not new.is_floating_point():
+                raise DtypeMismatchError(
+                    f"{line.theirs[0]} must hold floating numbers, but holds {new.dtype} ({report.source})"
+                )
+            new = new.to(device=device, dtype=dtype if old.is_floating_point() else new.dtype)
+            _assign(owners[id(old)], old, new.contiguous())
+            report.loaded += 1
+    _fill_rest(model, fresh, dtype, device)
+
+
+def choose_lines(layout: Layout, spelled: dict[str, str]) -> list[Line]:
+    """The lines in the spelling (with or without the backbone's prefix) that more of the file's names match."""
+    candidates = [layout.lines(True), layout.lines(False)] if layout.prefix else [layout.lines(True)]
+    return max(candidates, key=lambda lines: sum(n in spelled for line in lines for n in line.theirs))
+
+
+def _stored_names(line: Line, layout: Layout, spelled: dict[str, str]) -> tuple[str, ...] | None:
+    if all(n in spelled for n in line.theirs):
+        return tuple(spelled[n] for n in line.theirs)
+    if len(line.ours) == 1:
+        others = (*layout.aliases.get(line.ours[0], ()), *layout.copies.get(line.ours[0], ()))
+        for name in others:
+            for candidate in (name, name.removeprefix(layout.prefix + ".")):
+                if candidate in spelled:
+                    return (spelled[candidate],)
+    return None
+
+
+def _find_unexpected(
+    weights: Weights,
+    layout: Layout,
+    lines: list[Line],
+    reads: dict[str, Line],
+    report: LoadReport,
+    done: set[str] | frozenset[str],
+) -> None:
+    import re
+
+    known = {name for names in (*layout.aliases.values(), *layout.copies.values()) for name in names}
+    known |= {name.removeprefix(layout.prefix + ".") for name in known if layout.prefix}
+    known |= {name for line in lines if set(line.ours) <= done for name in line.theirs}
+    patterns = [re.compile(p) for p in layout.ignore]
+    for name in weights.infos:
+        if name in reads or modern(name) in known or any(p.fullmatch(name) for p in patterns):
+            continue
+        report.unexpected.append(name)
+
+
+def _owners(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
+    """Where each tensor hangs: (module, attribute), several for a tied one."""
+    owners: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                owners.setdefault(id(tensor), []).append((module, name))
+    return owners
+
+
+def _assign(places: list[tuple[nn.Module, str]], old: Tensor, new: Tensor) -> None:
+    value = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
+    for module, name in places:
+        (module._parameters if isinstance(old, nn.Parameter) else module._buffers)[name] = value
+
+
+def _fill_rest(model: PreTrainedModel, fresh: list[str], dtype: torch.dtype, device: torch.device) -> None:
+    """Give memory to whatever is still on the meta device: fresh parameters and tables that are computed."""
+    places = _owners(model)
+    for path, module in list(model.named_modules()):
+        mine = {p.rpartition(".")[2] for p in fresh if p.rpartition(".")[0] == path}
+        kept = {
+            n: t.detach().clone()
+            for n, t in module._parameters.items()
+            if mine and t is not None and not t.is_meta
+        }
+        for store in (module._parameters, module._buffers):
+            for tensor in list(store.values()):
+                if tensor is None or not tensor.is_meta:
+                    continue
+                parameter = isinstance(tensor, nn.Parameter)
+                kind = dtype if tensor.is_floating_point() and parameter else tensor.dtype
+                _assign(places[id(tensor)], tensor, torch.empty(tensor.shape, dtype=kind, device=device))
+        if not mine:
+            continue
+        init_module(module, float(getattr(model.config, "initializer_range", 0.02) or 0.02))
+        with torch.no_grad():
+            for name, value in kept.items():
+                getattr(module, name).copy_(value)
+
+
+def _judge(
+    model: PreTrainedModel, report: LoadReport, named: list[str], strict: bool, allow_missing: Sequence[str]
+) -> None:
+    """Raise for what must not be passed over, warn for the rest."""
+    from fnmatch import fnmatchcase
+
+    name = type(model).__name__
+    hard = [n for n in report.missing if not any(fnmatchcase(n, p) for p in allow_missing)]
+    if name not in named:
+        new = {n for line in _optional_lines(model) for n in line}
+        hard = [n for n in hard if n not in new]
+    if hard:
+        others = LoadReport(report.source, missing=hard, unexpected=report.unexpected)
+        raise MissingWeightsError(
+            f"{name} needs {len(hard)} tensors that {report.source} does not hold:\n{others.describe_missing()}\n"
+            "Pass allow_missing=[patterns] to start them with random values"
+        )
+    if strict and report.unexpected:
+        raise UnexpectedWeightsError(
+            f"{len(report.unexpected)} tensors of {report.source} have no place in {name}:\n"
+            f"{report.describe_unexpected()}\nLoad without strict=True to leave them out"
+        )
+    report.warn(name)
+
+
+def _optional_lines(model: PreTrainedModel) -> list[tuple[str, ...]]:
+    """Public names that a checkpoint of another class may lack: those of the head, the pool and cross-attention."""
+    layout = layout_of(model)
+    lines = [*layout.lines(True), *layout.lines(False)]
+    optional = ("head.", "backbone.pool.")
+    return [li.theirs for li in lines if li.ours[0].startswith(optional) or ".cross." in li.ours[0]]
+
+
+def _attach_generation_config(model: PreTrainedModel, path: Path) -> None:
+    """Read generation_config.json where there is one (and where the model can generate)."""
+    folder = path if path.is_dir() else path.parent
+    if model.can_generate() and os.path.lexists(folder / "generation_config.json"):
+        from phyla.generation.config import GenerationConfig
+
+        model.generation_config = GenerationConfig.from_pretrained(folder)

@@ -1,0 +1,94 @@
+"""The public names of one model's tensors: its lines, where the backbone's prefix stands, tied tensors and copies."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from phyla.checkpoints.names import Line, NameMap
+from phyla.model import PreTrainedModel
+
+
+@dataclass
+class Layout:
+    """Lines with full paths on our side. `backbone` names get the prefix in files that have it, `head` names never."""
+
+    prefix: str
+    backbone: list[Line] = field(default_factory=list)
+    head: list[Line] = field(default_factory=list)
+    aliases: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    copies: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    ignore: tuple[str, ...] = ()
+
+    def lines(self, prefixed: bool) -> list[Line]:
+        """All lines as a file with or without the backbone's prefix spells them."""
+        ahead = self.prefix + "." if prefixed and self.prefix else ""
+        return [Line(li.ours, tuple(ahead + n for n in li.theirs), li.op) for li in self.backbone] + self.head
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and stored buffers by path, tied ones under each of their paths."""
+    found: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    for path, module in model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                found[f"{path}.{name}" if path else name] = buffer
+    return found
+
+
+def layout_of(model: PreTrainedModel) -> Layout:
+    """The layout of a model's class and configuration."""
+    head_spec, where = model.head_spec, type(model).__name__
+    tensors = tensors_of(model)
+    first: dict[int, str] = {}
+    tied: dict[str, str] = {}
+    for path, tensor in tensors.items():
+        if id(tensor) in first:
+            tied[path] = first[id(tensor)]
+        else:
+            first[id(tensor)] = path
+    layout = Layout("")
+    names = head_spec.names
+    head_table = names if isinstance(names, NameMap) else NameMap(names)
+    tables = (("backbone", model.family.table(model.config, head_spec)), ("head", head_table))
+    for part, table in tables:
+        own = {p.removeprefix(part + "."): t.shape for p, t in tensors.items() if p.startswith(part + ".")}
+        bound = table.bind(own, where, {p.removeprefix(part + ".") for p in tied})
+        flat = bound.table
+        if part == "backbone":
+            layout.prefix, layout.ignore = table.prefix, flat.ignore
+        ahead = table.prefix + "." if part == "backbone" and table.prefix else ""
+        for line in bound.lines:
+            ours = tuple(f"{part}.{p}" for p in line.ours)
+            if all(p in tied for p in ours):
+                for path, name in zip(ours, line.theirs, strict=False):
+                    layout.aliases[tied[path]] = (*layout.aliases.get(tied[path], ()), ahead + name)
+                continue
+            (layout.backbone if part == "backbone" else layout.head).append(Line(ours, line.theirs, line.op))
+        for mine, theirs in ((layout.aliases, flat.aliases), (layout.copies, flat.copies)):
+            for path, public in theirs.items():
+                for leaf, full in _leaves(f"{part}.{path}", tensors):
+                    spelled = tuple(ahead + (f"{n}.{leaf}" if leaf else n) for n in public)
+                    mine[tied.get(full, full)] = (*mine.get(tied.get(full, full), ()), *spelled)
+    return layout
+
+
+def _leaves(path: str, tensors: dict[str, Tensor]) -> list[tuple[str, str]]:
+    """(leaf, full path) of the tensors that a table's path stands for: itself, or all leaves of that module."""
+    if path in tensors:
+        return [("", path)]
+    return [(p.rpartition(".")[2], p) for p in tensors if p.rpartition(".")[0] == path]
+
+
+def public_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Every tensor of the model under its public name, as files hold it."""
+    layout = layout_of(model)
+    tensors = tensors_of(model)
+    prefixed = model.head_spec.task != "base-model" or model.head_spec.prefix is not None
+    result: dict[str, Tensor] = {}
+    for line in layout.lines(prefixed):
+        values = line.op.save([tensors[p].detach() for p in line.ours])
+        result.update(zip(line.theirs, values, strict=True))
+        for path, value in zip(line.ours, values, strict=False):
+            for name in layout.copies.get(path, ()):
+                result[name] = value
+    return result

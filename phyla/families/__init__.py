@@ -1,0 +1,1 @@
+"""One flat file for every public model_type; `_index.py` is the table of all of them."""

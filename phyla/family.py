@@ -1,0 +1,79 @@
+"""One call at the end of a family file makes its public classes."""
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from phyla.checkpoints.names import NameMap
+from phyla.config import PretrainedConfig
+from phyla.heads.base import Head
+from phyla.model import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Family:
+    """All that phyla knows of one public model_type.
+
+    build: config -> backbone description. names: the name map, or config -> name map where layouts depend on it.
+    heads: public class name -> head. skeleton: the call signature. width: config -> elements of a state.
+    shifts_inputs: decoder inputs default to the shifted encoder inputs (BART). segments_required: token_type_ids
+    given to a model without segments are an error rather than ignored.
+    """
+
+    model_type: str
+    config: type[PretrainedConfig]
+    build: Callable[[Any], Any]
+    names: NameMap | Callable[[Any], NameMap]
+    heads: Mapping[str, Head]
+    skeleton: type[PreTrainedModel]
+    width: Callable[[Any], int]
+    shifts_inputs: bool = False
+    segments_required: bool = True
+
+    def table(self, config: PretrainedConfig, head: Head) -> NameMap:
+        """The name map of the backbone of one class."""
+        names = head.table if head.table is not None else self.names
+        names = names(config) if callable(names) else names
+        return names if head.prefix is None else names.but(prefix=head.prefix)
+
+
+def hidden_size(config: PretrainedConfig) -> int:
+    """The usual key of the width."""
+    return config.hidden_size
+
+
+def family(
+    model_type: str,
+    *,
+    config: type[PretrainedConfig],
+    build: Callable[[Any], Any],
+    names: NameMap | Callable[[Any], NameMap],
+    heads: Mapping[str, Head],
+    skeleton: type[PreTrainedModel],
+    public: str,
+    width: Callable[[Any], int] = hidden_size,
+    shifts_inputs: bool = False,
+    segments_required: bool = True,
+) -> Family:
+    """Make the public classes of a family and put them into its module.
+
+    public: the stem of the public names (`Llama`: LlamaConfig, ...); heads lists the model classes in full.
+    """
+    module = sys.modules[config.__module__]
+    config.model_type = model_type
+    _rename(config, f"{public}Config", module)
+    made = Family(model_type, config, build, names, heads, skeleton, width, shifts_inputs, segments_required)
+    for name, head in heads.items():
+        base = head.skeleton or skeleton
+        body = {"family": made, "head_spec": head, "config_class": config, "__doc__": f"{head.task} of {model_type}."}
+        cls = type(name, (base,), body)
+        _rename(cls, name, module)
+    module.FAMILY = made  # type: ignore[attr-defined]
+    return made
+
+
+def _rename(cls: type, name: str, module: Any) -> None:
+    cls.__name__ = cls.__qualname__ = name
+    cls.__module__ = module.__name__
+    setattr(module, name, cls)

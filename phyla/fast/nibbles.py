@@ -1,0 +1,175 @@
+"""Matrices kept as 4-bit codes with a scale and a zero for every 32 inputs, multiplied without being expanded.
+
+A weight is w = sum over planes p of (code_p - 8) * scale_p + zero_p. One plane holds 4-bit weights exactly, two planes
+hold 8-bit weights (high and low half). The planes stand side by side along the inputs, so one kernel does them all.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from phyla.errors import ShapeMismatchError
+
+GROUP = 32
+# None in versions of torch that lack it; then weights are expanded piece by piece for each product.
+_KERNEL = getattr(torch, "_weight_int4pack_mm_for_cpu", None)
+# Rows up to which the 4-bit kernel beats expanding the weights once and multiplying them densely.
+_KERNEL_ROWS = {torch.bfloat16: 96, torch.float32: 4}
+# Elements of the expanded piece of a matrix: large enough for the matmul, small enough for the second-level cache.
+_PIECE = 1 << 18
+
+
+@dataclass(frozen=True)
+class NibbleMatrix:
+    """A matrix (N, K) of 4-bit codes; `codes` uint8 (N / block, columns, block / 2), `scales` bfloat16 (groups, N, 2).
+
+    columns = planes * K, plus 32 where `fine` is there; groups = columns / 32. In a byte the low half belongs to row j of
+    the block and the high half to row j + block / 2. scales holds (scale, zero); `fine` what bfloat16 rounds off them, and
+    makes float32 products exact to about 1e-5 of their size. N counts `padding` rows of zeros at the end.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    fine: Tensor | None
+    shape: tuple[int, int]
+    planes: int
+
+    @classmethod
+    def build(cls, codes: Tensor, scale: Tensor, zero: Tensor, exact: bool) -> "NibbleMatrix":
+        """From codes uint8 (planes, N, K) of 0..15 and float32 scale, zero (planes, N, K / 32); K is a multiple of 32.
+
+        exact: keep what float32 products need beyond bfloat16 (an eighth of a byte a weight).
+        Raises ShapeMismatchError.
+        """
+        planes, rows, width = codes.shape
+        if width % GROUP or scale.shape != (planes, rows, width // GROUP) or zero.shape != scale.shape:
+            raise ShapeMismatchError(
+                f"codes (planes, N, K) need K in whole groups of {GROUP} and scales and zeros (planes, N, K / {GROUP}), "
+                f"but they are {tuple(codes.shape)}, {tuple(scale.shape)} and {tuple(zero.shape)}"
+            )
+        block = _block()
+        half = block // 2
+        padded = -rows % 64
+        if padded:
+            codes = F.pad(codes, (0, 0, 0, padded), value=8)
+            scale, zero = F.pad(scale, (0, 0, 0, padded)), F.pad(zero, (0, 0, 0, padded))
+        blocks = (rows + padded) // block
+        columns = planes * width + (GROUP if exact else 0)
+        packed = torch.full((blocks, columns, half), 0x88, dtype=torch.uint8)
+        for plane in range(planes):
+            pair = codes[plane].view(blocks, 2, half, width)
+            both = pair[:, 1].bitwise_left_shift(4).bitwise_or_(pair[:, 0])  # (blocks, half, K)
+            packed[:, plane * width : (plane + 1) * width] = both.transpose(1, 2)
+        groups = columns // GROUP
+        table = torch.zeros(groups, rows + padded, 2)
+        table[: planes * width // GROUP, :, 0] = scale.transpose(1, 2).flatten(0, 1)
+        table[: planes * width // GROUP, :, 1] = zero.transpose(1, 2).flatten(0, 1)
+        coarse = table.bfloat16()
+        fine = (table - coarse.float()).bfloat16() if exact else None
+        return cls(packed, coarse, fine, (rows, width), planes)
+
+    def matmul(self, x: Tensor) -> Tensor:
+        """x W^T for x (M, K) in float32 or bfloat16, in the dtype of x: (M, N).
+
+        float32 with `fine`: as the float32 product of the expanded weights (1e-5 of the size of the result).
+        Otherwise x and the scales are rounded to bfloat16, sums are float32, the result is rounded to bfloat16.
+        """
+        exact = self.fine is not None and x.dtype == torch.float32
+        if not _kernel_works(x.device.type) or len(x) > _KERNEL_ROWS[torch.float32 if exact else torch.bfloat16]:
+            return self._dense_matmul(x)
+        if exact:
+            y = torch.cat([self._exact_row(row) for row in x.split(1)])
+        else:
+            y = self._kernel(self._columns(x.bfloat16()), self.scales).to(x.dtype)
+        return y[:, : self.shape[0]]
+
+    def _kernel(self, x: Tensor, scales: Tensor) -> Tensor:
+        codes = self.codes.view(-1, self.codes.shape[1] // 2)
+        return _KERNEL(x, codes, GROUP, scales)
+
+    def _columns(self, x: Tensor) -> Tensor:
+        """x (M, K) repeated for every plane, with zeros for the spare group: (M, columns)."""
+        if self.planes > 1:
+            x = x.repeat(1, self.planes)
+        return F.pad(x, (0, GROUP)) if self.fine is not None else x
+
+    def _exact_row(self, x: Tensor) -> Tensor:
+        """The float32 product of one row (1, K), from three bfloat16 products whose errors cancel.
+
+        x and the scales are split into a rounded part and its remainder. The kernel rounds its result, so it runs again with
+        the first result subtracted by the spare group, and then returns what the first rounding lost.
+        """
+        coarse = x.bfloat16()
+        both = self._columns(torch.cat((coarse, (x - coarse.float()).bfloat16())))  # (2, columns)
+        first = self._kernel(both[:1], self.scales)
+        scales = self.scales.clone()
+        scales[-1, :, 1] = -first[0]
+        both[0, -1] = 1
+        rest = self._kernel(both, scales).float()
+        return first.float() + (rest[:1] + rest[1:] + self._kernel(both[:1], self.fine).float())
+
+    def _dense_matmul(self, x: Tensor) -> Tensor:
+        """The product with the weights expanded piece by piece, in the dtype of x."""
+        block = 2 * self.codes.shape[2]
+        step = max(1, _PIECE // (self.shape[1] * block))
+        pieces = [x @ self._expand(b, min(b + step, len(self.codes)), x.dtype) for b in range(0, len(self.codes), step)]
+        return torch.cat(pieces, 1)[:, : self.shape[0]]
+
+    def _expand(self, first: int, last: int, dtype: torch.dtype) -> Tensor:
+        """The weights of the blocks first..last, transposed: (K, rows)."""
+        width, half = self.shape[1], self.codes.shape[2]
+        columns, rows = self.planes * width, (last - first) * 2 * half
+        codes = self.codes[first:last, :columns].transpose(0, 1)  # (columns, blocks, half)
+        values = torch.empty(columns, last - first, 2, half, dtype=dtype, device=codes.device)
+        values[:, :, 0] = codes & 15
+        values[:, :, 1] = codes >> 4
+        table = self.scales[: columns // GROUP, first * 2 * half : last * 2 * half]
+        if self.fine is not None and dtype == torch.float32:
+            table = table.float() + self.fine[: columns // GROUP, first * 2 * half : last * 2 * half].float()
+        scale, zero = table.to(dtype).unbind(-1)  # (groups, rows)
+        values = values.view(-1, GROUP, rows).sub_(8)
+        values = torch.addcmul(zero[:, None], values, scale[:, None]).view(self.planes, width, rows)
+        return values[0] if self.planes == 1 else values.sum(0)
+
+    def rows(self, index: Tensor, dtype: torch.dtype) -> Tensor:
+        """Rows of the matrix at `index` (any shape), expanded: (*index, K)."""
+        flat = index.reshape(-1)
+        half = self.codes.shape[2]
+        columns = self.planes * self.shape[1]
+        place = flat % (2 * half)
+        codes = self.codes[flat // (2 * half), :columns, place % half]  # (n, columns)
+        codes = torch.where((place >= half)[:, None], codes >> 4, codes & 15)
+        table = self.scales[: columns // GROUP, flat].float()  # (groups, n, 2)
+        if self.fine is not None:
+            table = table + self.fine[: columns // GROUP, flat].float()
+        scale, zero = table.permute(2, 1, 0)[..., None]  # (n, groups, 1) each
+        values = (codes.view(len(flat), -1, GROUP).float() - 8) * scale + zero
+        return values.view(len(flat), self.planes, -1).sum(1).to(dtype).view(*index.shape, self.shape[1])
+
+    def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The whole matrix expanded: (N, K)."""
+        return self._expand(0, len(self.codes), dtype)[:, : self.shape[0]].t().contiguous()
+
+
+@cache
+def _block() -> int:
+    """Rows that one kernel block holds: by the vectors of this processor."""
+    return 32 if torch.backends.cpu.get_cpu_capability() == "AVX2" else 64
+
+
+@cache
+def _kernel_works(device: str) -> bool:
+    """Whether torch's 4-bit kernel is there, is vectorised, and reads codes in the order we write them."""
+    if _KERNEL is None or device != "cpu" or torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        return False
+    codes = (torch.arange(128 * 32) * 7 % 16).to(torch.uint8).view(1, 128, 32)
+    ones = torch.ones(1, 128, 1)
+    matrix = NibbleMatrix.build(codes, ones, ones, exact=False)
+    x = torch.eye(32, dtype=torch.bfloat16)
+    try:
+        return torch.equal(matrix._kernel(x, matrix.scales), (codes[0].t().bfloat16() - 7))
+    except RuntimeError:
+        return False

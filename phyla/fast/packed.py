@@ -1,0 +1,111 @@
+"""Modules that hold quantised weights as they are: a linear map, and a token table that an output head can share."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from phyla.checkpoints.weights import PackedTensor
+from phyla.fast.ggml import nibble_matrix
+from phyla.fast.nibbles import NibbleMatrix
+
+
+class PackedWeight(nn.Module):
+    """A quantised matrix (N, K) as buffers, so that it moves and counts with its model; several modules may share one.
+
+    exact: float32 inputs get float32 products; otherwise products are bfloat16 with float32 sums (one pass, not three).
+    """
+
+    def __init__(self, matrix: NibbleMatrix) -> None:
+        super().__init__()
+        self.shape, self.planes = matrix.shape, matrix.planes
+        # The tables are views of int16: casting a model to another dtype must not touch the codes' scales.
+        self.register_buffer("codes", matrix.codes, persistent=False)
+        self.register_buffer("scales", matrix.scales.view(torch.int16), persistent=False)
+        self.register_buffer("fine", None if matrix.fine is None else matrix.fine.view(torch.int16), persistent=False)
+        self._matrix: NibbleMatrix | None = None
+
+    @classmethod
+    def from_ggml(cls, packed: PackedTensor, exact: bool = True) -> "PackedWeight":
+        """From the blocks of a GGUF file; ggml.LOSSLESS names the types that keep their values exactly."""
+        return cls(nibble_matrix(packed, exact))
+
+    @property
+    def matrix(self) -> NibbleMatrix:
+        """The matrix over these buffers."""
+        if self._matrix is None:
+            fine = None if self.fine is None else self.fine.view(torch.bfloat16)
+            self._matrix = NibbleMatrix(self.codes, self.scales.view(torch.bfloat16), fine, self.shape, self.planes)
+        return self._matrix
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedWeight":
+        self._matrix = None  # it looks at buffers that are about to be replaced
+        return super()._apply(fn, recurse)
+
+    def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The expanded weights, (N, K), in memory of their own."""
+        return self.matrix.dense(dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.shape[0]}, {self.shape[1]}, bits={4 * self.planes}, exact={self.fine is not None}"
+
+
+class PackedLinear(nn.Module):
+    """y = x W^T + b with a quantised W, and the site of a Linear. x (..., in), y (..., out); no gradients reach W."""
+
+    site_kind = "linear"
+
+    def __init__(self, weight: PackedWeight, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.packed = weight
+        self.out_features, self.in_features = weight.shape
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        self.register_module("site", None)
+
+    @property
+    def weight(self) -> Tensor:
+        """The expanded weights (out, in) in float32: a copy, for those who merge, compare or save."""
+        return self.packed.dense()
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1, self.in_features)
+        if torch.is_grad_enabled() and x.requires_grad:
+            y = _Product.apply(flat, self.packed)
+        else:
+            y = self.packed.matrix.matmul(flat)
+        y = y.view(*x.shape[:-1], self.out_features)
+        if self.bias is not None:
+            y = y + self.bias
+        return y if self.site is None else self.site(x, y, self)
+
+
+class PackedTokens(nn.Module):
+    """A quantised table of token vectors, (V, width); give its `packed` to a PackedLinear for a tied head."""
+
+    def __init__(self, weight: PackedWeight, dtype: torch.dtype = torch.float32, padding: int | None = None) -> None:
+        super().__init__()
+        self.packed, self.padding = weight, padding
+        # An empty tensor that follows `model.to(dtype)`: the dtype in which vectors come out.
+        self.register_buffer("like", torch.empty(0, dtype=dtype), persistent=False)
+
+    @property
+    def weight(self) -> Tensor:
+        """The expanded table (V, width) in float32: a copy."""
+        return self.packed.dense()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.packed.matrix.rows(ids, self.like.dtype)
+
+
+class _Product(torch.autograd.Function):
+    """x W^T with the gradient of x, which adapters on a quantised model need."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: PackedWeight) -> Tensor:
+        ctx.packed = weight
+        return weight.matrix.matmul(x)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient @ ctx.packed.dense(gradient.dtype), None
+

@@ -1,0 +1,137 @@
+"""Feeding a model step by step: the one place that knows its cache, masks and inputs, shared by all strategies."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from phyla.errors import GenerationError
+from phyla.generation.prompt import Prompt, accepted, vocabulary_size
+
+
+class Forward:
+    """Calls a model on the ids that it has not seen yet and keeps what it needs from step to step.
+
+    `length` is the number of positions to make room for; `flags` are call options such as output_attentions.
+    """
+
+    def __init__(self, model: nn.Module, prompt: Prompt, length: int, use_cache: bool, pad_id: int,
+                 flags: dict[str, bool] | None = None):  # fmt: skip
+        self.model, self.rows = model, prompt.rows
+        self.takes = accepted(model.forward)
+        self.prefix = "decoder_" if getattr(model.config, "is_encoder_decoder", False) else ""
+        self.first: dict[str, Any] = dict(prompt.first)
+        self.encoded = prompt.steady.get("encoder_outputs")  # one row a prompt, also when rows are repeated
+        self.prompt_ids = prompt.ids
+        self.hidden_positions = prompt.positions - prompt.ids.shape[1]  # prompt positions that have no id
+        self.fed = 0  # ids that the cache holds
+        self.cache = None
+        if use_cache:
+            self.cache = prompt.cache if prompt.cache is not None else self._new_cache(length)
+            self.fed = self.cache.length if self.cache is not None and prompt.cache is not None else 0
+        if self.cache is None and "inputs_embeds" in self.first:
+            raise GenerationError(
+                f"a prompt of inputs_embeds needs use_cache=True and a {type(model).__name__} with a cache"
+            )
+        self.mask = None
+        if prompt.mask is not None:
+            self.mask = prompt.mask.new_ones(prompt.rows, length)
+            self.mask[:, : prompt.positions] = prompt.mask
+        self.steady = {**prompt.steady, **{k: True for k, v in (flags or {}).items() if v}}
+        self.steady |= {
+            "return_dict": True,
+            "use_cache": self.cache is not None,
+            "past_key_values": self.cache,
+        }
+        self.steady = {k: v for k, v in self.steady.items() if self._takes(k) and v is not None}
+        size = vocabulary_size(model)
+        # a padding id that the embedding does not know stands only in the output
+        self.foreign_pad = pad_id if pad_id < 0 or (size is not None and pad_id >= size) else None
+
+    def __call__(self, ids: Tensor, keep: int = 1) -> Any:
+        """The model's output for the ids (rows, length) it has not seen; logits of the last `keep` positions at least."""
+        inputs = {**self.steady, **self.first}
+        if "inputs_embeds" not in inputs or self.prefix:
+            fresh = ids[:, self.fed :]
+            if self.foreign_pad is not None:
+                fresh = fresh.masked_fill(fresh == self.foreign_pad, 0)
+            inputs[f"{self.prefix}input_ids"] = fresh
+        if self.mask is not None:
+            reach = ids.shape[1] + self.hidden_positions
+            if reach > self.mask.shape[1]:
+                self.mask = nn.functional.pad(self.mask, (0, reach), value=1)
+            inputs[f"{self.prefix}attention_mask"] = self.mask[:, :reach]
+        if self._takes("logits_to_keep"):
+            inputs["logits_to_keep"] = keep
+        out = self.model(**inputs)
+        if self.cache is not None:
+            self.fed = ids.shape[1]
+            self._after_first(inputs)
+        else:
+            self._grow(inputs)
+        return out
+
+    def logits(self, out: Any) -> Tensor:
+        """Scores of the token after the last position (rows, vocabulary), in float32 at least."""
+        last = out.logits[:, -1]
+        return last if last.dtype in (torch.float32, torch.float64) else last.float()
+
+    def select(self, index: Tensor) -> None:
+        """Go on with the rows `index` (repeats allowed): beams, several sequences for one prompt."""
+        if self.cache is not None:
+            self.cache.reorder(index)
+        if self.mask is not None:
+            self.mask = self.mask.index_select(0, index)
+        rows, self.rows = self.rows, len(index)
+        self.steady = {
+            k: v if v is self.cache else select_rows(v, index, rows) for k, v in self.steady.items()
+        }
+        self.first = select_rows(self.first, index, rows)
+
+    def truncate(self, ids: int) -> None:
+        """Forget all ids from number `ids` on (rejected drafts)."""
+        if self.cache is not None:
+            self.cache.truncate(ids + self.hidden_positions)
+            self.fed = ids
+
+    def _takes(self, name: str) -> bool:
+        return self.takes is None or name in self.takes
+
+    def _new_cache(self, length: int) -> Any:
+        new = getattr(self.model, "new_cache", None)
+        return None if new is None else new(self.rows, length)
+
+    def _after_first(self, inputs: dict[str, Any]) -> None:
+        """Keep of the first step's inputs only those that every position has: types and positions of the next token."""
+        types, places = inputs.get("token_type_ids"), inputs.get(f"{self.prefix}position_ids")
+        self.first = {}
+        if types is not None:
+            self.first["token_type_ids"] = types[:, -1:]
+        if places is not None:
+            self.first[f"{self.prefix}position_ids"] = places[..., -1:] + 1
+
+    def _grow(self, inputs: dict[str, Any]) -> None:
+        """Without a cache all inputs are fed again, one position longer."""
+        types, places = inputs.get("token_type_ids"), inputs.get(f"{self.prefix}position_ids")
+        if types is not None:
+            self.first["token_type_ids"] = torch.cat([types, types[:, -1:]], dim=1)
+        if places is not None:
+            self.first[f"{self.prefix}position_ids"] = torch.cat([places, places[..., -1:] + 1], dim=-1)
+
+
+def select_rows(value: Any, index: Tensor, rows: int) -> Any:
+    """`value` with the rows `index` of every tensor in it that has `rows` rows."""
+    if isinstance(value, Tensor):
+        return value.index_select(0, index) if value.ndim and value.shape[0] == rows else value
+    if isinstance(value, dict):
+        changed = {k: select_rows(v, index, rows) for k, v in value.items()}
+        if type(value) is dict:
+            return changed
+        result = copy.copy(value)
+        for k, v in changed.items():
+            result[k] = v
+        return result
+    if type(value) in (tuple, list):
+        return type(value)(select_rows(v, index, rows) for v in value)
+    return value

@@ -1,0 +1,83 @@
+"""Which strategy a configuration asks for, and which of them there are."""
+
+from enum import Enum
+from typing import Any
+
+from phyla.errors import GenerationError
+from phyla.generation.config import DEFAULTS, GenerationConfig
+
+
+class GenerationMode(str, Enum):
+    """The strategies, under their public names."""
+
+    CONTRASTIVE_SEARCH = "contrastive_search"
+    GREEDY_SEARCH = "greedy_search"
+    SAMPLE = "sample"
+    ASSISTED_GENERATION = "assisted_generation"
+    DOLA_GENERATION = "dola_generation"
+    BEAM_SEARCH = "beam_search"
+    BEAM_SAMPLE = "beam_sample"
+    CONSTRAINED_BEAM_SEARCH = "constrained_beam_search"
+    GROUP_BEAM_SEARCH = "group_beam_search"
+
+
+_CACHES = (None, "dynamic", "static", "sliding_window", "hybrid", "mamba")  # all are the model's own cache
+# settings whose strategy is not there
+_ABSENT = ("watermarking_config", "forced_decoder_ids", "prompt_lookup_num_tokens", "assistant_early_exit",
+           "dola_layers", "constraints", "force_words_ids", "cache_config")  # fmt: skip
+SUPPORTED = (
+    "greedy decoding (do_sample=False) and sampling (do_sample=True), with num_beams=1 and num_return_sequences, all "
+    "logits processors of the configuration, guidance_scale, and your own processors and criteria"
+)
+
+
+def generation_mode(config: GenerationConfig, assistant_model: Any = None) -> GenerationMode:
+    """The strategy that the fields of `config` select."""
+    contrastive = config.penalty_alpha and config.penalty_alpha > 0 and config.top_k and config.top_k > 1
+    if config.constraints is not None or config.force_words_ids is not None:
+        mode = GenerationMode.CONSTRAINED_BEAM_SEARCH
+    elif (config.num_beams or 1) > 1:
+        sampled = GenerationMode.BEAM_SAMPLE if config.do_sample else GenerationMode.BEAM_SEARCH
+        mode = GenerationMode.GROUP_BEAM_SEARCH if (config.num_beam_groups or 1) > 1 else sampled
+    elif config.do_sample:
+        mode = GenerationMode.SAMPLE
+    else:
+        mode = GenerationMode.CONTRASTIVE_SEARCH if contrastive else GenerationMode.GREEDY_SEARCH
+    drafts = (assistant_model, config.prompt_lookup_num_tokens, config.assistant_early_exit)
+    if any(d is not None for d in drafts):
+        return _extended(
+            mode, GenerationMode.ASSISTED_GENERATION, "a draft (assistant_model, prompt lookup, early exit)"
+        )
+    if config.dola_layers is not None:
+        return _extended(mode, GenerationMode.DOLA_GENERATION, "dola_layers")
+    return mode
+
+
+def _extended(mode: GenerationMode, extended: GenerationMode, why: str) -> GenerationMode:
+    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+        raise GenerationError(
+            f"{why} goes with greedy decoding or sampling, but the settings ask for {mode.value}"
+        )
+    return extended
+
+
+def check_supported(config: GenerationConfig, mode: GenerationMode) -> None:
+    """Raise GenerationError for a strategy or setting that is not there, naming those that are."""
+    for name in _ABSENT:
+        if getattr(config, name) != DEFAULTS[name]:
+            raise GenerationError(f"{name} is not supported; supported are {SUPPORTED}")
+    if config.token_healing:
+        raise GenerationError(f"token_healing is not supported; supported are {SUPPORTED}")
+    if config.return_legacy_cache:
+        raise GenerationError("return_legacy_cache=True is not supported: past_key_values is a cache object")
+    if config.cache_implementation not in _CACHES:
+        raise GenerationError(
+            f"cache_implementation must be one of {_CACHES}, but is {config.cache_implementation!r}"
+        )
+    if mode not in STRATEGIES:
+        raise GenerationError(
+            f"the settings ask for {mode.value}, which is not supported; supported are {SUPPORTED}"
+        )
+
+
+STRATEGIES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)

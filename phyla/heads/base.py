@@ -1,0 +1,70 @@
+"""What a head is: a frozen description in a family's table, and the module it makes."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from phyla.outputs import BaseModelOutput, ModelOutput
+
+
+@dataclass
+class Call:
+    """What the caller passed besides the inputs of the backbone."""
+
+    config: Any
+    input_ids: Tensor | None = None
+    attention_mask: Tensor | None = None
+    labels: Tensor | None = None
+    start_positions: Tensor | None = None
+    end_positions: Tensor | None = None
+    next_sentence_label: Tensor | None = None
+    pixel_values: Tensor | None = None
+    bool_masked_pos: Tensor | None = None
+    logits_to_keep: int | Tensor = 0
+    num_choices: int = 0
+    num_items_in_batch: int | Tensor | None = None
+
+
+class HeadModule(nn.Module):
+    """Turns a backbone's output into the fields of a public output."""
+
+    def forward(self, out: Any, call: Call) -> dict[str, Any]:
+        """Fields such as `loss` and `logits` from the output of the backbone (a StackOutput or its like)."""
+        raise TypeError(f"{type(self).__name__} must define forward(out, call)")
+
+    def tie(self, backbone: nn.Module) -> None:
+        """Share parameters with the backbone where the head is declared tied."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """One public class of a family: its task, output, public names, and what it needs of the backbone.
+
+    names: our path below the head -> public path. prefix: of the backbone's names in this class's files, where it is
+    not the family's. pool: whether the class has the backbone's pool. build, table: another backbone than the
+    family's, with its name map (an encoder alone). changes: config keys that this class sets.
+    """
+
+    task: ClassVar[str] = ""
+    names: Mapping[str, Any] = field(default_factory=dict)
+    output: type[ModelOutput] = BaseModelOutput
+    pool: bool = False
+    prefix: str | None = None
+    build: Callable[[Any], Any] | None = None
+    table: Any = None
+    skeleton: type | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    def make(self, config: Any, width: int) -> HeadModule | None:
+        """The module for a backbone whose states are `width` wide; None for the bare backbone."""
+        return None
+
+
+@dataclass(frozen=True)
+class Backbone(Head):
+    """The bare backbone under its public name."""
+
+    task: ClassVar[str] = "base-model"
+    pool: bool = False

@@ -1,0 +1,131 @@
+"""Heads that score labels, for a row or for each of its tokens."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from phyla.blocks import Linear, activation
+from phyla.errors import ArgumentError
+from phyla.heads.base import Call, Head, HeadModule
+from phyla.heads.loss import check_labels, cross_entropy, label_loss
+from phyla.outputs import ModelOutput, SequenceClassifierOutput, TokenClassifierOutput
+
+
+def dropout_of(config: Any, keys: tuple[str, ...]) -> float:
+    """The first of these config keys that has a value, or 0."""
+    for key in keys:
+        value = getattr(config, key, None)
+        if value is not None:
+            return float(value)
+    return 0.0
+
+
+def last_token(call: Call, x: Tensor) -> Tensor:
+    """Index (B) of each row's last real token: by pad_token_id, else by the mask, else the end of the row."""
+    length, device = x.shape[1], x.device
+    order = torch.arange(length, device=device)
+    padding = call.config.get_text_config().pad_token_id
+    if call.input_ids is not None and padding is not None:
+        real = call.input_ids.to(device) != padding
+    elif call.attention_mask is not None and call.attention_mask.dim() == 2:
+        real = call.attention_mask.to(device).bool()
+    else:
+        return torch.full((x.shape[0],), length - 1, device=device)
+    return (order * real).argmax(-1)
+
+
+class _Rows(HeadModule):
+    """One vector a row -> labels."""
+
+    def __init__(self, head: "Classify", config: Any, width: int) -> None:
+        super().__init__()
+        self.head = head
+        self.dropout_prob = dropout_of(config, head.dropout)
+        self.dense = Linear(width, width) if head.dense else None
+        self.act = activation(head.dense) if head.dense else None
+        self.out = Linear(width, config.num_labels, bias=head.bias)
+
+    def pick(self, out: Any, call: Call) -> Tensor:
+        """(B, D): the vector of each row that the labels are read from."""
+        on, x = self.head.on, out.last_hidden_state
+        if on == "pool":
+            return out.pooler_output
+        if on == "first":
+            return x[:, 0]
+        rows = torch.arange(len(x), device=x.device)
+        if on == "last":
+            return x[rows, last_token(call, x)]
+        ends = call.input_ids == call.config.eos_token_id
+        count = ends.sum(1)
+        if not torch.compiler.is_compiling() and (count.min() != count.max() or not count.min()):
+            raise ArgumentError(
+                f"every row must hold the same number of end tokens ({call.config.eos_token_id}), "
+                f"but they hold {count.tolist()}; end each text with the end token"
+            )
+        last = ends.shape[1] - 1 - ends.flip(1).int().argmax(1)
+        return x[rows, last]
+
+    def forward(self, out: Any, call: Call) -> dict[str, Any]:
+        x = self.pick(out, call)
+        if self.dense is not None and self.act is not None:
+            if self.head.dropout_first and self.training:
+                x = F.dropout(x, self.dropout_prob)
+            x = self.act(self.dense(x))
+        if self.training and self.dropout_prob:
+            x = F.dropout(x, self.dropout_prob)
+        logits = self.out(x)
+        return {"loss": None if call.labels is None else label_loss(logits, call.labels, call.config), "logits": logits}
+
+
+@dataclass(frozen=True)
+class Classify(Head):
+    """Labels of a row: on "pool", the "first" token, the "last" real one or the last "end" token.
+
+    dense: activation of a square layer in between ("" for none). dropout: config keys, the first set one counts.
+    """
+
+    task: ClassVar[str] = "sequence-classification"
+    output: type[ModelOutput] = SequenceClassifierOutput
+    on: str = "pool"
+    dense: str = ""
+    bias: bool = True
+    dropout: tuple[str, ...] = ()
+    dropout_first: bool = True
+
+    def make(self, config: Any, width: int) -> HeadModule:
+        return _Rows(self, config, width)
+
+
+class _Tokens(HeadModule):
+    """Each token's vector -> labels."""
+
+    def __init__(self, head: "TokenClassify", config: Any, width: int) -> None:
+        super().__init__()
+        self.dropout_prob = dropout_of(config, head.dropout)
+        self.out = Linear(width, config.num_labels)
+
+    def forward(self, out: Any, call: Call) -> dict[str, Any]:
+        x = out.last_hidden_state
+        if self.training and self.dropout_prob:
+            x = F.dropout(x, self.dropout_prob)
+        logits = self.out(x)
+        loss = None
+        if call.labels is not None:
+            check_labels(logits.shape[:2], call.labels)
+            loss = cross_entropy(logits, call.labels)
+        return {"loss": loss, "logits": logits}
+
+
+@dataclass(frozen=True)
+class TokenClassify(Head):
+    """Labels of every token."""
+
+    task: ClassVar[str] = "token-classification"
+    output: type[ModelOutput] = TokenClassifierOutput
+    dropout: tuple[str, ...] = ()
+
+    def make(self, config: Any, width: int) -> HeadModule:
+        return _Tokens(self, config, width)

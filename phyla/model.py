@@ -1,0 +1,211 @@
+"""The public face of every model: construction, devices, dtypes, and the names of what belongs to higher floors."""
+
+import importlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from phyla.blocks.cache import Cache, number_slots
+from phyla.blocks.site import Site, sites
+from phyla.blocks.spec import Block
+from phyla.config import PretrainedConfig
+from phyla.errors import ArgumentError, ConfigError
+from phyla.heads.base import Head, HeadModule
+
+if TYPE_CHECKING:
+    from phyla.family import Family
+
+# Methods that live on higher floors: name -> (module, function). They are imported at the first use.
+LAZY_METHODS: dict[str, tuple[str, str]] = {
+    "generate": ("phyla.generation", "generate"),
+    "save_pretrained": ("phyla.checkpoints.write", "save_pretrained"),
+    "state_dict_public": ("phyla.checkpoints.write", "public_state"),
+    "describe": ("phyla.describe", "describe_model"),
+}
+LAZY_CLASS_METHODS: dict[str, tuple[str, str]] = {
+    "from_pretrained": ("phyla.checkpoints.load", "from_pretrained"),
+}
+LAZY_PROPERTIES: dict[str, tuple[str, str]] = {
+    "generation_config": ("phyla.generation.config", "of_model"),
+}
+
+
+class _Lazy:
+    """Finds a method on a higher floor when it is first asked for."""
+
+    def __init__(self, module: str, name: str, kind: str) -> None:
+        self.module, self.name, self.kind = module, name, kind
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        function = getattr(importlib.import_module(self.module), self.name)
+        if self.kind == "class":
+            return function.__get__(owner)
+        if instance is None:
+            return function
+        return function(instance) if self.kind == "property" else function.__get__(instance)
+
+
+class PreTrainedModel(nn.Module):
+    """A backbone with at most one head, under a public class name.
+
+    `Model(config)` has fresh random weights; `Model.from_pretrained(source)` reads them. The public classes are made
+    by `phyla.family.family`; skeletons (phyla/skeletons.py) give them their call signature.
+    """
+
+    config_class: ClassVar[type[PretrainedConfig]] = PretrainedConfig
+    family: ClassVar["Family"]
+    head_spec: ClassVar[Head]
+    main_input_name: ClassVar[str] = "input_ids"
+    config: PretrainedConfig
+
+    def __init__(self, config: PretrainedConfig, *, device: Any = None, dtype: Any = None) -> None:
+        super().__init__()
+        self._assemble(config)
+        self.to_empty(device=device or torch.get_default_device())
+        self.fill_buffers()
+        self.init_weights()
+        wanted = dtype or config.torch_dtype
+        if isinstance(wanted, str):
+            wanted = getattr(torch, wanted, None)
+        if wanted is not None:
+            self.to(wanted)
+
+    def _assemble(self, config: PretrainedConfig) -> None:
+        """Build the module tree on the meta device."""
+        if not isinstance(config, PretrainedConfig):
+            raise ConfigError(
+                f"{type(self).__name__} takes a {self.config_class.__name__}, but got {type(config).__name__}; "
+                "to read a checkpoint use from_pretrained"
+            )
+        head = self.head_spec
+        self.config = config
+        self.implementation = getattr(config, "_attn_implementation", None) or "sdpa"
+        if self.implementation not in ("sdpa", "eager"):
+            raise ConfigError(f'attn_implementation must be "sdpa" or "eager", but is {self.implementation!r}')
+        for name, value in head.changes.items():
+            setattr(config, name, value)
+        spec = (head.build or self.family.build)(config)
+        if not head.pool and "pool" in spec.args:
+            spec = spec.but(pool=None)
+        with torch.device("meta"):
+            self.backbone = spec.make()
+            self.head: HeadModule | None = head.make(config, self.width)
+        if self.head is not None:
+            self.head.tie(self.backbone)
+        number_slots(self)
+
+    @property
+    def width(self) -> int:
+        """Elements of a state of the backbone."""
+        return self.family.width(self.config)
+
+    def fill_buffers(self) -> None:
+        """Compute every table that no file holds."""
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.fill_buffers()
+
+    def init_weights(self) -> None:
+        """Fresh random parameters: normal with config.initializer_range, norms at one, biases at zero."""
+        std = 0.02
+        for key in ("initializer_range", "init_std"):
+            std = float(getattr(self.config.get_text_config(), key, std))
+        for module in self.modules():
+            init_module(module, std)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first parameter lies."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the first floating parameter."""
+        return next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.float32)
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether inputs go to an encoder and generated tokens to a decoder."""
+        return False
+
+    @property
+    def base_model(self) -> nn.Module:
+        """The backbone."""
+        return self.backbone
+
+    def sites(self) -> Iterator[Site]:
+        """Every named place that adapters, quantisers and probes may touch."""
+        for site in sites(self.backbone):
+            yield site
+
+    def new_cache(self, batch: int, length: int) -> Cache:
+        """An empty cache with room for `length` positions of `batch` rows; forward fills it in place."""
+        if batch <= 0 or length <= 0:
+            raise ArgumentError(f"a cache needs a positive batch and length, but got {batch} and {length}")
+        return Cache.of(self, batch, length)
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """Count of parameters, tied ones once."""
+        tables = set()
+        if exclude_embeddings:
+            tables = {id(m.weight) for n, m in self.named_modules() if n.endswith("embed.tokens")}
+        return sum(p.numel() for p in self.parameters() if id(p) not in tables and (p.requires_grad or not only_trainable))
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token table."""
+        from phyla.heads.lm import token_table
+
+        return token_table(self.backbone)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
+        """Recompute layers in the backward pass instead of keeping their activations."""
+        self._set_checkpointing(True)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep activations again."""
+        self._set_checkpointing(False)
+
+    def _set_checkpointing(self, value: bool) -> None:
+        for module in self.modules():
+            if hasattr(module, "gradient_checkpointing"):
+                module.gradient_checkpointing = value
+
+    @classmethod
+    def from_config(cls, config: PretrainedConfig, **options: Any) -> "PreTrainedModel":
+        """A model of this configuration with fresh random weights."""
+        return cls(config, **options)
+
+    @classmethod
+    def _from_config(cls, config: PretrainedConfig, **options: Any) -> "PreTrainedModel":
+        return cls(config, **options)
+
+    def can_generate(self) -> bool:
+        """Whether the head scores next tokens."""
+        return self.head_spec.task in ("causal-lm", "seq2seq-lm", "image-text-to-text")
+
+
+for _name, (_module, _function) in LAZY_METHODS.items():
+    setattr(PreTrainedModel, _name, _Lazy(_module, _function, "method"))
+for _name, (_module, _function) in LAZY_CLASS_METHODS.items():
+    setattr(PreTrainedModel, _name, _Lazy(_module, _function, "class"))
+
+
+def init_module(module: nn.Module, std: float) -> None:
+    """Fresh values for the parameters that this module itself holds."""
+    with torch.no_grad():
+        if isinstance(module, Block) and module.reset(std):
+            return
+        for name, parameter in module.named_parameters(recurse=False):
+            if name == "bias" or not parameter.is_floating_point():
+                parameter.zero_()
+            else:
+                parameter.normal_(0.0, std)
+        padding = getattr(module, "padding", None)
+        if isinstance(padding, int) and isinstance(getattr(module, "weight", None), Tensor):
+            if 0 <= padding < len(module.weight) and module.weight.dim() == 2:
+                module.weight[padding].zero_()
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                buffer.zero_()

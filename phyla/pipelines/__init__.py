@@ -1,0 +1,1 @@
+"""Whole jobs on text, images and sound; one file for each task."""

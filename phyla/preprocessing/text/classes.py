@@ -1,0 +1,198 @@
+"""The public tokenizer classes, made from the table of rows: `<Name>Tokenizer` in Python, `<Name>TokenizerFast` on Rust."""
+
+from . import backends
+from .byte_level import PythonByteLevel, PythonQwen2
+from .clip import FastCLIPDecoding, PythonCLIP
+from .fast import PreTrainedTokenizerFast
+from .files import TOKENIZER_FILE
+from .pieces import PythonGemma, PythonLlama, PythonT5
+from .rows import ROWS
+from .sentinels import with_sentinels
+from .slow import PreTrainedTokenizer
+from .table import FromTable, Row
+from .wordpiece import BasicTokenizer, PythonWordPiece, WordpieceTokenizer
+
+__all__ = ["BasicTokenizer", "PreTrainedTokenizer", "PreTrainedTokenizerFast", "WordpieceTokenizer"]
+
+
+class TableFast(FromTable, PreTrainedTokenizerFast):
+    """A fast tokenizer of the table."""
+
+    build = None
+    settle = None
+
+    def _load(self, settings: dict, given: dict) -> None:
+        """Hook: complete the settings before the pipeline is read or built."""
+
+    def _build_backend(self, settings: dict):
+        if type(self).build is None:
+            return super()._build_backend({})
+        return type(self).build(self, settings)
+
+    def _settle(self, settings: dict) -> None:
+        super()._settle(settings)
+        if type(self).settle is not None:
+            type(self).settle(self, settings, settings)
+
+    def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
+        """Write the vocabulary files of the slow class to a folder; returns their paths."""
+        if [name for name in type(self).row.files if name == "merges_file"] or type(self).row.kind == "word_piece":
+            return super().save_vocabulary(save_directory, filename_prefix)
+        from pathlib import Path
+
+        prefix = f"{filename_prefix}-" if filename_prefix else ""
+        return self._copy_vocabulary(Path(save_directory), prefix, ["vocab_file"])
+
+
+class CopiesModel:
+    """Fast tokenizers whose vocabulary file can only be copied, so only while it is there."""
+
+    @property
+    def can_save_slow_tokenizer(self) -> bool:
+        """Whether the vocabulary file is still there."""
+        return backends.file_exists(self)
+
+
+class Switches:
+    """`add_bos_token` and `add_eos_token` can be set at any time."""
+
+    def __setattr__(self, name, value):
+        super().__setattr__(name, value)
+        if name in ("add_bos_token", "add_eos_token") and self.__dict__.get("_settled"):
+            self.update_post_processor()
+
+    def update_post_processor(self) -> None:
+        """Make the Rust post-processor follow `add_bos_token`, `add_eos_token` and the tokens themselves."""
+        backends.settle_template(self, {}, {})
+
+    def _settle(self, settings: dict) -> None:
+        super()._settle(settings)
+        self._settled = True
+
+
+def _rebuild_if_asked(self, settings: dict, given: dict) -> None:
+    """`add_prefix_space` cannot be changed in a pipeline: where it is given the pipeline is built anew from the model file."""
+    if settings.get("legacy", True) is None:
+        settings["legacy"] = self.legacy = True
+    if given.get("add_prefix_space") is not None and settings.get("vocab_file") is not None:
+        settings["from_slow"] = True
+
+
+class FastLlama(Switches, CopiesModel, TableFast):
+    """Llama on Rust."""
+
+    build = staticmethod(backends.llama)
+    settle = staticmethod(backends.settle_template)
+    _load = _rebuild_if_asked
+
+
+class FastGemma(Switches, CopiesModel, TableFast):
+    """Gemma on Rust."""
+
+    build = staticmethod(backends.gemma)
+    settle = staticmethod(backends.settle_template)
+
+
+class FastT5(CopiesModel, TableFast):
+    """T5 on Rust."""
+
+    build = staticmethod(backends.t5)
+    get_sentinel_tokens = PythonT5.get_sentinel_tokens
+    get_sentinel_token_ids = PythonT5.get_sentinel_token_ids
+
+    def _load(self, settings: dict, given: dict) -> None:
+        with_sentinels(settings, type(self).__name__)
+        _rebuild_if_asked(self, settings, given)
+
+
+class FastBert(TableFast):
+    """BERT on Rust."""
+
+    build = staticmethod(backends.word_piece)
+    settle = staticmethod(backends.settle_bert)
+
+
+class FastGPT2(TableFast):
+    """GPT-2 on Rust."""
+
+    words_need_prefix_space = True
+    build = staticmethod(backends.gpt2)
+
+
+class FastGPTNeoX(Switches, TableFast):
+    """GPT-NeoX on Rust."""
+
+    build = staticmethod(backends.gpt2)
+    settle = staticmethod(backends.settle_template)
+
+
+class FastBloom(TableFast):
+    """BLOOM on Rust; it has no other form."""
+
+    words_need_prefix_space = True
+    settle = staticmethod(backends.settle_bloom)
+
+
+class FastRoberta(TableFast):
+    """RoBERTa on Rust."""
+
+    words_need_prefix_space = True
+    build = staticmethod(backends.roberta)
+    settle = staticmethod(backends.settle_roberta)
+
+
+class FastQwen2(TableFast):
+    """Qwen2 on Rust."""
+
+    build = staticmethod(backends.qwen2)
+
+
+class FastCLIP(FastCLIPDecoding, TableFast):
+    """CLIP on Rust."""
+
+    build = staticmethod(backends.clip)
+
+
+KINDS: dict[str, tuple[type | None, type | None]] = {
+    "word_piece": (PythonWordPiece, FastBert),
+    "gpt2": (PythonByteLevel, FastGPT2),
+    "gpt_neox": (None, FastGPTNeoX),
+    "bloom": (None, FastBloom),
+    "roberta": (PythonByteLevel, FastRoberta),
+    "qwen2": (PythonQwen2, FastQwen2),
+    "clip": (PythonCLIP, FastCLIP),
+    "llama": (PythonLlama, FastLlama),
+    "gemma": (PythonGemma, FastGemma),
+    "t5": (PythonT5, FastT5),
+}
+
+
+def _make(name: str, base: type, row: Row, fast: bool, slow_class: type | None) -> type:
+    files = dict(row.files)
+    if fast:
+        files["tokenizer_file"] = TOKENIZER_FILE
+    what = "on the Rust library, with alignments" if fast else "in Python"
+    fields = {
+        "row": row, "layout": row.layout, "model_input_names": list(row.inputs), "vocab_files_names": files,
+        "__module__": __name__, "__doc__": f"The tokenizer of {row.kind.replace('_', ' ')} models {what}.",
+    }  # fmt: skip
+    if fast:
+        fields["slow_tokenizer_class"] = slow_class
+    return type(name, (base,), {**fields, **(row.fast_class if fast else row.slow_class)})
+
+
+def _make_all() -> dict[str, type]:
+    made = {}
+    for name, row in ROWS.items():
+        slow_base, fast_base = KINDS[row.kind]
+        slow = None
+        if row.slow and slow_base is not None:
+            slow = made[f"{name}Tokenizer"] = _make(f"{name}Tokenizer", slow_base, row, False, None)
+        if row.fast is not None and fast_base is not None:
+            made[f"{name}TokenizerFast"] = _make(f"{name}TokenizerFast", fast_base, row, True, slow)
+    return made
+
+
+TOKENIZERS = _make_all()
+globals().update(TOKENIZERS)
+__all__ += sorted(TOKENIZERS)

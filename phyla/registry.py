@@ -1,0 +1,109 @@
+"""Which families there are, and how a public name or a model_type finds its file. Imports nothing heavy."""
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from phyla.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from phyla.config import PretrainedConfig
+    from phyla.family import Family
+    from phyla.model import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Row:
+    """One family in the table: model_type, module, configuration class, {public class: task}, modality."""
+
+    model_type: str
+    module: str
+    config: str
+    classes: dict[str, str]
+    modality: str
+
+
+_registered: dict[str, Row] = {}
+_registered_classes: dict[str, Any] = {}
+
+
+def table() -> dict[str, Row]:
+    """All rows by model_type: the built-in ones and those registered from outside."""
+    from phyla.families._index import FAMILIES
+
+    return {**FAMILIES, **_registered}
+
+
+def families(modality: str | None = None, search: str = "") -> list[Row]:
+    """Rows of the table, by modality (`text`, `vision`, `audio`, `multimodal`) and words in their names or tasks."""
+    words = search.lower().split()
+    rows = sorted(table().values(), key=lambda row: row.model_type)
+    if modality is not None:
+        rows = [row for row in rows if row.modality == modality]
+    return [r for r in rows if all(w in " ".join((r.model_type, r.config, *r.classes, *r.classes.values())).lower() for w in words)]
+
+
+def row(model_type: str) -> Row:
+    """The row of a model_type; ConfigError with the nearest names if there is none."""
+    rows = table()
+    if model_type not in rows:
+        raise ConfigError(
+            f"no family {model_type!r}.{nearest(str(model_type), rows)} phyla knows {len(rows)} families; "
+            "`phyla models` lists them. Code in a checkpoint is never run; register a class of your own in Python"
+        )
+    return rows[model_type]
+
+
+def public_names() -> Iterator[tuple[str, str]]:
+    """Public class name and the module that has it, for configurations and models of all families."""
+    for entry in table().values():
+        yield entry.config, entry.module
+        for name in entry.classes:
+            yield name, entry.module
+
+
+def load_family(model_type: str) -> "Family":
+    """Import a family's file."""
+    return importlib.import_module(row(model_type).module).FAMILY
+
+
+def config_class(model_type: str) -> "type[PretrainedConfig]":
+    """The configuration class of a model_type."""
+    entry = row(model_type)
+    if entry.config in _registered_classes:
+        return _registered_classes[entry.config]
+    return getattr(importlib.import_module(entry.module), entry.config)
+
+
+def model_class(model_type: str, task: str, architectures: list[str] | None = None) -> "type[PreTrainedModel]":
+    """The class of a family for a task; where several serve it, the one that the checkpoint names."""
+    entry = row(model_type)
+    names = [name for name, served in entry.classes.items() if served == task]
+    if not names:
+        raise ConfigError(
+            f"family {model_type!r} has no class for {task!r}; it has {sorted(set(entry.classes.values()))}"
+        )
+    name = next((n for n in architectures or [] if n in names), names[0])
+    return public_class(name, entry.module)
+
+
+def public_class(name: str, module: str) -> Any:
+    """A class by its public name."""
+    return _registered_classes.get(name) or getattr(importlib.import_module(module), name)
+
+
+def register(model_type: str, config: type, model: type, task: str = "base-model", modality: str = "text") -> None:
+    """Add a configuration and model class from outside; the same model_type may be given several tasks."""
+    from phyla.families._index import FAMILIES
+
+    if model_type in FAMILIES:
+        raise ConfigError(f"the built-in family {model_type!r} cannot be replaced; choose another model_type")
+    if not model_type or not isinstance(model_type, str):
+        raise ConfigError(f"a model_type must be a non-empty string, but is {model_type!r}")
+    old = _registered.get(model_type)
+    classes = {**(old.classes if old else {}), model.__name__: task}
+    config.model_type = model_type
+    _registered[model_type] = Row(model_type, config.__module__, config.__name__, classes, modality)
+    _registered_classes[config.__name__] = config
+    _registered_classes[model.__name__] = model

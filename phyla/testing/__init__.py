@@ -1,0 +1,1 @@
+"""Checks that ship with the library, so that families outside it can use them too."""

@@ -1,0 +1,22 @@
+"""The public names stand in a file: a change of them is a change that a reviewer sees."""
+
+import runpy
+from pathlib import Path
+
+import phyla
+
+TOOL = Path(__file__).resolve().parent.parent / "tools" / "public_api.py"
+
+
+def test_public_names_are_those_of_the_snapshot() -> None:
+    tool = runpy.run_path(str(TOOL))
+    found, wanted = list(tool["lines"]()), tool["SNAPSHOT"].read_text().splitlines()
+    gone = sorted(set(wanted) - set(found))
+    new = sorted(set(found) - set(wanted))
+    assert found == wanted, f"gone: {gone[:20]}\nnew: {new[:20]}\n`make api` accepts them"
+
+
+def test_every_public_name_can_be_had() -> None:
+    for name in phyla.__all__:
+        assert getattr(phyla, name) is not None
+        assert name in dir(phyla)
