@@ -64,7 +64,7 @@ class PretrainedConfig:
         cls._fields = {
             name: hints[name]
             for name in cls.__annotations__
-            if get_origin(hints[name]) is not ClassVar and not name.startswith("_")
+            if get_origin(hints[name]) is not ClassVar
         }
 
     def __init__(self, *args: Any, **keys: Any) -> None:
@@ -216,7 +216,7 @@ class PretrainedConfig:
         """All keys as plain data, as config.json holds them."""
         result: dict[str, Any] = {}
         for name, value in self.__dict__.items():
-            if name.startswith("_"):
+            if name.startswith("_") and name not in self._fields:
                 continue
             if name in COMMON and name not in self._fields and value == {**COMMON, **self.DEFAULTS}[name]:
                 if name not in self.DEFAULTS:

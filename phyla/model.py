@@ -63,7 +63,7 @@ class PreTrainedModel(nn.Module):
     def __init__(self, config: PretrainedConfig, *, device: Any = None, dtype: Any = None) -> None:
         super().__init__()
         self._assemble(config)
-        self.to_empty(device=device or torch.get_default_device())
+        materialise(self, torch.device(device) if device else torch.get_default_device())
         self.fill_buffers()
         self.init_weights()
         wanted = dtype or config.torch_dtype
@@ -192,10 +192,40 @@ for _name, (_module, _function) in LAZY_CLASS_METHODS.items():
     setattr(PreTrainedModel, _name, _Lazy(_module, _function, "class"))
 
 
+Places = dict[int, list[tuple[nn.Module, str]]]
+
+
+def places_of(model: nn.Module) -> Places:
+    """Where each parameter and buffer hangs, by identity: (module, attribute), several for a tied one."""
+    places: Places = {}
+    for module in model.modules():
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                places.setdefault(id(tensor), []).append((module, name))
+    return places
+
+
+def assign(places: Places, old: Tensor, new: Tensor) -> None:
+    """Put `new` wherever `old` hangs; tied tensors stay tied."""
+    parameter = isinstance(old, nn.Parameter)
+    value = nn.Parameter(new, requires_grad=old.requires_grad) if parameter else new
+    for module, name in places[id(old)]:
+        (module._parameters if parameter else module._buffers)[name] = value
+
+
+def materialise(model: nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> None:
+    """Give uninitialised memory to every tensor that is still on the meta device; `dtype` is for floating parameters."""
+    places = places_of(model)
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.is_meta:
+            kind = dtype if dtype and isinstance(tensor, nn.Parameter) and tensor.is_floating_point() else tensor.dtype
+            assign(places, tensor, torch.empty(tensor.shape, dtype=kind, device=device))
+
+
 def init_module(module: nn.Module, std: float) -> None:
     """Fresh values for the parameters that this module itself holds."""
     with torch.no_grad():
-        if isinstance(module, Block) and module.reset(std):
+        if hasattr(module, "reset") and module.reset(std):
             return
         for name, parameter in module.named_parameters(recurse=False):
             if name == "bias" or not parameter.is_floating_point():

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import Tensor
+from torch.utils._pytree import register_pytree_node
 
 
 class ModelOutput(OrderedDict):
@@ -12,6 +13,15 @@ class ModelOutput(OrderedDict):
 
     def __init_subclass__(cls) -> None:
         dataclass(cls)
+        # Captured graphs (torch.export, torch.compile) take outputs apart and put them together again.
+        register_pytree_node(
+            cls,
+            lambda out: (list(out.values()), list(out.keys())),
+            lambda values, names: cls(**dict(zip(names, values, strict=True))),
+            serialized_type_name=f"{cls.__module__}.{cls.__name__}",
+            to_dumpable_context=list,
+            from_dumpable_context=list,
+        )
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -327,5 +337,17 @@ class CLIPVisionModelOutput(ModelOutput):
 
     image_embeds: One = None
     last_hidden_state: One = None
+    hidden_states: Many = None
+    attentions: Many = None
+
+
+class GPT2DoubleHeadsModelOutput(ModelOutput):
+    """Next-token scores (B, choices, S, V) and scores of the choices (B, choices)."""
+
+    loss: One = None
+    mc_loss: One = None
+    logits: One = None
+    mc_logits: One = None
+    past_key_values: Any = None
     hidden_states: Many = None
     attentions: Many = None

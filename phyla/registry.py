@@ -107,3 +107,8 @@ def register(model_type: str, config: type, model: type, task: str = "base-model
     _registered[model_type] = Row(model_type, config.__module__, config.__name__, classes, modality)
     _registered_classes[config.__name__] = config
     _registered_classes[model.__name__] = model
+
+
+def describe(source: Any, repeat: bool = False) -> str:
+    """The tree of a model, configuration, model_type or checkpoint; see phyla.describe."""
+    return importlib.import_module("phyla.describe").describe(source, repeat)

@@ -71,12 +71,14 @@ def context_for(
                     f"but is {tuple(mask.shape)}"
                 )
             mask = mask.to(device=device, dtype=torch.bool)
+    counted = positions is None
     if positions is None:
         positions = positions_of(mask, start, length, device)
     return Context(
         positions=positions,
         length=length,
         start=start,
+        counted=counted,
         attention_mask=mask,
         cache=cache,
         implementation=model.implementation,
@@ -127,10 +129,13 @@ class TextModel(PreTrainedModel):
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: int | Tensor | None = None,
         cache_params: Any = None,
+        mc_token_ids: Tensor | None = None,
+        mc_labels: Tensor | None = None,
     ) -> Any:
         """Run the model.
 
-        input_ids (B, S), or inputs_embeds (B, S, D) in their place; (B, choices, S) for multiple choice.
+        input_ids (B, S), or inputs_embeds (B, S, D) in their place; (B, choices, S) for multiple choice, where
+        mc_token_ids (B, choices) say which token a double head reads and mc_labels (B) which choice is right.
         attention_mask (B, cached + S): 1 real, 0 padding, on either side; or a ready 4-D mask.
         past_key_values: a cache, filled in place; use_cache=True makes one. logits_to_keep: only the last n positions.
         Raises ArgumentError for wrong shapes and dtypes.
@@ -139,20 +144,23 @@ class TextModel(PreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ArgumentError("pass either input_ids or inputs_embeds, and not both")
         choices = 0
-        if self.head_spec.task == "multiple-choice":
-            given = input_ids if input_ids is not None else inputs_embeds
+        given = input_ids if input_ids is not None else inputs_embeds
+        task, grouped = self.head_spec.task, given.dim() == (3 if input_ids is not None else 4)
+        if task == "multiple-choice" or (task == "double-heads" and grouped):
             choices = given.shape[1]
+            tokenwise = (input_ids, attention_mask, token_type_ids, position_ids)
             input_ids, attention_mask, token_type_ids, position_ids = (
-                t if t is None else t.reshape(-1, t.shape[-1])
-                for t in (input_ids, attention_mask, token_type_ids, position_ids)
+                t if t is None else t.reshape(-1, t.shape[-1]) for t in tokenwise
             )
+            if task == "double-heads" and labels is not None:
+                labels = labels.reshape(-1, labels.shape[-1])
             inputs_embeds = None if inputs_embeds is None else inputs_embeds.reshape(-1, *inputs_embeds.shape[-2:])
         if input_ids is not None:
             check_ids(input_ids, "input_ids")
         given = input_ids if input_ids is not None else inputs_embeds
         batch, length = given.shape[:2]
         backbone: Stack = self.backbone
-        if token_type_ids is not None and backbone.embed.segment is None:
+        if token_type_ids is not None and backbone.embed.segment is None and not backbone.embed.shares_segments:
             if self.family.segments_required:
                 raise ArgumentError(f"{type(self).__name__} has no token types: leave token_type_ids out")
             token_type_ids = None
@@ -179,6 +187,7 @@ class TextModel(PreTrainedModel):
         call = Call(
             config, input_ids, attention_mask, labels, start_positions, end_positions, next_sentence_label,
             logits_to_keep=logits_to_keep, num_choices=choices, num_items_in_batch=num_items_in_batch,
+            mc_token_ids=mc_token_ids, mc_labels=mc_labels,
         )  # fmt: skip
         fields = {} if self.head is None else self.head(out, call)
         return finish(self, fields, out, return_dict)

@@ -71,7 +71,7 @@ def measure_speed() -> None:
         for _ in range(count - 1):
             model.eval([model.sample(temp=0.0)])
 
-    results["decode.Q4_1.batch1"] = decode_rate(generate, ASKED["new"], 1, ASKED["repeats"])
+    results |= decode_rate("decode.Q4_1.batch1", generate, ASKED["new"], 1, ASKED["repeats"])
     report(**results)
 
 

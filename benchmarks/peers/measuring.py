@@ -38,11 +38,16 @@ def seconds(function: Callable[[], Any], repeats: int) -> float:
     return statistics.median(times)
 
 
-def decode_rate(generate: Callable[[int], Any], new: int, batch: int, repeats: int) -> float:
-    """Tokens a second after the first, from the difference between `new` tokens and one."""
-    whole = seconds(lambda: generate(new), repeats)
+def decode_rate(
+    name: str, generate: Callable[[int], Any], new: int, batch: int, repeats: int
+) -> dict[str, float]:
+    """Tokens a second after the first, from the difference between `new` tokens and one, under a name.
+
+    Empty where other work on the machine made one token take as long as all.
+    """
     first = seconds(lambda: generate(1), repeats)
-    return (new - 1) * batch / (whole - first)
+    whole = seconds(lambda: generate(new), repeats)
+    return {name: (new - 1) * batch / (whole - first)} if whole > first else {}
 
 
 def peak_bytes() -> int:

@@ -52,7 +52,9 @@ def load(kind: str, dtype: str = "float32"):
 
 
 def measure_load() -> None:
-    """Seconds to load, with the library imported and the file in the page cache."""
+    """Seconds to load, with torch and the library imported and the file in the page cache."""
+    import torch  # noqa: F401
+
     kind, dtype = ASKED["kind"], ASKED["dtype"]
     importlib.import_module(LIBRARY).AutoModelForCausalLM  # noqa: B018
     with open(ASKED["gguf"] if kind == "gguf" else ASKED["folders"][dtype] + "/model.safetensors", "rb") as file:
@@ -107,7 +109,7 @@ def measure_speed() -> None:
                     pad_token_id=0,
                 )  # fmt: skip
 
-            results[f"decode.{name}.batch{batch}"] = decode_rate(generate, ASKED["new"], batch, ASKED["repeats"])
+            results |= decode_rate(f"decode.{name}.batch{batch}", generate, ASKED["new"], batch, ASKED["repeats"])
     report(**results)
 
 

@@ -19,10 +19,13 @@ from phyla.blocks.position import Alibi, BucketBias, Learned, RelativeKeys, Rota
 from phyla.blocks.residual import Mixer, residual
 from phyla.blocks.spec import Block, Spec, make
 from phyla.blocks.ssm import Mamba
-from phyla.blocks.stack import Decoder, Encoder, EncoderDecoder, Layer, Parallel, Stack, StackOutput, repeat
+from phyla.blocks.stack import (
+    Decoder, Dual, DualOutput, Encoder, EncoderDecoder, Layer, Parallel, Stack, StackOutput, repeat,
+)  # fmt: skip
 
 __all__ = [
-    "FFN", "Alibi", "Attention", "Block", "BucketBias", "Causal", "Context", "Decoder", "Embed", "Encoder",
+    "FFN", "Alibi", "Attention", "Block", "BucketBias", "Causal", "Context", "Decoder", "Dual", "DualOutput",
+    "Embed", "Encoder",
     "EncoderDecoder", "Experts", "Full", "GatedFFN", "Heads", "Layer", "LayerNorm", "Learned", "Linear", "Mamba",
     "Mixer", "Parallel", "PatchEmbed", "Pool", "RMSNorm", "RelativeKeys", "Rotary", "Spec", "Stack", "StackBias",
     "StackOutput", "Window", "activation", "make", "repeat", "residual",

@@ -104,7 +104,7 @@ class StateCache:
         self.tensors[name] = value
 
     def reorder(self, index: Tensor) -> None:
-        self.tensors = {name: value.index_select(0, index) for name, value in self.tensors.items()}
+        self.tensors = {name: value.index_select(0, index.to(value.device)) for name, value in self.tensors.items()}
 
     def truncate(self, length: int) -> None:
         raise ArgumentError("the state of a recurrent layer cannot be cut back to an earlier position; keep a copy")

@@ -14,6 +14,7 @@ class Context:
     attention_mask: bool (B, K), True where a position may be attended, over cached and new positions; or a ready
         mask (B, 1 or H, S, K), bool or additive. None means everything may be attended.
     positions: (B or 1, S) index of each new token in its row. start: positions already cached. length: S.
+    counted: positions follow from the mask; False where the caller gave them.
     memory, memory_mask: encoder states (B, K', D') and their bool mask (B, K') for cross-attention.
     attentions, cross_attentions, router_logits: lists to record into, or None (nothing is computed for them).
     """
@@ -31,6 +32,7 @@ class Context:
     router_logits: list[Tensor] | None = None
     head_mask: Tensor | None = None
     layer: int = 0
+    counted: bool = True
     memo: dict[Hashable, Any] = field(default_factory=dict)
 
     def once(self, key: Hashable, compute: Callable[[], Any]) -> Any:

@@ -26,7 +26,8 @@ class Embed(Block):
 
     inner: width of the token table when it differs from D; a projection follows (without bias, before positions:
     OPT). scale: factor on the token vectors (T5 none, BART sqrt(D), Gemma sqrt(D)). scale_rounded: the factor is
-    rounded to the dtype of the stream first (Gemma). padding: row that gets no gradient.
+    rounded to the dtype of the stream first (Gemma). padding: row that gets no gradient. segments: size of the table
+    of token types, or "tokens" where given types are looked up in the token table (GPT-2).
     """
 
     site_kind = "stream"
@@ -36,7 +37,7 @@ class Embed(Block):
         vocabulary: int,
         width: int,
         position: Spec | None = None,
-        segments: int = 0,
+        segments: int | str = 0,
         norm: Spec | None = None,
         dropout: float = 0.0,
         scale: float | None = None,
@@ -49,7 +50,8 @@ class Embed(Block):
         self.tokens = Tokens(vocabulary, inner, padding)
         self.project = Linear(inner, width, bias=False) if inner != width else None
         self.position = make(position)
-        self.segment = Tokens(segments, width) if segments else None
+        self.segment = Tokens(segments, width) if isinstance(segments, int) and segments else None
+        self.shares_segments = segments == "tokens"
         self.norm = make(norm)
         self.dropout_prob, self.scale, self.scale_rounded = dropout, scale, scale_rounded
         self.register_module("site", None)
@@ -63,7 +65,9 @@ class Embed(Block):
             x = x * (torch.tensor(self.scale, dtype=x.dtype, device=x.device) if self.scale_rounded else self.scale)
         if self.project is not None:
             x = self.project(x)
-        if self.segment is not None:
+        if self.shares_segments and segment_ids is not None:
+            x = x + self.tokens(segment_ids)
+        elif self.segment is not None:
             x = x + (self.segment(segment_ids) if segment_ids is not None else self.segment.weight[0])
         if self.position is not None:
             x = x + self.position(self.position.index(ctx, ids))

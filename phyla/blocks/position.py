@@ -203,14 +203,16 @@ class Learned(Block):
 
     def index(self, ctx: Context, ids: Tensor | None) -> Tensor:
         """Table rows (B or 1, S) of the new tokens."""
-        if self.count == "mask" and ctx.attention_mask is not None and ctx.attention_mask.dim() == 2:
+        masked = ctx.attention_mask is not None and ctx.attention_mask.dim() == 2
+        if self.count == "mask" and ctx.counted and masked:
             given = ctx.attention_mask
             return ((given.long().cumsum(1) * given).long() - 1)[:, ctx.start :] + self.offset
-        if self.count == "tokens" and self.padding is not None:
-            if ids is not None:
-                real = ids.ne(self.padding).int()
-                return (real.cumsum(1) + ctx.start).long() * real + self.padding
-            return ctx.positions + self.padding + 1
+        if self.count == "tokens" and self.padding is not None and ctx.counted:
+            if ids is None:
+                return ctx.positions + self.padding + 1
+            real = ids.ne(self.padding).int()
+            seen = ctx.attention_mask[:, : ctx.start].sum(1, keepdim=True) if masked else ctx.start
+            return (real.cumsum(1) + seen).long() * real + self.padding
         return ctx.positions + self.offset
 
     def forward(self, index: Tensor) -> Tensor:

@@ -1,5 +1,8 @@
 """Selective state spaces: mixers whose memory is a state, not keys and values."""
 
+import math
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,11 +15,55 @@ from phyla.blocks.residual import Mixer
 from phyla.blocks.scan import scan
 
 
+@dataclass(frozen=True)
+class FreshState:
+    """Fresh values of a selective state space (the paper's section 3.6 and its published code).
+
+    Steps are log-uniform in low .. high, at least `floor`; the weights of the low-rank step are scale / sqrt(rank):
+    uniform within it ("random") or all equal to it ("constant"). out_gain: factor on the output's weights.
+    """
+
+    low: float = 0.001
+    high: float = 0.1
+    floor: float = 1e-4
+    scale: float = 1.0
+    scheme: str = "random"
+    out_gain: float = 1.0
+
+
+class _Fan(Linear):
+    """A projection whose fresh weights are uniform within gain / sqrt(inputs), whatever the model's usual width is."""
+
+    gain = 1.0
+
+    def reset(self, std: float) -> bool:
+        bound = self.gain / math.sqrt(self.in_features)
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+        return True
+
+
+class _Step(Linear):
+    """The low-rank step, whose bias makes fresh steps small."""
+
+    fresh = FreshState()
+
+    def reset(self, std: float) -> bool:
+        fresh, bound = self.fresh, self.fresh.scale / math.sqrt(self.in_features)
+        nn.init.uniform_(self.weight, bound if fresh.scheme == "constant" else -bound, bound)
+        low, high = math.log(fresh.low), math.log(fresh.high)
+        with torch.no_grad():
+            step = torch.empty_like(self.bias).uniform_(low, high).exp().clamp(min=fresh.floor)
+            self.bias.copy_(step + torch.log(-torch.expm1(-step)))  # softplus of this is `step`
+        return True
+
+
 class Mamba(Mixer):
     """A gated convolution followed by a selective scan (Gu & Dao 2023, arXiv:2312.00752, algorithm 2 and figure 3).
 
     h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t;  y_t = C_t h_t + D x_t, with A = -exp(A_log) (inner, state).
-    width D, inner I, state N, conv: taps, rank: width of the low-rank step. Padding (mask 0) enters nothing into the state.
+    width D, inner I, state N, conv: taps, rank: width of the low-rank step, fresh: how it starts. Padding (mask 0) enters nothing into the state.
     """
 
     caches = True
@@ -31,18 +78,21 @@ class Mamba(Mixer):
         act: str = "silu",
         bias: bool = False,
         conv_bias: bool = True,
+        fresh: FreshState = FreshState(),
     ) -> None:
         super().__init__()
         self.inner, self.state, self.rank, self.taps = inner, state, rank, conv
         self.act = activation(act)
-        self.in_x = Linear(width, inner, bias=bias)
-        self.in_gate = Linear(width, inner, bias=bias)
+        self.in_x = _Fan(width, inner, bias=bias)
+        self.in_gate = _Fan(width, inner, bias=bias)
         self.conv = nn.Conv1d(inner, inner, conv, groups=inner, bias=conv_bias)
-        self.select = Linear(inner, rank + 2 * state, bias=False)
-        self.step = Linear(rank, inner)
+        self.select = _Fan(inner, rank + 2 * state, bias=False)
+        self.step = _Step(rank, inner)
+        self.step.fresh = fresh
         self.A_log = nn.Parameter(torch.empty(inner, state))
         self.D = nn.Parameter(torch.empty(inner))
-        self.out = Linear(inner, width, bias=bias)
+        self.out = _Fan(inner, width, bias=bias)
+        self.out.gain = fresh.out_gain
 
     def new_cache(self, batch: int, length: int) -> StateCache:
         return StateCache()

@@ -49,14 +49,14 @@ class Layer(Block):
 class Parallel(Block):
     """Branches that all read the same stream and are summed into it at once (GPT-J, NeoX, Falcon).
 
-    pre: one norm for all branches; a branch without it may have its own.
+    pre: one norm for all branches; a branch without it may have its own. dropout: on the sum of the branches (Falcon).
     """
 
     site_kind = "stream"
 
-    def __init__(self, pre: Spec | None = None, **branches: Spec) -> None:
+    def __init__(self, pre: Spec | None = None, dropout: float = 0.0, **branches: Spec) -> None:
         super().__init__()
-        self.pre_norm = make(pre)
+        self.pre_norm, self.dropout_prob = make(pre), dropout
         self.order = tuple(branches)
         for name, branch in branches.items():
             setattr(self, name, make(branch))
@@ -68,6 +68,8 @@ class Parallel(Block):
         for name in self.order:
             branch = getattr(self, name)
             y = y + branch.change(branch.normed(h), x, ctx)
+        if self.training and self.dropout_prob:
+            y = x + F.dropout(y - x, self.dropout_prob)
         return y if self.site is None else self.site(y)
 
 
@@ -82,7 +84,7 @@ class Stack(Block):
 
     embed: token or patch embedding, or None where the caller brings states. norm: final norm. project: (from, to)
     widths of a Linear without bias after it (OPT). dropout: on the final states (T5). position: a bias shared by all layers (see `StackBias`).
-    layer_drop: chance that training skips a layer. record: the last entry of hidden_states is the final states ("normed"), or those before the norm ("raw").
+    layer_drop: chance that training skips a layer. record: the last entry of hidden_states is the final states ("normed"), or those before the norm ("raw"); "layers": hidden_states are the outputs of all layers and the final states, without the embedding (Mamba).
     """
 
     def __init__(
@@ -108,7 +110,7 @@ class Stack(Block):
 
     def run(self, x: Tensor, ctx: Context, ids: Tensor | None = None, record_states: bool = False) -> StackOutput:
         """From embedded states x (B, S, D) to the output; `ids` only serve a pool that looks for the end token."""
-        states = [x] if record_states else None
+        states: list[Tensor] | None = ([] if self.record == "layers" else [x]) if record_states else None
         if self.position is not None:
             ctx.memo["stack-bias"] = self.position
         last = len(self.layers) - 1
@@ -120,7 +122,7 @@ class Stack(Block):
                 x = checkpoint(layer, x, ctx, use_reentrant=False)
             else:
                 x = layer(x, ctx)
-            if states is not None and (index < last or self.record == "raw"):
+            if states is not None and (index < last or self.record != "normed"):
                 states.append(x)
         if self.norm is not None:
             x = self.norm(x)
@@ -128,7 +130,7 @@ class Stack(Block):
             x = F.dropout(x, self.dropout_prob)
         if self.project is not None:
             x = self.project(x)
-        if states is not None and self.record == "normed" and last >= 0:
+        if states is not None and self.record != "raw" and (last >= 0 or self.record == "layers"):
             states.append(x)
         if ctx.cache is not None:
             ctx.cache.length = ctx.start + ctx.length
@@ -173,6 +175,23 @@ class EncoderDecoder(Block):
         self.encoder, self.decoder = make(encoder), make(decoder)
         if shared:
             self.decoder.embed.tokens.weight = self.encoder.embed.tokens.weight
+
+
+@dataclass
+class DualOutput:
+    """What two towers computed."""
+
+    text: StackOutput
+    other: StackOutput
+
+
+class Dual(Block):
+    """Two towers side by side, by name: `Dual(text=..., image=...)`; a head compares their vectors (CLIP)."""
+
+    def __init__(self, **towers: Spec) -> None:
+        super().__init__()
+        for name, tower in towers.items():
+            setattr(self, name, make(tower))
 
 
 def _tuple(items: list[Any] | None) -> tuple[Any, ...] | None:

@@ -29,6 +29,8 @@ Decoder = Callable[[torch.Tensor, torch.Tensor], None]
 
 def dequantize(raw: torch.Tensor, ggml_type: str) -> torch.Tensor:
     """Float32 values, flat, of uint8 blocks, flat, of one ggml type; integer types stay integers."""
+    if not len(raw):
+        return torch.empty(0, dtype=_result_dtype(ggml_type))
     if ggml_type in PLAIN_TYPES:
         values = raw.view(PLAIN_TYPES[ggml_type])
         return values.float() if values.is_floating_point() else values
@@ -41,6 +43,11 @@ def dequantize(raw: torch.Tensor, ggml_type: str) -> torch.Tensor:
     for start in range(0, len(blocks), step):
         decode(blocks[start : start + step], out[start : start + step])
     return out.view(-1)
+
+
+def _result_dtype(ggml_type: str) -> torch.dtype:
+    dtype = PLAIN_TYPES.get(ggml_type, torch.float32)
+    return torch.float32 if dtype.is_floating_point else dtype
 
 
 def _by_gguf(raw: torch.Tensor, ggml_type: str) -> torch.Tensor:

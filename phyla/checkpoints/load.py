@@ -1,7 +1,9 @@
 """from_pretrained: a checkpoint into a model, built on the meta device and filled by assignment."""
 
 import os
+import re
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from phyla.errors import (
     UnexpectedWeightsError,
     nearest,
 )
-from phyla.model import PreTrainedModel, init_module
+from phyla.model import PreTrainedModel, assign, init_module, materialise, places_of
 
 
 def from_pretrained(
@@ -159,7 +161,7 @@ def fill(
     spelled = {modern(name): name for name in weights.infos}
     lines = choose_lines(layout, spelled)
     tensors = tensors_of(model)
-    owners = _owners(model)
+    places = places_of(model)
     reads: dict[str, Line] = {}
     fresh: list[str] = []
     for line in lines:
@@ -204,7 +206,7 @@ def fill(
                     f"{line.theirs[0]} must hold floating numbers, but holds {new.dtype} ({report.source})"
                 )
             new = new.to(device=device, dtype=dtype if old.is_floating_point() else new.dtype)
-            _assign(owners[id(old)], old, new.contiguous())
+            assign(places, old, new.contiguous())
             report.loaded += 1
     _fill_rest(model, fresh, dtype, device)
 
@@ -235,8 +237,6 @@ def _find_unexpected(
     report: LoadReport,
     done: set[str] | frozenset[str],
 ) -> None:
-    import re
-
     known = {name for names in (*layout.aliases.values(), *layout.copies.values()) for name in names}
     known |= {name.removeprefix(layout.prefix + ".") for name in known if layout.prefix}
     known |= {name for line in lines if set(line.ours) <= done for name in line.theirs}
@@ -247,53 +247,29 @@ def _find_unexpected(
         report.unexpected.append(name)
 
 
-def _owners(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
-    """Where each tensor hangs: (module, attribute), several for a tied one."""
-    owners: dict[int, list[tuple[nn.Module, str]]] = {}
-    for module in model.modules():
-        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if tensor is not None:
-                owners.setdefault(id(tensor), []).append((module, name))
-    return owners
-
-
-def _assign(places: list[tuple[nn.Module, str]], old: Tensor, new: Tensor) -> None:
-    value = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
-    for module, name in places:
-        (module._parameters if isinstance(old, nn.Parameter) else module._buffers)[name] = value
-
-
 def _fill_rest(model: PreTrainedModel, fresh: list[str], dtype: torch.dtype, device: torch.device) -> None:
-    """Give memory to whatever is still on the meta device: fresh parameters and tables that are computed."""
-    places = _owners(model)
-    for path, module in list(model.named_modules()):
-        mine = {p.rpartition(".")[2] for p in fresh if p.rpartition(".")[0] == path}
-        kept = {
-            n: t.detach().clone()
-            for n, t in module._parameters.items()
-            if mine and t is not None and not t.is_meta
-        }
-        for store in (module._parameters, module._buffers):
-            for tensor in list(store.values()):
-                if tensor is None or not tensor.is_meta:
-                    continue
-                parameter = isinstance(tensor, nn.Parameter)
-                kind = dtype if tensor.is_floating_point() and parameter else tensor.dtype
-                _assign(places[id(tensor)], tensor, torch.empty(tensor.shape, dtype=kind, device=device))
-        if not mine:
-            continue
-        init_module(module, float(getattr(model.config, "initializer_range", 0.02) or 0.02))
-        with torch.no_grad():
-            for name, value in kept.items():
-                getattr(module, name).copy_(value)
+    """Fresh values for what the file lacks, and memory for the tables that are computed."""
+    holders = {path.rpartition(".")[0] for path in fresh}
+    kept = {
+        path: tensor.detach().clone()
+        for path, tensor in tensors_of(model).items()
+        if path.rpartition(".")[0] in holders and not tensor.is_meta
+    }
+    materialise(model, device, dtype)
+    std = float(getattr(model.config, "initializer_range", None) or 0.02)
+    for path in holders:
+        init_module(model.get_submodule(path), std)
+    tensors = tensors_of(model)
+    with torch.no_grad():
+        for path, value in kept.items():
+            if path not in fresh:
+                tensors[path].copy_(value)
 
 
 def _judge(
     model: PreTrainedModel, report: LoadReport, named: list[str], strict: bool, allow_missing: Sequence[str]
 ) -> None:
     """Raise for what must not be passed over, warn for the rest."""
-    from fnmatch import fnmatchcase
-
     name = type(model).__name__
     hard = [n for n in report.missing if not any(fnmatchcase(n, p) for p in allow_missing)]
     if name not in named:

@@ -73,7 +73,14 @@ def _hub_blobs(folder: Path) -> list[Path]:
     return []
 
 
-def open_regular(path: str | os.PathLike) -> io.FileIO:
+class RegularFile(io.FileIO):
+    """A file that is closed when it is collected, without the warning: who reads weights need not close them."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def open_regular(path: str | os.PathLike) -> RegularFile:
     """Open a regular file for unbuffered binary reading, at once and without following links to nothing.
 
     Raises MissingFileError (absent, dangling link, loop of links) and CorruptFileError (directory, FIFO, device, unreadable).
@@ -86,7 +93,7 @@ def open_regular(path: str | os.PathLike) -> io.FileIO:
     try:
         mode = os.stat(path).st_mode
         if stat.S_ISREG(mode):
-            file = io.FileIO(os.open(path, flags), "rb")
+            file = RegularFile(os.open(path, flags), "rb")
             mode = os.fstat(file.fileno()).st_mode
     except (OSError, ValueError) as error:
         raise _cannot_open(path, error) from error

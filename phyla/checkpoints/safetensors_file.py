@@ -255,6 +255,8 @@ class SafetensorsFile(Weights):
 
     def _tensor(self, name: str, data: np.ndarray, start: int, dtype: torch.dtype | None) -> torch.Tensor:
         entry, info = self.entries[name], self.infos[name]
+        if entry.start == entry.stop:
+            return torch.empty(info.shape, dtype=dtype or info.dtype)
         part = data[entry.start - start : entry.stop - start]
         if part.ctypes.data % info.dtype.itemsize:
             part = part.copy()

@@ -50,17 +50,19 @@ def models(
     if as_json:
         sys.stdout.writelines(json.dumps(plain(row)) + "\n" for row in rows)
         return
-    table = Table(box=box.SIMPLE_HEAD if output().is_terminal else None, pad_edge=False)
+    if not output().is_terminal:
+        cells = ((row.model_type, row.modality, name, task) for row in rows for name, task in row.classes.items())
+        sys.stdout.writelines("\t".join(line) + "\n" for line in cells)
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("family", "modality", "class", "task"):
         table.add_column(title, overflow="fold")
     for row in rows:
         for index, (name, task) in enumerate(row.classes.items()):
-            first = index == 0 or not output().is_terminal
-            table.add_row(row.model_type if first else "", row.modality if first else "", name, task or "")
+            table.add_row(*((row.model_type, row.modality) if index == 0 else ("", "")), name, task)
     output().print(table)
     classes = sum(len(row.classes) for row in rows)
-    if output().is_terminal:
-        messages().print(f"[dim]{len(rows)} families, {classes} classes[/]")
+    messages().print(f"[dim]{len(rows)} families, {classes} classes[/]")
 
 
 def plain(row: "Row") -> dict[str, Any]:

@@ -4,6 +4,7 @@ A weight is w = sum over planes p of (code_p - 8) * scale_p + zero_p. One plane 
 hold 8-bit weights (high and low half). The planes stand side by side along the inputs, so one kernel does them all.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -113,26 +114,42 @@ class NibbleMatrix:
 
     def _dense_matmul(self, x: Tensor) -> Tensor:
         """The product with the weights expanded piece by piece, in the dtype of x."""
-        block = 2 * self.codes.shape[2]
-        step = max(1, _PIECE // (self.shape[1] * block))
-        pieces = [x @ self._expand(b, min(b + step, len(self.codes)), x.dtype) for b in range(0, len(self.codes), step)]
-        return torch.cat(pieces, 1)[:, : self.shape[0]]
+        y = x.new_empty(len(x), self.scales.shape[1])
+        for first, piece in self._expanded(x.dtype):
+            y[:, first : first + piece.shape[1]] = x @ piece
+        return y[:, : self.shape[0]]
 
-    def _expand(self, first: int, last: int, dtype: torch.dtype) -> Tensor:
-        """The weights of the blocks first..last, transposed: (K, rows)."""
+    def _expanded(self, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
+        """The weights, transposed, in pieces: number of the first row, and (K, rows) in memory that the next piece takes."""
         width, half = self.shape[1], self.codes.shape[2]
-        columns, rows = self.planes * width, (last - first) * 2 * half
-        codes = self.codes[first:last, :columns].transpose(0, 1)  # (columns, blocks, half)
-        values = torch.empty(columns, last - first, 2, half, dtype=dtype, device=codes.device)
-        values[:, :, 0] = codes & 15
-        values[:, :, 1] = codes >> 4
-        table = self.scales[: columns // GROUP, first * 2 * half : last * 2 * half]
-        if self.fine is not None and dtype == torch.float32:
-            table = table.float() + self.fine[: columns // GROUP, first * 2 * half : last * 2 * half].float()
-        scale, zero = table.to(dtype).unbind(-1)  # (groups, rows)
-        values = values.view(-1, GROUP, rows).sub_(8)
-        values = torch.addcmul(zero[:, None], values, scale[:, None]).view(self.planes, width, rows)
-        return values[0] if self.planes == 1 else values.sum(0)
+        columns, device = self.planes * width, self.codes.device
+        table = self.scales[: columns // GROUP].float()
+        if self.fine is not None:
+            table += self.fine[: columns // GROUP].float()
+        scale = table[..., 0].contiguous()  # (groups, N)
+        zero = table[..., 1] - 8 * scale
+        step = max(1, _PIECE // (columns * 2 * half))
+        # Fresh memory costs more than the arithmetic here, so all pieces share it.
+        both = torch.empty(columns, step, 2, half, dtype=torch.uint8, device=device)
+        wide = torch.empty(columns, step, 2, half, device=device)
+        cast = None if dtype == torch.float32 else torch.empty(width, step * 2 * half, dtype=dtype, device=device)
+        for block in range(0, len(self.codes), step):
+            codes = self.codes[block : block + step, :columns].transpose(0, 1)  # (columns, blocks, half)
+            count = codes.shape[1]
+            if count < step:
+                both, wide = (t.view(-1)[: columns * count * 2 * half].view(-1, count, 2, half) for t in (both, wide))
+            torch.bitwise_and(codes, 15, out=both[:, :, 0])
+            torch.bitwise_right_shift(codes, 4, out=both[:, :, 1])
+            rows = slice(block * 2 * half, (block + count) * 2 * half)
+            values = wide.copy_(both).view(-1, GROUP, count * 2 * half)
+            torch.addcmul(zero[:, None, rows], values, scale[:, None, rows], out=values)
+            values = values.view(self.planes, width, -1)
+            for plane in values[1:]:
+                values[0].add_(plane)
+            if cast is None:
+                yield rows.start, values[0]
+            else:
+                yield rows.start, cast.view(-1)[: values[0].numel()].view_as(values[0]).copy_(values[0])
 
     def rows(self, index: Tensor, dtype: torch.dtype) -> Tensor:
         """Rows of the matrix at `index` (any shape), expanded: (*index, K)."""
@@ -151,7 +168,10 @@ class NibbleMatrix:
 
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The whole matrix expanded: (N, K)."""
-        return self._expand(0, len(self.codes), dtype)[:, : self.shape[0]].t().contiguous()
+        out = torch.empty(self.scales.shape[1], self.shape[1], dtype=dtype, device=self.codes.device)
+        for first, piece in self._expanded(dtype):
+            out[first : first + piece.shape[1]] = piece.t()
+        return out[: self.shape[0]]
 
 
 @cache

@@ -43,13 +43,13 @@ def merge_config(
     As in the reference, models saved before its release 4.50 lend only their special ids to a given configuration.
     """
     own = getattr(model, "generation_config", None)
+    if own is None:
+        own = GenerationConfig.from_model_config(model.config)
     if config is None:
-        return own.copy() if own is not None else GenerationConfig()
+        return own.copy()
     if not isinstance(config, GenerationConfig):
         raise ArgumentError(f"generation_config must be a GenerationConfig, but is a {type(config).__name__}")
     merged = config.copy()
-    if own is None:
-        return merged
     if use_model_defaults is None:
         use_model_defaults = _release(getattr(own, "transformers_version", None)) >= (4, 50)
     for name in DEFAULTS if use_model_defaults else SPECIAL_IDS:

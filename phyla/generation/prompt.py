@@ -21,9 +21,6 @@ _GENERIC = ("input_ids", "inputs_embeds", "attention_mask", "encoder_outputs", "
 # ids past the vocabulary that stand for an image, a frame, ... and never reach the embedding
 _PLACEHOLDERS = ("image_token_index", "image_token_id", "video_token_index", "video_token_id", "audio_token_index",
                  "audio_token_id", "vision_start_token_id", "vision_end_token_id")  # fmt: skip
-# the checkpoint families whose decoder prompts need not begin with the start token
-_FREE_START = ("donut-swin", "whisper")
-
 
 @dataclass
 class Prompt:
@@ -203,17 +200,12 @@ def _decoder_start(model: nn.Module, ids: Any, mask: Tensor | None, rows: int, c
     if ids is None:
         return first, mask
     ids = _checked_ids(ids, "decoder_input_ids", device, model)
-    if first is None or not _needs_start(model.config) or bool((ids[:, :1] == first).any()):
+    free = getattr(model, "free_decoder_start", False)  # decoder prompts that begin as they like
+    if first is None or free or bool((ids[:, :1] == first).any()):
         return ids, mask
     if mask is not None:
         mask = torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1)
     return torch.cat([first, ids], dim=1), mask
-
-
-def _needs_start(config: Any) -> bool:
-    encoder = getattr(config, "encoder", None)
-    kinds = (getattr(config, "model_type", ""), getattr(encoder, "model_type", ""))
-    return not any(kind in _FREE_START for kind in kinds)
 
 
 def _checked_ids(

@@ -24,6 +24,8 @@ class Call:
     bool_masked_pos: Tensor | None = None
     logits_to_keep: int | Tensor = 0
     num_choices: int = 0
+    mc_token_ids: Tensor | None = None
+    mc_labels: Tensor | None = None
     num_items_in_batch: int | Tensor | None = None
 
 

@@ -14,10 +14,10 @@ from phyla.heads.loss import check_labels, cross_entropy, label_loss
 from phyla.outputs import ModelOutput, SequenceClassifierOutput, TokenClassifierOutput
 
 
-def dropout_of(config: Any, keys: tuple[str, ...]) -> float:
-    """The first of these config keys that has a value, or 0."""
+def dropout_of(config: Any, keys: tuple[str | float, ...]) -> float:
+    """The first of these config keys that has a value, or 0; a number among them is itself."""
     for key in keys:
-        value = getattr(config, key, None)
+        value = getattr(config, key, None) if isinstance(key, str) else key
         if value is not None:
             return float(value)
     return 0.0
@@ -92,7 +92,7 @@ class Classify(Head):
     on: str = "pool"
     dense: str = ""
     bias: bool = True
-    dropout: tuple[str, ...] = ()
+    dropout: tuple[str | float, ...] = ()
     dropout_first: bool = True
 
     def make(self, config: Any, width: int) -> HeadModule:
@@ -125,7 +125,7 @@ class TokenClassify(Head):
 
     task: ClassVar[str] = "token-classification"
     output: type[ModelOutput] = TokenClassifierOutput
-    dropout: tuple[str, ...] = ()
+    dropout: tuple[str | float, ...] = ()
 
     def make(self, config: Any, width: int) -> HeadModule:
         return _Tokens(self, config, width)

@@ -244,8 +244,8 @@ def read_modules(folder: Path) -> list[tuple[str, str]]:
     """(class name, subfolder) of each step of modules.json, in order; empty where there is none."""
     if not folder.is_dir() or not (folder / "modules.json").exists():
         return []
-    rows: Any = read_json(folder / "modules.json")
-    if not isinstance(rows, list) or not all(isinstance(r, dict) and "type" in r for r in rows):
+    rows = read_json(folder / "modules.json", kind=list)
+    if not all(isinstance(r, dict) and "type" in r for r in rows):
         raise ConfigError(f"modules.json must be a list of objects with a type ({folder / 'modules.json'})")
     modules = [(str(row["type"]).rpartition(".")[2], str(row.get("path", ""))) for row in rows]
     if not modules or modules[0][0] != "Transformer":

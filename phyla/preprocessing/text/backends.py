@@ -8,6 +8,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from phyla.errors import ArgumentError, TokenizerFileError
 
 from . import byte_level
+from .charsmap import charsmap_normalizer
 from .clip import CLIP_PATTERN, END_OF_WORD
 from .layout import template
 from .sentencepiece_model import ModelType, PieceType, bpe_merges, read_sentencepiece
@@ -177,10 +178,8 @@ def spm_normalizer(data, *before):
     """Normalisation of a unigram model as tokenizer.json files write it."""
     steps = list(before)
     if data.normalizer.precompiled_charsmap:
-        steps.append(normalizers.Precompiled(data.normalizer.precompiled_charsmap))
-        steps += [normalizers.Strip(left=False, right=True), normalizers.Replace(Regex(" {2,}"), SPACE)]
-    else:
-        steps += [normalizers.Strip(left=False, right=True), normalizers.Replace(Regex(" {2,}"), SPACE)]
+        steps.append(charsmap_normalizer(data.normalizer.precompiled_charsmap))
+    steps += [normalizers.Strip(left=False, right=True), normalizers.Replace(Regex(" {2,}"), SPACE)]
     return normalizers.Sequence(steps)
 
 

@@ -245,9 +245,11 @@ class PreTrainedTokenizerBase(SpecialTokens, Assembly, ChatTemplates, TokenizerF
     def _checked_ids(self, ids, skip_invalid: bool) -> list[int]:
         limit = self._id_limit()
         try:
-            bad = next((i for i in ids if not 0 <= i < limit), None)
+            bad = next((i for i in ids if not (0 <= i < limit and isinstance(i, int))), None)
         except TypeError as error:
             raise TokenizerInputError(f"decode wants integers, but got {_short(ids)}") from error
+        if bad is not None and not isinstance(bad, int):
+            raise TokenizerInputError(f"decode wants integers, but got {_short(bad)} ({type(bad).__name__})")
         if bad is None:
             return list(ids)
         if skip_invalid:

@@ -85,7 +85,7 @@ class ChatTemplates:
         for chat in chats:
             text, assistant = render(
                 template, chat, tools=tools, documents=documents, add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message, **{**self.special_tokens_map, **variables},
+                continue_final_message=continue_final_message, variables=variables, special_tokens=self.special_tokens_map,
             )  # fmt: skip
             texts.append(text)
             spans.append(assistant)

@@ -27,6 +27,7 @@ class PythonCLIP(PythonByteLevel):
 
     def _load(self, settings: dict) -> None:
         super()._load(settings)
+        self._merger.kept.update({token: [token] for token in ("<|startoftext|>", "<|endoftext|>")})
         self._mend = text_mender()
         self._clean = BasicTokenizer(strip_accents=False, do_split_on_punc=False)
 

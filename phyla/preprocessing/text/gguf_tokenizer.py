@@ -53,8 +53,13 @@ _CLASSES = {
 }
 
 
-def from_gguf(source: str | os.PathLike | GGUFHeader) -> tuple[Tokenizer, dict[str, object]]:
+def from_gguf(
+    source: str | os.PathLike | GGUFHeader, pre_tokenizer: str | None = None
+) -> tuple[Tokenizer, dict[str, object]]:
     """The tokenizer of a GGUF file, given by path or by its header, and what tokenizer_config.json would say about it.
+
+    `pre_tokenizer` stands in for the name that a byte-level file gives ("gpt-2" does what Transformers 4.50 does with llama files,
+    which cuts numbers otherwise than the model was trained with).
 
     The second value has the special tokens by public name, `add_bos_token`, `add_eos_token`, `chat_template` (a string, or a list of
     named ones), `model_max_length`, `additional_special_tokens` and `tokenizer_class`. Tensor data is not touched.
@@ -62,6 +67,7 @@ def from_gguf(source: str | os.PathLike | GGUFHeader) -> tuple[Tokenizer, dict[s
     """
     header = source if isinstance(source, GGUFHeader) else read_header(Path(source))
     fields = _Fields(header)
+    fields.pre = pre_tokenizer or fields.pre
     kind = fields.get("model", str)
     builders = {"gpt2": _byte_level, "llama": _sentencepiece, "t5": _sentencepiece, "bert": _wordpiece}
     if kind is None or kind not in builders:

@@ -1,13 +1,17 @@
 """SentencePiece tokenizers of the Python kind (Llama, Gemma, T5, ...): SentencePiece's own pieces and decoding."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from phyla.errors import TokenizerFileError
 
-from .sentencepiece_model import PieceType, read_sentencepiece
+from .sentencepiece_model import ModelType, PieceType, read_sentencepiece
 from .sentencepiece_tokenizer import from_sentencepiece
+from .charsmap import charsmap_normalizer
+from .prefix_map import LongestPrefixes
 from .slow import PreTrainedTokenizer
 from .table import FromTable
+from .viterbi import UnigramPieces
 
 SPACE = "▁"
 
@@ -21,7 +25,14 @@ class PieceModel:
         self.prefix = spec.add_dummy_prefix if add_dummy_prefix is None else add_dummy_prefix
         self.strips = self.prefix or spec.remove_extra_whitespaces
         self.strips_all = spec.remove_extra_whitespaces
-        self.backend = from_sentencepiece(self.model, match_control=False, add_dummy_prefix=add_dummy_prefix)
+        kept = [piece for _, piece in self.model.of_type(PieceType.USER_DEFINED)]
+        self._rewrite = LongestPrefixes(spec.precompiled_charsmap, kept) if spec.precompiled_charsmap else None
+        if spec.precompiled_charsmap:
+            charsmap_normalizer(spec.precompiled_charsmap, str(path))  # raises where the map is damaged
+        plain = replace(self.model, normalizer=replace(spec, precompiled_charsmap=b""))
+        self.backend = from_sentencepiece(plain, match_control=False, add_dummy_prefix=add_dummy_prefix)
+        unigram = self.model.trainer.model_type == ModelType.UNIGRAM
+        self.unigram = UnigramPieces(self.model) if unigram else None
         self.pieces = self.model.pieces
         self.ids = {piece: index for index, piece in reversed(list(enumerate(self.pieces)))}
         self.types = self.model.types
@@ -33,9 +44,13 @@ class PieceModel:
 
     def encode(self, text: str) -> list[str]:
         """The pieces of a text; an unknown stretch is a piece with its own characters."""
+        if self._rewrite is not None:
+            text = self._rewrite(text)
+        if self.unigram is not None:
+            return self.unigram(self.backend.normalizer.normalize_str(text))
         encoding = self.backend.encode(text, add_special_tokens=False)
-        if self.pieces[self.unk_id] not in encoding.tokens:
-            return encoding.tokens  # unigram models name unknown stretches by their characters
+        if self.unk_id not in encoding.ids:
+            return encoding.tokens
         normal = self.backend.normalizer.normalize_str(text)
         return self._with_surfaces(encoding, normal)
 
@@ -44,7 +59,7 @@ class PieceModel:
         tokens, place = [], 0
         ids, names = encoding.ids, encoding.tokens
         for i, (index, name) in enumerate(zip(ids, names)):
-            if index != self.unk_id or name != self.pieces[index]:
+            if index != self.unk_id:
                 place = normal.find(name, place) + len(name) if name in normal[place:] else place
                 tokens.append(name)
                 continue

@@ -53,9 +53,6 @@ def check_method(budget: Budget, text: str, name: str, args: tuple, kwargs: dict
         budget.list(_splits(text, _argument(args, kwargs, 0, "sep"), _argument(args, kwargs, 1, "maxsplit")))
     elif name == "splitlines":
         budget.list((sum(map(text.count, _LINE_ENDS)) + 1) * _ITEM + len(text))
-    elif name in ("format", "format_map"):
-        check_braces(budget, text, args, kwargs)
-
 
 def check_braces(budget: Budget, text: str, args: tuple, kwargs: dict) -> None:
     """Refuse `text.format(...)` with a result too large."""

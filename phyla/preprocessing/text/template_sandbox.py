@@ -16,7 +16,7 @@ from jinja2.utils import Cycler, Joiner, Namespace
 from jinja2.visitor import NodeTransformer
 
 from phyla.preprocessing.text.template_budget import Refusal, active
-from phyla.preprocessing.text.template_growth import FILTER_CHECKS, check_method, check_operator
+from phyla.preprocessing.text.template_growth import FILTER_CHECKS, check_braces, check_method, check_operator
 
 _STR_METHODS = frozenset(
     "capitalize casefold center count endswith expandtabs find format format_map index isalnum isalpha isascii isdecimal isdigit "
@@ -47,8 +47,8 @@ _COMPARISONS = {"eq": eq, "ne": ne, "lt": lt, "lteq": le, "gt": gt, "gteq": ge}
 _COMPARING_TESTS = frozenset(("eq", "equalto", "==", "ne", "!=", "lt", "lessthan", "<", "le", "<=", "gt", "greaterthan", ">", "ge", ">=", "in"))
 _CONTAINERS = (list, tuple, dict)
 # Names of our own filters hold a space, so no template can spell them.
-_TURNS, _CONCAT, _BUILT, _KEY, _COMPARE, _COMPARED, _LITERAL, _MARK = (
-    f"{name} of phyla" for name in ("turns", "concat", "built", "key", "compare", "compared", "literal", "mark")
+_TURNS, _CONCAT, _BUILT, _KEY, _COMPARE, _COMPARED, _SEARCHED, _LITERAL, _MARK = (
+    f"{name} of phyla" for name in ("turns", "concat", "built", "key", "compare", "compared", "searched", "literal", "mark")
 )
 MARKS = ("\x02phyla assistant\x03", "\x02phyla end of assistant\x03")
 
@@ -113,9 +113,8 @@ class _Rewriter(NodeTransformer):
             return self._filter(sides, _COMPARE, node.ops[0].op)
         # `in` compares the left side with what the right one holds; chains are rare.
         node.expr = self._filter(node.expr, _COMPARED)
-        if len(node.ops) > 1:
-            for op in node.ops:
-                op.expr = self._filter(op.expr, _COMPARED)
+        for op in node.ops:
+            op.expr = self._filter(op.expr, _SEARCHED if len(node.ops) == 1 else _COMPARED)
         return node
 
 
@@ -170,18 +169,33 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         if isinstance(obj, BuiltinMethodType):
             return self.is_safe_attribute(obj.__self__, obj.__name__, obj)
         if isinstance(obj, MethodType):
-            return isinstance(obj.__self__, (Cycler, LoopContext)) or _is_formatter(obj)
+            return isinstance(obj.__self__, (Cycler, LoopContext))
         # Functions only come in as globals or from the caller.
         return obj in (Namespace, Cycler, Joiner) or isinstance(obj, (FunctionType, Macro, LoopContext, Joiner, BlockReference, Undefined))
 
+    def unsafe_undefined(self, obj, attribute):
+        raise Refusal(f"attribute {attribute!r} of a {type(obj).__name__} is not allowed in a template")
+
     def getattr(self, obj, attribute):
-        if type(obj) is dict and attribute not in _DICT_METHODS:
+        if type(obj) is dict and attribute not in _DICT_METHODS and not attribute.startswith("_"):
             try:
                 return obj[attribute]
             except KeyError:
-                unsafe = hasattr(obj, attribute)
-                return self.unsafe_undefined(obj, attribute) if unsafe else self.undefined(obj=obj, name=attribute)
+                return self.undefined(obj=obj, name=attribute)
         return super().getattr(obj, attribute)
+
+    def wrap_str_format(self, value):
+        """Jinja's safe stand-in for str.format, which also refuses wide results."""
+        safe = super().wrap_str_format(value)
+        if safe is None:
+            return None
+        text = value.__self__
+
+        def checked(*args, **kwargs):
+            check_braces(active.get(), text, args, kwargs)
+            return safe(*args, **kwargs)
+
+        return checked
 
     def getitem(self, obj, argument):
         if isinstance(argument, tuple):
@@ -201,19 +215,16 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         if isinstance(owner, str) and isinstance(__obj, BuiltinMethodType):
             if __obj.__name__ == "join":
                 return _join_texts(budget, owner, *args, **kwargs)
+            budget.step(len(owner) >> 10)
             check_method(budget, owner, __obj.__name__, args, kwargs)
         elif isinstance(__obj, LoopContext) and args:
             args = (_turns(args[0]), *args[1:])
         elif owner is not None and not isinstance(owner, (dict, Cycler)):
             # index, count and loop.changed compare their arguments with values.
+            budget.step(len(owner) >> 6 if isinstance(owner, (list, tuple)) else 1)
             for arg in args:
                 budget.walk(arg)
         return budget.result(super().call(__context, __obj, *args, **kwargs))
-
-
-def _is_formatter(method: MethodType) -> bool:
-    # The sandbox swaps str.format for a method of its own, which cannot be reached by name.
-    return isinstance(method.__self__, str) and method.__name__ in ("format", "format_map")
 
 
 @pass_context
@@ -345,6 +356,12 @@ def _compared(value):
     return value
 
 
+def _searched(value):
+    if isinstance(value, (str, list, tuple, range)):
+        active.get().step(1 + (len(value) >> (12 if isinstance(value, str) else 6)))
+    return value
+
+
 def _built(value):
     return active.get().result(value)
 
@@ -392,6 +409,7 @@ _OWN_FILTERS = {
     _KEY: _key,
     _COMPARE: _compare,
     _COMPARED: _compared,
+    _SEARCHED: _searched,
     _LITERAL: _literal,
     _MARK: _mark,
 }

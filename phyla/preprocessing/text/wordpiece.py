@@ -56,6 +56,28 @@ def is_cjk(code: int) -> bool:
     return any(low <= code <= high for low, high in _CJK)
 
 
+class _CharMap(dict):
+    """A table for `str.translate` that asks a function once for each character."""
+
+    def __init__(self, rule):
+        self.rule = rule
+
+    def __missing__(self, code: int) -> str:
+        self[code] = self.rule(chr(code))
+        return self[code]
+
+
+def _cleaned(char: str) -> str:
+    if ord(char) in (0, 0xFFFD) or is_control(char):
+        return ""
+    return " " if is_whitespace(char) else char
+
+
+_CLEAN = _CharMap(_cleaned)
+_SPACE_CJK = _CharMap(lambda char: f" {char} " if is_cjk(ord(char)) else char)
+_CUT_PUNCTUATION = _CharMap(lambda char: f"\0{char}\0" if is_punctuation(char) else char)
+
+
 class BasicTokenizer:
     """Words and punctuation of a text: cleans it, puts spaces around Chinese characters, lowers case, strips accents.
 
@@ -76,7 +98,7 @@ class BasicTokenizer:
         kept = self.never_split.union(never_split or ())
         text = self._clean_text(text)
         if self.tokenize_chinese_chars:
-            text = "".join(f" {char} " if is_cjk(ord(char)) else char for char in text)
+            text = text.translate(_SPACE_CJK)
         parts = []
         for word in words_of(unicodedata.normalize("NFC", text)):
             if word not in kept:
@@ -96,19 +118,11 @@ class BasicTokenizer:
     def _run_split_on_punc(self, text: str, never_split=None) -> list[str]:
         if not self.do_split_on_punc or (never_split and text in never_split):
             return [text]
-        parts, word = [], ""
-        for char in text:
-            if is_punctuation(char):
-                parts += [word, char] if word else [char]
-                word = ""
-            else:
-                word += char
-        return [*parts, word] if word else parts
+        return [part for part in text.translate(_CUT_PUNCTUATION).split("\0") if part]
 
     @staticmethod
     def _clean_text(text: str) -> str:
-        kept = (char for char in text if ord(char) not in (0, 0xFFFD) and not is_control(char))
-        return "".join(" " if is_whitespace(char) else char for char in kept)
+        return text.translate(_CLEAN)
 
 
 class WordpieceTokenizer:

@@ -1,0 +1,103 @@
+"""Vision Transformer (Dosovitskiy et al. 2020, arXiv:2010.11929), with masked patches (SimMIM, arXiv:2111.09886).
+
+Public checkpoints: google/vit-base-patch16-224 and every `model_type: vit`.
+Differs from the plain encoder in: patches with a class vector in front, norms before each branch and at the end.
+"""
+
+from functools import partial
+
+from phyla.blocks import (
+    FFN, Attention, Encoder, Heads, Layer, LayerNorm, PatchEmbed, Pool, repeat, residual,
+)  # fmt: skip
+from phyla.checkpoints.names import NameMap, To
+from phyla.checkpoints.ops import Reshape
+from phyla.config import PretrainedConfig
+from phyla.family import family
+from phyla.heads import Backbone, Head, ImageClassify, MaskedImage
+from phyla.outputs import BaseModelOutputWithPooling
+from phyla.skeletons import VisionModel
+
+
+class Config(PretrainedConfig):
+    """Keys and defaults of the public config.json."""
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.0
+    attention_probs_dropout_prob: float = 0.0
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    image_size: int | list = 224
+    patch_size: int | list = 16
+    num_channels: int = 3
+    qkv_bias: bool = True
+    encoder_stride: int = 16
+    pooler_output_size: int | None = None
+    pooler_act: str = "tanh"
+
+    def finish(self) -> None:
+        if self.pooler_output_size is None:
+            self.pooler_output_size = self.hidden_size
+
+
+def pair(size: int | list) -> tuple[int, int]:
+    """(height, width) of a size that config.json gives as one number or as two."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def build(c: Config, mask_token: bool = False) -> Encoder:
+    """ViT's stack; `use_mask_token` among the options of from_pretrained gives the bare backbone a mask token too."""
+    norm, drop = LayerNorm(c.hidden_size, eps=c.layer_norm_eps), c.hidden_dropout_prob
+    attn = Attention(
+        c.hidden_size, Heads(c.num_attention_heads), bias=c.qkv_bias, out_bias=True,
+        dropout=c.attention_probs_dropout_prob,
+    )  # fmt: skip
+    ffn = FFN(c.hidden_size, c.intermediate_size, act=c.hidden_act)
+    return Encoder(
+        embed=PatchEmbed(
+            pair(c.image_size), pair(c.patch_size), c.num_channels, c.hidden_size, dropout=drop,
+            mask_token=mask_token or getattr(c, "use_mask_token", False),
+        ),
+        layers=repeat(
+            c.num_hidden_layers,
+            Layer(attn=residual(attn, pre=norm, dropout=drop), ffn=residual(ffn, pre=norm, dropout=drop)),
+        ),
+        norm=norm,
+        pool=Pool(c.hidden_size, act=c.pooler_act, out=c.pooler_output_size),
+        record="raw",
+    )  # fmt: skip
+
+
+def names(c: Config) -> NameMap:
+    """ViT's public names; its embeddings have a leading dimension of one."""
+    return NameMap(
+        {
+            "embed.class_token": To("embeddings.cls_token", Reshape((1, 1, c.hidden_size))),
+            "embed.mask_token": To("embeddings.mask_token", Reshape((1, 1, c.hidden_size))),
+            "embed.position": To("embeddings.position_embeddings", Reshape((1, -1, c.hidden_size))),
+            "embed.projection": "embeddings.patch_embeddings.projection",
+            "layers.{i}.attn.pre_norm": "encoder.layer.{i}.layernorm_before",
+            "layers.{i}.attn.q": "encoder.layer.{i}.attention.attention.query",
+            "layers.{i}.attn.k": "encoder.layer.{i}.attention.attention.key",
+            "layers.{i}.attn.v": "encoder.layer.{i}.attention.attention.value",
+            "layers.{i}.attn.o": "encoder.layer.{i}.attention.output.dense",
+            "layers.{i}.ffn.pre_norm": "encoder.layer.{i}.layernorm_after",
+            "layers.{i}.ffn.up": "encoder.layer.{i}.intermediate.dense",
+            "layers.{i}.ffn.down": "encoder.layer.{i}.output.dense",
+            "norm": "layernorm",
+            "pool.dense": "pooler.dense",
+        },
+        prefix="vit",
+    )
+
+
+HEADS: dict[str, Head] = {
+    "ViTModel": Backbone(output=BaseModelOutputWithPooling, pool=True),
+    "ViTForImageClassification": ImageClassify(names={"out": "classifier"}),
+    "ViTForMaskedImageModeling": MaskedImage(names={"out": "decoder.0"}, build=partial(build, mask_token=True)),
+}
+
+family("vit", config=Config, build=build, names=names, heads=HEADS, skeleton=VisionModel, public="ViT")
