@@ -1,5 +1,6 @@
 """Environments of the peers: made once with pinned versions, or an interpreter that is there already."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,9 @@ def interpreter(name: str, given: dict[str, str]) -> str:
     folder = CACHE / "environments" / name
     python, ready = folder / "bin" / "python", folder / ".ready"
     if not ready.exists() or ready.read_text() != "\n".join(PINNED[name]):
-        print(f"making the environment of {name} ({', '.join(PINNED[name])}) ...", file=sys.stderr, flush=True)
+        print(
+            f"making the environment of {name} ({', '.join(PINNED[name])}) ...", file=sys.stderr, flush=True
+        )
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
         install = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "-qq", *PINNED[name]]
         subprocess.run(install, check=True)
@@ -39,9 +42,8 @@ def versions(python: str) -> dict[str, str]:
         "import importlib.metadata as m, json, platform\n"
         "names = 'phyla torch transformers tokenizers safetensors gguf numpy llama_cpp_python'.split()\n"
         "found = {d.metadata['Name'].lower().replace('-', '_'): d.version for d in m.distributions()}\n"
-        "print(json.dumps({'python': platform.python_version(), **{n: found[n] for n in names if n in found}}))"
+        "kept = {n: found[n] for n in names if n in found}\n"
+        "print(json.dumps({'python': platform.python_version(), **kept}))"
     )
-    import json
-
     done = subprocess.run([python, "-c", script], check=True, capture_output=True, text=True)
     return json.loads(done.stdout)

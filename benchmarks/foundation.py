@@ -33,7 +33,12 @@ TASKS = (
     Task("memory-gguf", "memory", ALL, {"kind": "gguf", "dtype": "float32"}),
     Task("speed-float32", "speed", WITHOUT_LLAMA, {"kind": "safetensors", "dtype": "float32"}),
     Task("speed-bfloat16", "speed", WITHOUT_LLAMA, {"kind": "safetensors", "dtype": "bfloat16"}),
-    Task("speed-quantised", "speed", ("phyla", "llama.cpp"), {"kind": "quantised", "dtype": "float32", "batches": [1]}),
+    Task(
+        "speed-quantised",
+        "speed",
+        ("phyla", "llama.cpp"),
+        {"kind": "quantised", "dtype": "float32", "batches": [1]},
+    ),
 )
 
 FULL = {"lengths": [16, 64, 256, 1024, 4096], "batches": [1, 8], "prompt": 512, "new": 128, "repeats": 3}
@@ -76,7 +81,14 @@ def own_goals(medians: dict[str, dict[str, float]]) -> list[tuple[str, float, st
     rows: list[tuple[str, float, str, bool]] = []
 
     def row(what: str, found: float, limit: float, at_least: bool) -> None:
-        rows.append((what, found, f"{'>=' if at_least else '<='} {limit}", found >= limit if at_least else found <= limit))
+        rows.append(
+            (
+                what,
+                found,
+                f"{'>=' if at_least else '<='} {limit}",
+                found >= limit if at_least else found <= limit,
+            )
+        )
 
     if "import" in phyla:
         row("import phyla, seconds", phyla["import"], 0.15, at_least=False)
@@ -84,9 +96,19 @@ def own_goals(medians: dict[str, dict[str, float]]) -> list[tuple[str, float, st
         share = phyla["load.safetensors.float32"] / machine["read.safetensors.float32"]
         row("safetensors load, times a plain read", share, 1.2, at_least=False)
     if "memory.share.safetensors.float32" in phyla:
-        row("peak memory of a load, times the weights", phyla["memory.share.safetensors.float32"], 1.15, at_least=False)
+        row(
+            "peak memory of a load, times the weights",
+            phyla["memory.share.safetensors.float32"],
+            1.15,
+            at_least=False,
+        )
     for dtype, size in BYTES.items():
         if f"decode.{dtype}.batch1" in phyla and machine:
             roof = machine["memory.bytes_per_second"] / (PARAMETERS * size)
-            row(f"decode {dtype}, share of what memory allows", phyla[f"decode.{dtype}.batch1"] / roof, 0.65, at_least=True)
+            row(
+                f"decode {dtype}, share of what memory allows",
+                phyla[f"decode.{dtype}.batch1"] / roof,
+                0.65,
+                at_least=True,
+            )
     return rows

@@ -1,9 +1,9 @@
 """Measures phyla and its peers side by side: every task runs once a round for every peer, in turn.
 
-    python benchmarks/runner.py                 all of foundation.py, three rounds
-    python benchmarks/runner.py --quick         short prompts, one round, to see that it works
-    python benchmarks/runner.py --only speed    tasks whose names hold a word
-    python benchmarks/runner.py --env llama.cpp=/usr/bin/python3
+python benchmarks/runner.py                 all of foundation.py, three rounds
+python benchmarks/runner.py --quick         short prompts, one round, to see that it works
+python benchmarks/runner.py --only speed    tasks whose names hold a word
+python benchmarks/runner.py --env llama.cpp=/usr/bin/python3
 """
 
 import argparse
@@ -35,10 +35,19 @@ def main() -> None:
     tasks = [t for t in foundation.TASKS if not arguments.only or any(w in t.name for w in arguments.only)]
     if not tasks:
         raise SystemExit(f"no task matches {arguments.only}; there are {[t.name for t in foundation.TASKS]}")
-    peers = [p for p in ("machine", *foundation.ALL) if not arguments.peers or p in (*arguments.peers, "phyla", "machine")]
+    peers = [
+        p
+        for p in ("machine", *foundation.ALL)
+        if not arguments.peers or p in (*arguments.peers, "phyla", "machine")
+    ]
     pythons = {peer: environments.interpreter(peer, given) for peer in peers}
     shared = foundation.QUICK if arguments.quick else foundation.FULL
-    shared = {**shared, "threads": arguments.threads, "gguf": str(foundation.gguf_file()), "folders": folders()}
+    shared = {
+        **shared,
+        "threads": arguments.threads,
+        "gguf": str(foundation.gguf_file()),
+        "folders": folders(),
+    }
     prepare(pythons, given, shared)
     samples: Samples = {peer: {} for peer in peers}
     rounds = arguments.rounds or (1 if arguments.quick else 3)
@@ -56,20 +65,26 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="short prompts, one round")
     parser.add_argument("--rounds", type=int, help="default 3, or 1 with --quick")
     parser.add_argument("--only", nargs="*", default=[], help="tasks whose names hold one of these words")
     parser.add_argument("--peers", nargs="*", default=[], help=f"of {', '.join(foundation.ALL)}; default all")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--env", action="append", default=[], metavar="NAME=PYTHON", help="use this interpreter")
+    parser.add_argument(
+        "--env", action="append", default=[], metavar="NAME=PYTHON", help="use this interpreter"
+    )
     parser.add_argument("--no-save", action="store_true", help="print only")
     return parser.parse_args()
 
 
 def folders() -> dict[str, str]:
     """Where the same weights lie as safetensors."""
-    return {dtype: str(environments.CACHE / "weights" / f"SmolLM2-135M-{dtype}") for dtype in foundation.BYTES}
+    return {
+        dtype: str(environments.CACHE / "weights" / f"SmolLM2-135M-{dtype}") for dtype in foundation.BYTES
+    }
 
 
 def prepare(pythons: dict[str, str], given: dict[str, str], shared: dict[str, Any]) -> None:
@@ -110,7 +125,9 @@ def table(medians: dict[str, dict[str, float]]) -> str:
             cells.append(shown(other) + (f"  ({ratio(measure, own, other):.2f}x)" if own and other else ""))
         rows.append(cells)
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows
+    )
 
 
 def ratio(measure: str, own: float, other: float) -> float:
@@ -132,7 +149,9 @@ def verdicts(medians: dict[str, dict[str, float]]) -> str:
     lines = ["", "goals"]
     for what, measure, peers, least in foundation.GOALS:
         own = medians.get("phyla", {}).get(measure)
-        found = [ratio(measure, own, medians[p][measure]) for p in peers if own and measure in medians.get(p, {})]
+        found = [
+            ratio(measure, own, medians[p][measure]) for p in peers if own and measure in medians.get(p, {})
+        ]
         if found:
             lines.append(verdict(what, min(found), f">= {least}", min(found) >= least))
     lines += [verdict(*row) for row in foundation.own_goals(medians)]
@@ -171,7 +190,9 @@ def machine() -> dict[str, Any]:
     """Processor, cores, memory and system, without the machine's name."""
     facts: dict[str, Any] = {"system": f"{platform.system()} {platform.machine()}", "cores": os.cpu_count()}
     with open("/proc/cpuinfo") as file:
-        facts["processor"] = next((ln.split(":", 1)[1].strip() for ln in file if ln.startswith("model name")), "unknown")
+        facts["processor"] = next(
+            (ln.split(":", 1)[1].strip() for ln in file if ln.startswith("model name")), "unknown"
+        )
     with open("/proc/meminfo") as file:
         facts["memory_bytes"] = int(file.readline().split()[1]) * 1024
     return facts

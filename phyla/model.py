@@ -140,11 +140,15 @@ class PreTrainedModel(nn.Module):
         for site in sites(self.backbone):
             yield site
 
-    def new_cache(self, batch: int, length: int) -> Cache:
-        """An empty cache with room for `length` positions of `batch` rows; forward fills it in place."""
+    def new_cache(self, batch: int, length: int) -> Cache | None:
+        """An empty cache with room for `length` positions of `batch` rows; forward fills it in place.
+
+        None where no mixer keeps memory (encoders).
+        """
         if batch <= 0 or length <= 0:
             raise ArgumentError(f"a cache needs a positive batch and length, but got {batch} and {length}")
-        return Cache.of(self, batch, length)
+        cache = Cache.of(self, batch, length)
+        return None if all(slot is None for slot in cache.slots) else cache
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """Count of parameters, tied ones once."""
@@ -183,7 +187,7 @@ class PreTrainedModel(nn.Module):
 
     def can_generate(self) -> bool:
         """Whether the head scores next tokens."""
-        return self.head_spec.task in ("causal-lm", "seq2seq-lm", "image-text-to-text")
+        return self.head_spec.task in ("causal-lm", "double-heads", "seq2seq-lm", "image-text-to-text")
 
 
 for _name, (_module, _function) in LAZY_METHODS.items():

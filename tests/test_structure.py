@@ -55,9 +55,23 @@ DATA_TABLES = {
     "phyla/preprocessing/text/pretokenizer_names.py",  # likewise
 }
 # Families whose names are also common words: only their class names can be told apart.
-COMMON_WORDS = {"opt", "clip", "t5", "vit", "bit", "git", "led", "esm", "dac", "dab-detr", "sam", "ctrl", "bert"}
+COMMON_WORDS = {
+    "opt",
+    "clip",
+    "t5",
+    "vit",
+    "bit",
+    "git",
+    "led",
+    "esm",
+    "dac",
+    "dab-detr",
+    "sam",
+    "ctrl",
+    "bert",
+}
 
-PEERS = "transformers adapters peft timm curated_transformers diffusers accelerate sentence_transformers llama_cpp"
+PEERS = "transformers adapters peft timm curated_transformers diffusers sentence_transformers llama_cpp"
 LONGEST_FILE, LONGEST_FAMILY, LONGEST_ODDBALL, MOST_FIELDS = 600, 120, 400, 12
 
 
@@ -194,7 +208,9 @@ def block_classes() -> list[type]:
 def test_a_block_has_at_most_twelve_fields() -> None:
     classes = block_classes()
     assert len(classes) > 10
-    counts = {f"{c.__module__}.{c.__name__}": len(inspect.signature(c.__init__).parameters) - 1 for c in classes}
+    counts = {
+        f"{c.__module__}.{c.__name__}": len(inspect.signature(c.__init__).parameters) - 1 for c in classes
+    }
     wrong = {block: count for block, count in counts.items() if count > MOST_FIELDS}
     assert not wrong, f"more than {MOST_FIELDS} constructor fields: {wrong}"
 
@@ -205,7 +221,9 @@ def test_files_are_short() -> None:
         lines = len(path.read_text(encoding="utf-8").splitlines())
         budget = LONGEST_FILE
         if floor(path) == "families" and not path.stem.startswith("_"):
-            classes = [n for n in tree(path).body if isinstance(n, ast.ClassDef) and not n.name.endswith("Config")]
+            classes = [
+                n for n in tree(path).body if isinstance(n, ast.ClassDef) and not n.name.endswith("Config")
+            ]
             budget = LONGEST_ODDBALL if classes else LONGEST_FAMILY
         if lines > budget:
             wrong.append(f"{name(path)} has {lines} lines, its budget is {budget}")
@@ -266,7 +284,9 @@ def test_what_is_imported_is_declared() -> None:
         for module, line, _ in imported(path):
             root = module.split(".")[0]
             if root != "phyla" and root not in sys.stdlib_module_names and canonical(root) not in declared:
-                wrong.add(f"{name(path)}:{line} imports {root}: declare it, or reach it through errors.require")
+                wrong.add(
+                    f"{name(path)}:{line} imports {root}: declare it, or reach it through errors.require"
+                )
     assert not wrong, "\n".join(sorted(wrong))
 
 

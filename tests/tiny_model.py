@@ -1,4 +1,6 @@
-"""A small decoder and a small encoder-decoder with the interface that generation works against; no part of phyla.blocks."""
+"""A small decoder and a small encoder-decoder with the interface that generation works against; no part of
+phyla.blocks.
+"""
 
 import math
 from types import SimpleNamespace
@@ -42,8 +44,9 @@ class TinyDecoder(nn.Module):
     def __init__(self, vocabulary=23, width=16, context=64, seed=0, dtype=torch.float64, **config):
         super().__init__()
         torch.manual_seed(seed)
-        self.config = SimpleNamespace(vocab_size=vocabulary, max_position_embeddings=context,
-                                      is_encoder_decoder=False, **config)
+        self.config = SimpleNamespace(
+            vocab_size=vocabulary, max_position_embeddings=context, is_encoder_decoder=False, **config
+        )
         self.generation_config = None
         self.embed = nn.Embedding(vocabulary, width)
         self.place = nn.Embedding(context, width)
@@ -69,14 +72,34 @@ class TinyDecoder(nn.Module):
     def new_cache(self, batch, length):
         return TinyCache(2)
 
-    def forward(self, input_ids=None, attention_mask=None, position_ids=None, inputs_embeds=None,
-                past_key_values=None, use_cache=None, output_attentions=None, output_hidden_states=None,
-                return_dict=None, logits_to_keep=0, token_type_ids=None, pixel_values=None):
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        position_ids=None,
+        inputs_embeds=None,
+        past_key_values=None,
+        use_cache=None,
+        output_attentions=None,
+        output_hidden_states=None,
+        return_dict=None,
+        logits_to_keep=0,
+        token_type_ids=None,
+        pixel_values=None,
+    ):
         x = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
         rows, new = x.shape[:2]
         past = past_key_values.length if past_key_values is not None else 0
-        self.calls.append(SimpleNamespace(new=new, mask=attention_mask, pixels=pixel_values, types=token_type_ids,
-                                          keep=logits_to_keep, places=position_ids))
+        self.calls.append(
+            SimpleNamespace(
+                new=new,
+                mask=attention_mask,
+                pixels=pixel_values,
+                types=token_type_ids,
+                keep=logits_to_keep,
+                places=position_ids,
+            )
+        )
         if position_ids is None:
             if attention_mask is None:
                 position_ids = torch.arange(past, past + new)[None]
@@ -102,7 +125,8 @@ class TinyDecoder(nn.Module):
         if past_key_values is not None:
             past_key_values.length = past + new
         return CausalLMOutputWithPast(
-            logits=self.head(x[:, -logits_to_keep:]), past_key_values=past_key_values,
+            logits=self.head(x[:, -logits_to_keep:]),
+            past_key_values=past_key_values,
             hidden_states=tuple(states) if output_hidden_states else None,
             attentions=tuple(weights) if output_attentions else None,
         )
@@ -124,9 +148,20 @@ class TinyEncoderDecoder(TinyDecoder):
         x = self.source(x + self.place(torch.arange(x.shape[1]))).tanh() * 2
         return BaseModelOutput(last_hidden_state=x, hidden_states=(x,) if output_hidden_states else None)
 
-    def forward(self, input_ids=None, attention_mask=None, decoder_input_ids=None, decoder_attention_mask=None,
-                encoder_outputs=None, past_key_values=None, use_cache=None, output_attentions=None,
-                output_hidden_states=None, return_dict=None, logits_to_keep=0):
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        decoder_input_ids=None,
+        decoder_attention_mask=None,
+        encoder_outputs=None,
+        past_key_values=None,
+        use_cache=None,
+        output_attentions=None,
+        output_hidden_states=None,
+        return_dict=None,
+        logits_to_keep=0,
+    ):
         memory = encoder_outputs.last_hidden_state
         if past_key_values is not None and past_key_values.cross is not None:
             keys, values = past_key_values.cross
@@ -134,23 +169,32 @@ class TinyEncoderDecoder(TinyDecoder):
             keys, values = (m(memory) for m in self.cross)
             if past_key_values is not None:
                 past_key_values.cross = keys, values
-        out = super().forward(decoder_input_ids, decoder_attention_mask, past_key_values=past_key_values,
-                              output_hidden_states=True, output_attentions=output_attentions,
-                              logits_to_keep=logits_to_keep)
+        out = super().forward(
+            decoder_input_ids,
+            decoder_attention_mask,
+            past_key_values=past_key_values,
+            output_hidden_states=True,
+            output_attentions=output_attentions,
+            logits_to_keep=logits_to_keep,
+        )
         states = out.hidden_states[-1][:, -logits_to_keep:]
         allowed = torch.ones(1, 1, memory.shape[1], dtype=torch.bool)
         if attention_mask is not None:
             allowed = attention_mask[:, None].bool()
         mixed, weights = attend(states, keys, values, allowed)
         return Seq2SeqLMOutput(
-            logits=self.head(states + 3 * mixed), past_key_values=past_key_values,
+            logits=self.head(states + 3 * mixed),
+            past_key_values=past_key_values,
             decoder_hidden_states=out.hidden_states if output_hidden_states else None,
-            decoder_attentions=out.attentions, cross_attentions=(weights[:, None],) if output_attentions else None,
+            decoder_attentions=out.attentions,
+            cross_attentions=(weights[:, None],) if output_attentions else None,
         )
 
 
 class FixedScores(nn.Module):
-    """Gives the same scores (vocabulary,) at every position, or those of `table` (vocabulary, vocabulary) by the last id."""
+    """Gives the same scores (vocabulary,) at every position, or those of `table` (vocabulary, vocabulary) by
+    the last id.
+    """
 
     main_input_name = "input_ids"
 

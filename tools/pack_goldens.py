@@ -1,4 +1,4 @@
-"""Pack recorded goldens of some families into tests/goldens: python tools/pack_goldens.py SOURCE MODEL_TYPE..."""
+"""Pack recorded goldens into tests/goldens: python tools/pack_goldens.py SOURCE MODEL_TYPE..."""
 
 import argparse
 from pathlib import Path
@@ -13,7 +13,9 @@ def main() -> None:
     parser.add_argument("source", type=Path, help="folder with one folder of goldens for each model type")
     parser.add_argument("model_types", nargs="*", help="default: those packed already")
     arguments = parser.parse_args()
-    model_types = arguments.model_types or sorted(p.name.removesuffix(".tar.xz") for p in TARGET.glob("*.tar.xz"))
+    model_types = arguments.model_types or sorted(
+        p.name.removesuffix(".tar.xz") for p in TARGET.glob("*.tar.xz")
+    )
     TARGET.mkdir(parents=True, exist_ok=True)
     for model_type in model_types:
         folder = arguments.source / model_type

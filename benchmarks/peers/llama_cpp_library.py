@@ -2,7 +2,16 @@
 
 import time
 
-from measuring import decode_rate, limit_threads, peak_bytes, prompt_ids, report, seconds, settings, since_start
+from measuring import (
+    decode_rate,
+    limit_threads,
+    peak_bytes,
+    prompt_ids,
+    report,
+    seconds,
+    settings,
+    since_start,
+)
 
 ASKED = settings()
 
@@ -17,9 +26,13 @@ def load(context: int):
     import llama_cpp
 
     return llama_cpp.Llama(
-        ASKED["gguf"], n_ctx=context, n_batch=512, n_threads=ASKED["threads"], n_threads_batch=ASKED["threads"],
+        ASKED["gguf"],
+        n_ctx=context,
+        n_batch=512,
+        n_threads=ASKED["threads"],
+        n_threads_batch=ASKED["threads"],
         verbose=False,
-    )  # fmt: skip
+    )
 
 
 def measure_import() -> None:

@@ -1,4 +1,4 @@
-"""What every measuring script shares; needs nothing but Python, so that it runs in each peer's environment."""
+"""What every measuring script shares; needs nothing but Python, so it runs in each peer's environment."""
 
 import json
 import os

@@ -57,7 +57,9 @@ def measure_load() -> None:
 
     kind, dtype = ASKED["kind"], ASKED["dtype"]
     importlib.import_module(LIBRARY).AutoModelForCausalLM  # noqa: B018
-    with open(ASKED["gguf"] if kind == "gguf" else ASKED["folders"][dtype] + "/model.safetensors", "rb") as file:
+    with open(
+        ASKED["gguf"] if kind == "gguf" else ASKED["folders"][dtype] + "/model.safetensors", "rb"
+    ) as file:
         while file.read(1 << 24):
             pass
     began = time.perf_counter()
@@ -109,12 +111,14 @@ def measure_speed() -> None:
                     pad_token_id=0,
                 )  # fmt: skip
 
-            results |= decode_rate(f"decode.{name}.batch{batch}", generate, ASKED["new"], batch, ASKED["repeats"])
+            results |= decode_rate(
+                f"decode.{name}.batch{batch}", generate, ASKED["new"], batch, ASKED["repeats"]
+            )
     report(**results)
 
 
 def load_quantised():
-    """phyla with the file's own quantised blocks; Transformers has no such mode (it makes float32 of them)."""
+    """phyla with the file's own quantised blocks; Transformers has no such mode (it widens them)."""
     import torch
 
     torch.set_num_threads(ASKED["threads"])
@@ -128,7 +132,9 @@ def measure_ids() -> None:
 
     model = load("safetensors", "float32")
     ids = torch.tensor(prompt_ids(16))
-    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False, pad_token_id=0)
+    out = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False, pad_token_id=0
+    )
     report(**{f"ids.{i}": float(t) for i, t in enumerate(out[0, 16:].tolist())})
 
 
@@ -138,7 +144,9 @@ def make_folders() -> None:
     import transformers
 
     folder, name = os.path.split(ASKED["gguf"])
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, torch_dtype=torch.float32)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, gguf_file=name, torch_dtype=torch.float32
+    )
     for dtype, target in ASKED["folders"].items():
         model.to(getattr(torch, dtype)).save_pretrained(target)
     report(done=1)

@@ -7,6 +7,14 @@ from phyla.blocks.act import activation
 from phyla.blocks.context import Context
 from phyla.blocks.linear import Linear
 from phyla.blocks.spec import Block, Spec, make
+from phyla.errors import ArgumentError
+
+
+def first_token(x: Tensor, mask: Tensor | None) -> Tensor:
+    """(B, D): the first token of each row of x (B, S, D) that the mask (B, S) attends; the first slot without one."""
+    if mask is None or mask.dim() != 2 or mask.shape[1] != x.shape[1]:
+        return x[:, 0]
+    return x[torch.arange(len(x), device=x.device), mask.to(x.device).int().argmax(-1)]
 
 
 class Pool(Block):
@@ -32,9 +40,11 @@ class Pool(Block):
         self.act = activation(act) if act is not None else None
 
     def forward(self, x: Tensor, ids: Tensor | None, ctx: Context) -> Tensor:
-        if self.pick == "first" or ids is None:
-            y = x[:, 0]
+        if self.pick == "first":
+            y = first_token(x, ctx.attention_mask)
         else:
+            if ids is None:
+                raise ArgumentError("the vector of a text is taken at its end token: pass input_ids, not inputs_embeds")
             marked = ids.int() if self.end_id == 2 else (ids == self.end_id).int()
             y = x[torch.arange(len(x), device=x.device), marked.argmax(-1)]
         if self.norm is not None:

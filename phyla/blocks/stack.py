@@ -1,7 +1,7 @@
 """Layers in sequence and the skeletons made of them: encoder, decoder, encoder with decoder."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -73,10 +73,26 @@ class Parallel(Block):
         return y if self.site is None else self.site(y)
 
 
-def repeat(count: int, layer: Spec | Sequence[Spec]) -> tuple[Spec, ...]:
-    """`count` layers of one description, or of several in turn (Gemma 2: local, global, local, ...)."""
+def repeat(
+    count: int, layer: Spec | Sequence[Spec], pruned: Mapping[Any, Sequence[int]] | None = None
+) -> tuple[Spec, ...]:
+    """`count` layers of one description, or of several in turn (Gemma 2: local, global, local, ...).
+
+    pruned: layer number -> the heads that its `attn` lost (the public `pruned_heads`).
+    """
     kinds = [layer] if isinstance(layer, Spec) else list(layer)
-    return tuple(kinds[i % len(kinds)] for i in range(count))
+    lost = {int(i): len(set(heads)) for i, heads in (pruned or {}).items()}
+    return tuple(_less(kinds[i % len(kinds)], lost.get(i, 0)) for i in range(count))
+
+
+def _less(layer: Spec, lost: int) -> Spec:
+    """The layer with `lost` heads fewer, each as wide as before."""
+    if not lost:
+        return layer
+    attn = layer.branches["attn"]
+    count, _, width = attn.heads.resolve(attn.width)
+    attn = attn.but(heads=replace(attn.heads, q=count - lost, width=width))
+    return layer.but(branches={**layer.branches, "attn": attn})
 
 
 class Stack(Block):

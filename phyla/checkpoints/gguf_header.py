@@ -11,7 +11,7 @@ from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
-from phyla.errors import CorruptFileError, MissingFileError
+from phyla.errors import CheckpointError, CorruptFileError, MissingFileError
 
 # ggml type number -> (name, values per block, bytes per block).
 GGML_TYPES: dict[int, tuple[str, int, int]] = {
@@ -105,10 +105,13 @@ def read_header(path: str | os.PathLike) -> GGUFHeader:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except FileNotFoundError as error:
         raise MissingFileError(f"there is no GGUF file {path}") from error
+    except OSError as error:
+        raise CheckpointError(f"GGUF file {path} cannot be read: {error.strerror}") from error
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(handle)
+        raise CorruptFileError(f"a GGUF file must be a regular file, but {path} is not")
     with open(handle, "rb", buffering=0) as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise CorruptFileError(f"a GGUF file must be a regular file, but {path} is not")
         return _Reader(file, status.st_size, path).header()
 
 

@@ -152,7 +152,7 @@ def file_parts(
     for name in order:
         tensor = tensors[name].detach().resolve_conj().resolve_neg().cpu().contiguous()
         if tensor.numel():
-            yield memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+            yield tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 @dataclass

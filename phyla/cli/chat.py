@@ -41,7 +41,7 @@ class Conversation:
         return opening + self.turns
 
     def prompt(self, room: int) -> Any:
-        """Token ids (1, tokens) of the conversation; the oldest turns go when `room` tokens do not hold all."""
+        """Token ids (1, tokens) of the turns; the oldest go when `room` tokens do not hold all."""
         import torch
 
         while True:
@@ -52,8 +52,8 @@ class Conversation:
                 return torch.tensor([ids], device=self.model.device)
             if len(self.turns) < 3:
                 raise ArgumentError(
-                    f"the prompt has {len(ids)} tokens, but beside the answer only {room} fit: shorten it or lower "
-                    "--max-new-tokens"
+                    f"the prompt has {len(ids)} tokens, but beside the answer only {room} fit: "
+                    "shorten it or lower --max-new-tokens"
                 )
             del self.turns[:2]
 
@@ -150,7 +150,7 @@ def converse(conversation: Conversation, name: str) -> None:
 
 def read_turn() -> str | None:
     """The next turn; None at the end of the input or on /exit."""
-    lines = []
+    lines: list[str] = []
     while True:
         try:
             line = input("" if piped() else "... " if lines else "> ")

@@ -30,16 +30,22 @@ def embed(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="A .npy (matrix) or .jsonl file instead of stdout.", show_default=False),
+        typer.Option(
+            "--output", "-o", help="A .npy (matrix) or .jsonl file instead of stdout.", show_default=False
+        ),
     ] = None,
     normalize: Annotated[
         bool | None,
-        typer.Option("--normalize/--raw", help="Length 1, or as pooled. Default: as the model's folder says."),
+        typer.Option(
+            "--normalize/--raw", help="Length 1, or as pooled. Default: as the model's folder says."
+        ),
     ] = None,
     prompt: Annotated[
         str | None, typer.Option("--prompt", help="A text put before each input.", show_default=False)
     ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Texts computed at once.")] = 32,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", "-b", min=1, help="Texts computed at once.")
+    ] = 32,
     dtype: options.DtypeOption = None,
     device: options.DeviceOption = None,
     revision: options.RevisionOption = None,
@@ -67,7 +73,8 @@ def embed(
         np.save(output, vectors)
         return
     rows = (
-        json.dumps({"text": text, "embedding": [round(float(x), 7) for x in vector]}, ensure_ascii=False) + "\n"
+        json.dumps({"text": text, "embedding": [round(float(x), 7) for x in vector]}, ensure_ascii=False)
+        + "\n"
         for text, vector in zip(lines, vectors)
     )
     if output is None:

@@ -28,9 +28,12 @@ def generate(
         str | None, typer.Argument(help="The text to go on from; from stdin when piped.", show_default=False)
     ] = None,
     max_new_tokens: options.MaxNewTokens = 128,
-    num: Annotated[int, typer.Option("--num", min=1, help="How many continuations (more than one: sampled).")] = 1,
+    num: Annotated[
+        int, typer.Option("--num", min=1, help="How many continuations (more than one: sampled).")
+    ] = 1,
     stop: Annotated[
-        list[str] | None, typer.Option("--stop", help="End at this text (may be given again).", show_default=False)
+        list[str] | None,
+        typer.Option("--stop", help="End at this text (may be given again).", show_default=False),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object a continuation: prompt, text, tokens.")
@@ -89,7 +92,9 @@ def print_made(prompt: str, text: str, tokens: int, as_json: bool) -> None:
 def read_prompt() -> str:
     """The prompt from a pipe, without its last line end."""
     if not piped():
-        raise ArgumentError("a prompt is needed: give it as an argument or pipe it in (phyla generate --help)")
+        raise ArgumentError(
+            "a prompt is needed: give it as an argument or pipe it in (phyla generate --help)"
+        )
     text = sys.stdin.read().removesuffix("\n")
     if not text:
         raise ArgumentError("a prompt is needed, but the piped text is empty")

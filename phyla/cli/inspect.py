@@ -8,9 +8,8 @@ import typer
 from rich import box
 from rich.table import Table
 
-from phyla.cli import options
 from phyla.cli.terminal import command, messages, output, waiting
-from phyla.errors import ArgumentError
+from phyla.errors import ArgumentError, MissingFileError, nearest
 
 if TYPE_CHECKING:
     from phyla.registry import Row
@@ -51,7 +50,9 @@ def models(
         sys.stdout.writelines(json.dumps(plain(row)) + "\n" for row in rows)
         return
     if not output().is_terminal:
-        cells = ((row.model_type, row.modality, name, task) for row in rows for name, task in row.classes.items())
+        cells = (
+            (row.model_type, row.modality, name, task) for row in rows for name, task in row.classes.items()
+        )
         sys.stdout.writelines("\t".join(line) + "\n" for line in cells)
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -77,7 +78,8 @@ def describe(
     model: Annotated[
         str,
         typer.Argument(
-            help="A folder, a .gguf file, a hub id, an installed weight package, or a family.", show_default=False
+            help="A folder, a .gguf file, a hub id, an installed weight package, or a family.",
+            show_default=False,
         ),
     ],
 ) -> None:
@@ -88,5 +90,10 @@ def describe(
     with waiting(f"reading {model}"):
         from phyla import registry
 
-        tree = registry.describe(model)
+        try:
+            tree = registry.describe(model)
+        except MissingFileError as error:
+            # A bare word may have been meant as a family.
+            hint = nearest(model, registry.table())
+            raise MissingFileError(f"{error}{hint}") if hint else error from None
     output().print(tree, markup=False, soft_wrap=True)

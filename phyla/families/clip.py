@@ -49,8 +49,7 @@ NAMES = NameMap({}, parts={"text": ("", clip_text_model.NAMES), "image": ("", cl
 HEADS: dict[str, Head] = {
     "CLIPModel": Contrast(
         text=lambda c: Linear(c.text_config.hidden_size, c.projection_dim, bias=False),
-        image=lambda c: Linear(c.vision_config.hidden_size, c.projection_dim, bias=False),
-        scale=lambda c: c.logit_scale_init_value,
+        other=lambda c: Linear(c.vision_config.hidden_size, c.projection_dim, bias=False),
         names={"text": "text_projection", "image": "visual_projection", "scale.value": "logit_scale"},
     ),
     "CLIPForImageClassification": ImageClassify(

@@ -5,8 +5,9 @@ Differs from the plain decoder in: learned positions, a final norm, one vector a
 """
 
 from phyla.blocks import (
-    FFN, Attention, Causal, Embed, Encoder, Heads, Layer, LayerNorm, Learned, Mask, Pool, Spec, repeat, residual,
+    FFN, Attention, Causal, Embed, Encoder, Heads, Layer, LayerNorm, Learned, Pool, Spec, repeat, residual,
 )  # fmt: skip
+from phyla.blocks.mask import Mask
 from phyla.checkpoints.names import NameMap
 from phyla.config import PretrainedConfig
 from phyla.family import family
@@ -32,7 +33,7 @@ class Config(PretrainedConfig):
     initializer_factor: float = 1.0
     pad_token_id: int | None = 1
     bos_token_id: int | None = 49406
-    eos_token_id: int | list | None = 49407
+    eos_token_id: int = 49407
 
 
 def layers(c: PretrainedConfig, mask: Mask) -> tuple[Spec, ...]:

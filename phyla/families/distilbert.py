@@ -64,7 +64,7 @@ def build(c: Config) -> Encoder:
             c.vocab_size, c.dim, position=positions(c.max_position_embeddings, c.dim), norm=norm, dropout=c.dropout,
             padding=c.pad_token_id,
         ),
-        layers=repeat(c.n_layers, Layer(attn=residual(attn, post=norm), ffn=ffn)),
+        layers=repeat(c.n_layers, Layer(attn=residual(attn, post=norm), ffn=ffn), c.pruned_heads),
     )  # fmt: skip
 
 

@@ -69,7 +69,7 @@ def roberta_heads(stem: str) -> dict[str, Head]:
     return {
         f"{stem}Model": Backbone(output=BaseModelOutputWithPoolingAndCrossAttentions, pool=True),
         f"{stem}ForMaskedLM": MaskedLM(**LM),
-        f"{stem}ForCausalLM": CausalLM(**LM, output=CausalLMOutputWithCrossAttentions),
+        f"{stem}ForCausalLM": CausalLM(**LM, output=CausalLMOutputWithCrossAttentions, from_zero=True),
         f"{stem}ForSequenceClassification": Classify(on="first", dense="tanh", names=labels, dropout=drop),
         f"{stem}ForTokenClassification": TokenClassify(names=out, dropout=drop),
         f"{stem}ForQuestionAnswering": Span(names={"out": "qa_outputs"}),

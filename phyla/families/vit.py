@@ -64,6 +64,7 @@ def build(c: Config, mask_token: bool = False) -> Encoder:
         layers=repeat(
             c.num_hidden_layers,
             Layer(attn=residual(attn, pre=norm, dropout=drop), ffn=residual(ffn, pre=norm, dropout=drop)),
+            c.pruned_heads,
         ),
         norm=norm,
         pool=Pool(c.hidden_size, act=c.pooler_act, out=c.pooler_output_size),

@@ -1,8 +1,8 @@
 """Quantised GGUF blocks as matrices of 4-bit codes.
 
-Layouts: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h. The kinds of LOSSLESS keep their values exactly. The
-others have scales for fewer than 32 values; they are expanded and coded anew with 8 bits for each 32 values, which moves a
-value by at most 1/510 of the range of its 32 (about half a percent of their spread).
+Layouts: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h. The kinds of LOSSLESS keep their
+values exactly. The others have scales for fewer than 32 values, or tables; they are expanded and coded anew with
+8 bits a value and a scale for each 32, which moves a value by at most 1/510 of the range of its 32.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def nibble_matrix(packed: PackedTensor, exact: bool) -> NibbleMatrix:
     """
     if len(packed.shape) != 2 or packed.shape[1] % GROUP or len(packed.blocks) != packed.shape[0]:
         raise ShapeMismatchError(
-            f"a packed weight must be a matrix with rows of a multiple of {GROUP}, but is {packed.shape} with "
+            f"a packed weight must be a matrix with rows of a multiple of {GROUP} values, but is {packed.shape} in "
             f"{tuple(packed.blocks.shape)} bytes of {packed.ggml_type} blocks"
         )
     read, bits = _READERS.get(packed.ggml_type, (None, 8))
@@ -41,7 +41,7 @@ def nibble_matrix(packed: PackedTensor, exact: bool) -> NibbleMatrix:
 
 
 def _planes(code: Tensor, scale: Tensor, offset: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
-    """One plane of 4-bit codes, or a high and a low one: codes (planes, N, K), scales and zeros (planes, N, K / 32)."""
+    """One plane of 4-bit codes, or a high and a low one: (planes, N, K); scales and zeros (planes, N, K / 32)."""
     if bits == 4:
         return code[None], scale[None], (offset + 8 * scale)[None]
     # Codes are moved to the middle of 0..255, so that the zero stays small and bfloat16 keeps it well.
@@ -104,7 +104,8 @@ def _k_scales(blocks: Tensor) -> tuple[Tensor, Tensor]:
     low, minimum, high = blocks[..., 4:8], blocks[..., 8:12], blocks[..., 12:16]
     scales = torch.cat((low & 63, (high & 15) | ((low >> 2) & 48)), -1)
     minima = torch.cat((minimum & 63, (high >> 4) | ((minimum >> 2) & 48)), -1)
-    return (scales * _half(blocks, 0)[..., None]).flatten(1), -(minima * _half(blocks, 2)[..., None]).flatten(1)
+    scale, offset = scales * _half(blocks, 0)[..., None], minima * -_half(blocks, 2)[..., None]
+    return scale.flatten(1), offset.flatten(1)
 
 
 def _q4_k(rows: Tensor) -> Affine:
@@ -114,7 +115,8 @@ def _q4_k(rows: Tensor) -> Affine:
 
 def _q5_k(rows: Tensor) -> Affine:
     blocks = rows.view(len(rows), -1, 176)
-    low = _nibbles(blocks[..., 48:].unflatten(-1, (4, 32))).unflatten(-1, (2, 32)).flatten(2, 3)  # (N, B, 8, 32)
+    low = _nibbles(blocks[..., 48:].unflatten(-1, (4, 32)))  # (N, B, 4, 64)
+    low = low.unflatten(-1, (2, 32)).flatten(2, 3)  # (N, B, 8, 32)
     shifts = torch.arange(8, dtype=torch.uint8)[:, None]
     return low | (((blocks[..., None, 16:48] >> shifts) & 1) << 4), *_k_scales(blocks)
 

@@ -1,11 +1,11 @@
-"""Matrices kept as 4-bit codes with a scale and a zero for every 32 inputs, multiplied without being expanded.
+"""Matrices kept as 4-bit codes with a scale and a zero for every 32 inputs, and their products.
 
-A weight is w = sum over planes p of (code_p - 8) * scale_p + zero_p. One plane holds 4-bit weights exactly, two planes
-hold 8-bit weights (high and low half). The planes stand side by side along the inputs, so one kernel does them all.
+A weight is w = sum over planes p of (code_p - 8) * scale_p + zero_p. One plane holds 4-bit weights exactly, two
+hold 8-bit weights (high and low half). The planes stand side by side along the inputs, so one kernel does all.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -18,18 +18,18 @@ GROUP = 32
 # None in versions of torch that lack it; then weights are expanded piece by piece for each product.
 _KERNEL = getattr(torch, "_weight_int4pack_mm_for_cpu", None)
 # Rows up to which the 4-bit kernel beats expanding the weights once and multiplying them densely.
-_KERNEL_ROWS = {torch.bfloat16: 96, torch.float32: 4}
-# Elements of the expanded piece of a matrix: large enough for the matmul, small enough for the second-level cache.
+_KERNEL_ROWS = {torch.bfloat16: 128, torch.float32: 4}
+# Elements of an expanded piece: enough for an efficient product, few enough for the second-level cache.
 _PIECE = 1 << 18
 
 
 @dataclass(frozen=True)
 class NibbleMatrix:
-    """A matrix (N, K) of 4-bit codes; `codes` uint8 (N / block, columns, block / 2), `scales` bfloat16 (groups, N, 2).
+    """A matrix (N, K): codes uint8 (P / block, columns, block / 2), scales (scale, zero) bfloat16 (groups, P, 2).
 
-    columns = planes * K, plus 32 where `fine` is there; groups = columns / 32. In a byte the low half belongs to row j of
-    the block and the high half to row j + block / 2. scales holds (scale, zero); `fine` what bfloat16 rounds off them, and
-    makes float32 products exact to about 1e-5 of their size. N counts `padding` rows of zeros at the end.
+    P is N rounded up to 64, block the rows that one kernel block holds. columns = planes * K, and 32 more where
+    `fine` is there; groups = columns / 32. In a byte the low half belongs to row j of the block, the high half to
+    row j + block / 2. fine is what bfloat16 rounds off the scales; with it float32 products are exact to 1e-5.
     """
 
     codes: Tensor
@@ -40,16 +40,15 @@ class NibbleMatrix:
 
     @classmethod
     def build(cls, codes: Tensor, scale: Tensor, zero: Tensor, exact: bool) -> "NibbleMatrix":
-        """From codes uint8 (planes, N, K) of 0..15 and float32 scale, zero (planes, N, K / 32); K is a multiple of 32.
+        """From codes uint8 (planes, N, K) of 0..15 and float32 scale, zero (planes, N, K / 32).
 
-        exact: keep what float32 products need beyond bfloat16 (an eighth of a byte a weight).
-        Raises ShapeMismatchError.
+        exact: keep `fine` (an eighth of a byte a weight). Raises ShapeMismatchError unless 32 divides K.
         """
         planes, rows, width = codes.shape
         if width % GROUP or scale.shape != (planes, rows, width // GROUP) or zero.shape != scale.shape:
             raise ShapeMismatchError(
-                f"codes (planes, N, K) need K in whole groups of {GROUP} and scales and zeros (planes, N, K / {GROUP}), "
-                f"but they are {tuple(codes.shape)}, {tuple(scale.shape)} and {tuple(zero.shape)}"
+                f"codes (planes, N, K) need whole groups of {GROUP} in K and scales and zeros (planes, N, K / "
+                f"{GROUP}), but they are {tuple(codes.shape)}, {tuple(scale.shape)} and {tuple(zero.shape)}"
             )
         block = _block()
         half = block // 2
@@ -75,11 +74,12 @@ class NibbleMatrix:
     def matmul(self, x: Tensor) -> Tensor:
         """x W^T for x (M, K) in float32 or bfloat16, in the dtype of x: (M, N).
 
-        float32 with `fine`: as the float32 product of the expanded weights (1e-5 of the size of the result).
-        Otherwise x and the scales are rounded to bfloat16, sums are float32, the result is rounded to bfloat16.
+        float32 with `fine`: as the float32 product of the expanded weights, to 1e-5 of the result's size.
+        Otherwise x and the scales are rounded to bfloat16, sums are float32, and the result is rounded again.
         """
         exact = self.fine is not None and x.dtype == torch.float32
-        if not _kernel_works(x.device.type) or len(x) > _KERNEL_ROWS[torch.float32 if exact else torch.bfloat16]:
+        most = _KERNEL_ROWS[torch.float32 if exact else torch.bfloat16]
+        if len(x) > most or not _kernel_works(x.device.type):
             return self._dense_matmul(x)
         if exact:
             y = torch.cat([self._exact_row(row) for row in x.split(1)])
@@ -89,7 +89,7 @@ class NibbleMatrix:
 
     def _kernel(self, x: Tensor, scales: Tensor) -> Tensor:
         codes = self.codes.view(-1, self.codes.shape[1] // 2)
-        return _KERNEL(x, codes, GROUP, scales)
+        return _KERNEL(x, codes, GROUP, scales.contiguous())
 
     def _columns(self, x: Tensor) -> Tensor:
         """x (M, K) repeated for every plane, with zeros for the spare group: (M, columns)."""
@@ -100,13 +100,13 @@ class NibbleMatrix:
     def _exact_row(self, x: Tensor) -> Tensor:
         """The float32 product of one row (1, K), from three bfloat16 products whose errors cancel.
 
-        x and the scales are split into a rounded part and its remainder. The kernel rounds its result, so it runs again with
-        the first result subtracted by the spare group, and then returns what the first rounding lost.
+        x and the scales are split into a rounded part and its remainder. The kernel rounds its result; so it runs
+        again with the spare group subtracting the first result, and returns what that rounding lost.
         """
         coarse = x.bfloat16()
         both = self._columns(torch.cat((coarse, (x - coarse.float()).bfloat16())))  # (2, columns)
         first = self._kernel(both[:1], self.scales)
-        scales = self.scales.clone()
+        scales = self.scales.clone(memory_format=torch.contiguous_format)
         scales[-1, :, 1] = -first[0]
         both[0, -1] = 1
         rest = self._kernel(both, scales).float()
@@ -120,7 +120,7 @@ class NibbleMatrix:
         return y[:, : self.shape[0]]
 
     def _expanded(self, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
-        """The weights, transposed, in pieces: number of the first row, and (K, rows) in memory that the next piece takes."""
+        """The weights in pieces, transposed: the first row's number and (K, rows) in memory that the next reuses."""
         width, half = self.shape[1], self.codes.shape[2]
         columns, device = self.planes * width, self.codes.device
         table = self.scales[: columns // GROUP].float()
@@ -132,12 +132,15 @@ class NibbleMatrix:
         # Fresh memory costs more than the arithmetic here, so all pieces share it.
         both = torch.empty(columns, step, 2, half, dtype=torch.uint8, device=device)
         wide = torch.empty(columns, step, 2, half, device=device)
-        cast = None if dtype == torch.float32 else torch.empty(width, step * 2 * half, dtype=dtype, device=device)
+        cast = None
+        if dtype != torch.float32:
+            cast = torch.empty(width * step * 2 * half, dtype=dtype, device=device)
         for block in range(0, len(self.codes), step):
             codes = self.codes[block : block + step, :columns].transpose(0, 1)  # (columns, blocks, half)
             count = codes.shape[1]
             if count < step:
-                both, wide = (t.view(-1)[: columns * count * 2 * half].view(-1, count, 2, half) for t in (both, wide))
+                size = columns * count * 2 * half
+                both, wide = (t.view(-1)[:size].view(columns, count, 2, half) for t in (both, wide))
             torch.bitwise_and(codes, 15, out=both[:, :, 0])
             torch.bitwise_right_shift(codes, 4, out=both[:, :, 1])
             rows = slice(block * 2 * half, (block + count) * 2 * half)
@@ -149,7 +152,7 @@ class NibbleMatrix:
             if cast is None:
                 yield rows.start, values[0]
             else:
-                yield rows.start, cast.view(-1)[: values[0].numel()].view_as(values[0]).copy_(values[0])
+                yield rows.start, cast[: values[0].numel()].view_as(values[0]).copy_(values[0])
 
     def rows(self, index: Tensor, dtype: torch.dtype) -> Tensor:
         """Rows of the matrix at `index` (any shape), expanded: (*index, K)."""
@@ -173,6 +176,33 @@ class NibbleMatrix:
             out[first : first + piece.shape[1]] = piece.t()
         return out[: self.shape[0]]
 
+    def split(self, sizes: Sequence[int]) -> list["NibbleMatrix"]:
+        """Matrices of so many rows each, as views; every size must be a multiple of 64."""
+        block = 2 * self.codes.shape[2]
+        parts, first = [], 0
+        for size in sizes:
+            rows, blocks = slice(first, first + size), slice(first // block, (first + size) // block)
+            fine = None if self.fine is None else self.fine[:, rows]
+            codes, scales = self.codes[blocks], self.scales[:, rows]
+            parts.append(NibbleMatrix(codes, scales, fine, (size, self.shape[1]), self.planes))
+            first += size
+        return parts
+
+
+def concatenate(parts: Sequence[NibbleMatrix]) -> NibbleMatrix | None:
+    """The rows of several matrices as one; None where one has padding or they differ in layout or device."""
+    first = parts[0]
+    alike = {(p.shape[1], p.planes, p.fine is None, p.codes.device) for p in parts}
+    if len(alike) != 1 or any(p.shape[0] % 64 for p in parts):
+        return None
+    return replace(
+        first,
+        codes=torch.cat([p.codes for p in parts]),
+        scales=torch.cat([p.scales for p in parts], 1),
+        fine=None if first.fine is None else torch.cat([p.fine for p in parts], 1),
+        shape=(sum(p.shape[0] for p in parts), first.shape[1]),
+    )
+
 
 @cache
 def _block() -> int:
@@ -183,7 +213,8 @@ def _block() -> int:
 @cache
 def _kernel_works(device: str) -> bool:
     """Whether torch's 4-bit kernel is there, is vectorised, and reads codes in the order we write them."""
-    if _KERNEL is None or device != "cpu" or torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+    vectors = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+    if _KERNEL is None or device != "cpu" or not vectors:
         return False
     codes = (torch.arange(128 * 32) * 7 % 16).to(torch.uint8).view(1, 128, 32)
     ones = torch.ones(1, 128, 1)

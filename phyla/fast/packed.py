@@ -1,4 +1,4 @@
-"""Modules that hold quantised weights as they are: a linear map, and a token table that an output head can share."""
+"""Modules that hold quantised weights: a linear map, and a token table that an output head can share."""
 
 from collections.abc import Callable
 
@@ -11,31 +11,37 @@ from phyla.fast.nibbles import NibbleMatrix
 
 
 class PackedWeight(nn.Module):
-    """A quantised matrix (N, K) as buffers, so that it moves and counts with its model; several modules may share one.
+    """A quantised matrix (N, K) as buffers, so that it moves with its model; several modules may share one.
 
-    exact: float32 inputs get float32 products; otherwise products are bfloat16 with float32 sums (one pass, not three).
+    exact: float32 inputs get float32 products, in three passes; otherwise one pass of bfloat16, sums in float32.
     """
 
     def __init__(self, matrix: NibbleMatrix) -> None:
         super().__init__()
-        self.shape, self.planes = matrix.shape, matrix.planes
-        # The tables are views of int16: casting a model to another dtype must not touch the codes' scales.
-        self.register_buffer("codes", matrix.codes, persistent=False)
-        self.register_buffer("scales", matrix.scales.view(torch.int16), persistent=False)
-        self.register_buffer("fine", None if matrix.fine is None else matrix.fine.view(torch.int16), persistent=False)
-        self._matrix: NibbleMatrix | None = None
+        for name in ("codes", "scales", "fine"):
+            self.register_buffer(name, None, persistent=False)
+        self.look_at(matrix)
 
     @classmethod
     def from_ggml(cls, packed: PackedTensor, exact: bool = True) -> "PackedWeight":
         """From the blocks of a GGUF file; ggml.LOSSLESS names the types that keep their values exactly."""
         return cls(nibble_matrix(packed, exact))
 
+    def look_at(self, matrix: NibbleMatrix) -> None:
+        """Take the memory of `matrix` for this weight's own."""
+        self.shape, self.planes = matrix.shape, matrix.planes
+        # int16 stands for bfloat16: casting a model to another dtype must not touch the scales.
+        self.codes, self.scales = matrix.codes, matrix.scales.view(torch.int16)
+        self.fine = None if matrix.fine is None else matrix.fine.view(torch.int16)
+        self._matrix: NibbleMatrix | None = None
+
     @property
     def matrix(self) -> NibbleMatrix:
         """The matrix over these buffers."""
         if self._matrix is None:
             fine = None if self.fine is None else self.fine.view(torch.bfloat16)
-            self._matrix = NibbleMatrix(self.codes, self.scales.view(torch.bfloat16), fine, self.shape, self.planes)
+            scales = self.scales.view(torch.bfloat16)
+            self._matrix = NibbleMatrix(self.codes, scales, fine, self.shape, self.planes)
         return self._matrix
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedWeight":
@@ -51,7 +57,7 @@ class PackedWeight(nn.Module):
 
 
 class PackedLinear(nn.Module):
-    """y = x W^T + b with a quantised W, and the site of a Linear. x (..., in), y (..., out); no gradients reach W."""
+    """y = x W^T + b with a quantised W and the site of a Linear. x (..., in), y (..., out); W gets no gradient."""
 
     site_kind = "linear"
 
@@ -82,7 +88,9 @@ class PackedLinear(nn.Module):
 class PackedTokens(nn.Module):
     """A quantised table of token vectors, (V, width); give its `packed` to a PackedLinear for a tied head."""
 
-    def __init__(self, weight: PackedWeight, dtype: torch.dtype = torch.float32, padding: int | None = None) -> None:
+    def __init__(
+        self, weight: PackedWeight, dtype: torch.dtype = torch.float32, padding: int | None = None
+    ) -> None:
         super().__init__()
         self.packed, self.padding = weight, padding
         # An empty tensor that follows `model.to(dtype)`: the dtype in which vectors come out.
@@ -108,4 +116,3 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient @ ctx.packed.dense(gradient.dtype), None
-

@@ -1,4 +1,6 @@
-"""Generation: settings, logits processors, stopping, streaming and the decoding loop; importing it loads no torch."""
+"""Generation: settings, logits processors, stopping, streaming and the decoding loop; importing it loads no
+torch.
+"""
 
 import importlib
 from typing import Any

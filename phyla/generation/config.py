@@ -54,9 +54,9 @@ _EXTRA_OUTPUTS = ("output_attentions", "output_hidden_states", "output_scores", 
 class GenerationConfig:
     """The settings of `generate`, as public fields with public defaults (see `DEFAULTS`).
 
-    A value out of range is a GenerationError and a misspelt field an UnknownArgumentError. Fields that only some
-    checkpoints have are kept as attributes and written back. Values read from a file are checked when they take
-    effect, so that a checkpoint with an odd setting nobody uses still loads.
+    A value out of range is a GenerationError and a misspelt field an UnknownArgumentError. Fields that only
+    some checkpoints have are kept as attributes and written back. Values read from a file are checked when
+    they take effect, so that a checkpoint with an odd setting nobody uses still loads.
     """
 
     def __init__(self, **fields: Any):
@@ -123,7 +123,9 @@ class GenerationConfig:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any], **changes: Any) -> "GenerationConfig":
-        """A configuration from the content of a file; unknown fields are kept, `changes` override it and are checked."""
+        """A configuration from the content of a file; unknown fields are kept, `changes` override it and are
+        checked.
+        """
         config = cls.__new__(cls)
         object.__setattr__(config, "_given", set())
         config._fill(fields, checked=False)
@@ -137,7 +139,9 @@ class GenerationConfig:
 
     @classmethod
     def from_model_config(cls, config: Any) -> "GenerationConfig":
-        """The generation settings that a model's config.json carries (older checkpoints have no file of their own)."""
+        """The generation settings that a model's config.json carries (older checkpoints have no file of their
+        own).
+        """
         fields = {k: v for k, v in _as_dict(config).items() if v is not None and k not in _METADATA}
         result = cls.from_dict({**fields, "_from_model_config": True})
         get_text_config = getattr(config, "get_text_config", None)
@@ -155,7 +159,9 @@ class GenerationConfig:
                         cache_dir: str | os.PathLike | None = None, local_files_only: bool = False,
                         token: str | bool | None = None, revision: str | None = None, subfolder: str = "",
                         **changes: Any) -> "GenerationConfig":  # fmt: skip
-        """Read `generation_config.json` of a folder, hub id or weight package; `changes` are fields to override."""
+        """Read `generation_config.json` of a folder, hub id or weight package; `changes` are fields to
+        override.
+        """
         from phyla.checkpoints.json_file import read_json
         from phyla.checkpoints.resolve import resolve
 
@@ -193,7 +199,9 @@ class GenerationConfig:
 
 
 def of_model(model: Any) -> GenerationConfig | None:
-    """The generation settings of a model that were not set yet: those its config.json carries; None if it has no use for them."""
+    """The generation settings of a model that were not set yet: those its config.json carries; None if it has
+    no use for them.
+    """
     if not model.can_generate():
         return None
     model.generation_config = GenerationConfig.from_model_config(model.config)

@@ -1,4 +1,6 @@
-"""Feeding a model step by step: the one place that knows its cache, masks and inputs, shared by all strategies."""
+"""Feeding a model step by step: the one place that knows its cache, masks and inputs, shared by all
+strategies.
+"""
 
 import copy
 from typing import Any
@@ -38,6 +40,12 @@ class Forward:
         if prompt.mask is not None:
             self.mask = prompt.mask.new_ones(prompt.rows, length)
             self.mask[:, : prompt.positions] = prompt.mask
+        if (
+            getattr(getattr(model, "head_spec", None), "from_zero", False)
+            and "position_ids" not in self.first
+        ):
+            real = prompt.ids.new_ones(prompt.rows, prompt.positions) if prompt.mask is None else prompt.mask
+            self.first["position_ids"] = (real.cumsum(-1) - 1).clamp(min=0)
         self.steady = {**prompt.steady, **{k: True for k, v in (flags or {}).items() if v}}
         self.steady |= {
             "return_dict": True,
@@ -50,7 +58,9 @@ class Forward:
         self.foreign_pad = pad_id if pad_id < 0 or (size is not None and pad_id >= size) else None
 
     def __call__(self, ids: Tensor, keep: int = 1) -> Any:
-        """The model's output for the ids (rows, length) it has not seen; logits of the last `keep` positions at least."""
+        """The model's output for the ids (rows, length) it has not seen; logits of the last `keep` positions
+        at least.
+        """
         inputs = {**self.steady, **self.first}
         if "inputs_embeds" not in inputs or self.prefix:
             fresh = ids[:, self.fed :]
@@ -103,7 +113,9 @@ class Forward:
         return None if new is None else new(self.rows, length)
 
     def _after_first(self, inputs: dict[str, Any]) -> None:
-        """Keep of the first step's inputs only those that every position has: types and positions of the next token."""
+        """Keep of the first step's inputs only those that every position has: types and positions of the next
+        token.
+        """
         types, places = inputs.get("token_type_ids"), inputs.get(f"{self.prefix}position_ids")
         self.first = {}
         if types is not None:

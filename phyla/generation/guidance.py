@@ -13,7 +13,9 @@ from phyla.generation.prompt import Prompt, read_prompt
 
 
 class ClassifierFreeGuidanceLogitsProcessor(LogitsProcessor):
-    """Mix the scores of two halves of a batch (2 * rows, vocabulary), guided then unguided (Ho & Salimans 2022)."""
+    """Mix the scores of two halves of a batch (2 * rows, vocabulary), guided then unguided (Ho & Salimans
+    2022).
+    """
 
     def __init__(self, guidance_scale: float):
         if not guidance_scale > 1:
@@ -36,8 +38,14 @@ class UnbatchedClassifierFreeGuidanceLogitsProcessor(LogitsProcessor):
     The negative prompt, ids (rows or 1, length), is the prompt's last token where none is given.
     """
 
-    def __init__(self, guidance_scale: float, model: nn.Module, unconditional_ids: Tensor | None = None,
-                 unconditional_attention_mask: Tensor | None = None, use_cache: bool | None = True):  # fmt: skip
+    def __init__(
+        self,
+        guidance_scale: float,
+        model: nn.Module,
+        unconditional_ids: Tensor | None = None,
+        unconditional_attention_mask: Tensor | None = None,
+        use_cache: bool | None = True,
+    ):
         if getattr(model.config, "is_encoder_decoder", False):
             raise GenerationError("guidance_scale with a negative prompt works for decoder-only models alone")
         self.guidance_scale = guidance_scale

@@ -1,7 +1,7 @@
 """Logits processors that forbid, force or re-weigh tokens, with their public names.
 
-A processor takes the token ids so far (rows, length) and the scores of the next token (rows, vocabulary), and returns
-new scores of that shape; it never changes its input. The sampling filters are in `warpers.py`.
+A processor takes the token ids so far (rows, length) and the scores of the next token (rows, vocabulary), and
+returns new scores of that shape; it never changes its input. The sampling filters are in `warpers.py`.
 """
 
 import inspect
@@ -59,7 +59,9 @@ def id_list(ids: int | Iterable[int] | Tensor) -> list[int]:
 
 
 class Columns:
-    """Columns of the vocabulary, as an index tensor on the device of the scores; ids past the vocabulary are left out."""
+    """Columns of the vocabulary, as an index tensor on the device of the scores; ids past the vocabulary are
+    left out.
+    """
 
     def __init__(self, ids: int | Iterable[int] | Tensor):
         self.ids = id_list(ids)
@@ -93,14 +95,20 @@ class MinLengthLogitsProcessor(LogitsProcessor):
 class MinNewTokensLengthLogitsProcessor(MinLengthLogitsProcessor):
     """No end token before `min_new_tokens` tokens follow a prompt of `prompt_length_to_skip`."""
 
-    def __init__(self, prompt_length_to_skip: int, min_new_tokens: int, eos_token_id: int | list[int] | Tensor,
-                 device: str = "cpu"):  # fmt: skip
+    def __init__(
+        self,
+        prompt_length_to_skip: int,
+        min_new_tokens: int,
+        eos_token_id: int | list[int] | Tensor,
+        device: str = "cpu",
+    ):
         check_field("min_new_tokens", min_new_tokens)
         super().__init__(prompt_length_to_skip + min_new_tokens, eos_token_id)
 
 
 class RepetitionPenaltyLogitsProcessor(LogitsProcessor):
-    """Divide positive and multiply negative scores of tokens seen so far by `penalty` (Keskar et al. 2019, sec. 4.1).
+    """Divide positive and multiply negative scores of tokens seen so far by `penalty` (Keskar et al. 2019,
+    sec. 4.1).
 
     `prompt_mask` (rows, prompt length), True at real tokens, keeps padding from counting as seen.
     """
@@ -138,7 +146,9 @@ def _reweigh_seen(scores: Tensor, seen: Tensor, penalty: float) -> Tensor:
 
 
 def _without_padding(ids: Tensor, mask: Tensor) -> Tensor:
-    """`ids` with padding replaced by the last real token of the row, which adds no token to the set of those seen."""
+    """`ids` with padding replaced by the last real token of the row, which adds no token to the set of those
+    seen.
+    """
     length = min(mask.shape[1], ids.shape[1])
     mask = _as_many_rows(mask, ids)[:, :length]
     last = (torch.arange(length, device=ids.device) * mask).argmax(1, keepdim=True)  # (rows, 1)
@@ -328,8 +338,12 @@ class InfNanRemoveLogitsProcessor(LogitsProcessor):
 class ExponentialDecayLengthPenalty(LogitsProcessor):
     """Raise the end tokens' scores ever more, by |score| (factor^k - 1) at k tokens past `start` new ones."""
 
-    def __init__(self, exponential_decay_length_penalty: tuple[int, float], eos_token_id: int | list[int] | Tensor,
-                 input_ids_seq_length: int):  # fmt: skip
+    def __init__(
+        self,
+        exponential_decay_length_penalty: tuple[int, float],
+        eos_token_id: int | list[int] | Tensor,
+        input_ids_seq_length: int,
+    ):
         check_field("exponential_decay_length_penalty", exponential_decay_length_penalty)
         self.start = exponential_decay_length_penalty[0] + input_ids_seq_length
         self.factor = exponential_decay_length_penalty[1]
@@ -378,7 +392,9 @@ class SuppressTokensAtBeginLogitsProcessor(SuppressTokensLogitsProcessor):
 
 
 class HammingDiversityLogitsProcessor(LogitsProcessor):
-    """Lower a token's score by `diversity_penalty` for each beam of an earlier group that just took it (Vijayakumar et al. 2016)."""
+    """Lower a token's score by `diversity_penalty` for each beam of an earlier group that just took it
+    (Vijayakumar et al. 2016).
+    """
 
     def __init__(self, diversity_penalty: float, num_beams: int, num_beam_groups: int):
         if not diversity_penalty > 0:
@@ -394,7 +410,9 @@ class HammingDiversityLogitsProcessor(LogitsProcessor):
     def __call__(
         self, input_ids: Tensor, scores: Tensor, current_tokens: Tensor, beam_group_idx: int
     ) -> Tensor:
-        """Scores of one group (batch * group size, vocabulary); `current_tokens` (batch * num_beams,) of this step."""
+        """Scores of one group (batch * group size, vocabulary); `current_tokens` (batch * num_beams,) of this
+        step.
+        """
         start = beam_group_idx * self.group_size
         if start == 0:
             return scores

@@ -25,9 +25,11 @@ _CACHES = (None, "dynamic", "static", "sliding_window", "hybrid", "mamba")  # al
 # settings whose strategy is not there
 _ABSENT = ("watermarking_config", "forced_decoder_ids", "prompt_lookup_num_tokens", "assistant_early_exit",
            "dola_layers", "constraints", "force_words_ids", "cache_config")  # fmt: skip
+_BEAMS = (GenerationMode.BEAM_SEARCH, GenerationMode.BEAM_SAMPLE)
+_STRATEGIES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE, *_BEAMS)
 SUPPORTED = (
-    "greedy decoding (do_sample=False) and sampling (do_sample=True), with num_beams=1 and num_return_sequences, all "
-    "logits processors of the configuration, guidance_scale, and your own processors and criteria"
+    "greedy decoding and sampling (do_sample), with beams (num_beams) or without, num_return_sequences, all logits "
+    "processors of the configuration, guidance_scale, and your own processors and criteria"
 )
 
 
@@ -74,10 +76,12 @@ def check_supported(config: GenerationConfig, mode: GenerationMode) -> None:
         raise GenerationError(
             f"cache_implementation must be one of {_CACHES}, but is {config.cache_implementation!r}"
         )
-    if mode not in STRATEGIES:
+    if mode not in _STRATEGIES:
         raise GenerationError(
             f"the settings ask for {mode.value}, which is not supported; supported are {SUPPORTED}"
         )
 
 
-STRATEGIES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
+def has_beams(mode: GenerationMode) -> bool:
+    """Whether a strategy follows several beams a row."""
+    return mode in _BEAMS

@@ -40,7 +40,9 @@ class GenerateEncoderDecoderOutput(ModelOutput):
 
 
 class GenerateBeamDecoderOnlyOutput(ModelOutput):
-    """Beam search of a decoder-only model; `beam_indices` (rows, new tokens) names the beam each token came from."""
+    """Beam search of a decoder-only model; `beam_indices` (rows, new tokens) names the beam each token came
+    from.
+    """
 
     sequences: Tensor | None = None
     sequences_scores: Tensor | None = None
@@ -53,7 +55,9 @@ class GenerateBeamDecoderOnlyOutput(ModelOutput):
 
 
 class GenerateBeamEncoderDecoderOutput(ModelOutput):
-    """Beam search of an encoder-decoder; `beam_indices` (rows, new tokens) names the beam each token came from."""
+    """Beam search of an encoder-decoder; `beam_indices` (rows, new tokens) names the beam each token came
+    from.
+    """
 
     sequences: Tensor | None = None
     sequences_scores: Tensor | None = None

@@ -40,7 +40,8 @@ def merge_config(
 ) -> GenerationConfig:
     """A copy of `config` with what it leaves open taken from the model's own generation configuration.
 
-    As in the reference, models saved before its release 4.50 lend only their special ids to a given configuration.
+    As in the reference, models saved before its release 4.50 lend only their special ids to a given
+    configuration.
     """
     own = getattr(model, "generation_config", None)
     if own is None:
@@ -83,8 +84,9 @@ def context_length(config: Any) -> int | None:
 def new_token_limit(config: GenerationConfig, prompt: Prompt, context: int | None, given: bool) -> int:
     """How many tokens may be generated at most; `given` says that the call itself set the length.
 
-    Raises GenerationError if that is less than one (but for max_new_tokens=0) or, with `given`, if it does not fit the
-    context. The public default, max_length=20, counts new tokens only and gives way to the context.
+    Raises GenerationError if that is less than one (but for max_new_tokens=0) or, with `given`, if it does
+    not fit the context. The public default, max_length=20, counts new tokens only and gives way to the
+    context.
     """
     length = prompt.positions
     if config.max_new_tokens is not None:
@@ -117,7 +119,9 @@ def new_token_limit(config: GenerationConfig, prompt: Prompt, context: int | Non
 def build_processors(model: nn.Module, config: GenerationConfig, prompt: Prompt, max_length: int,
                      custom: list[LogitsProcessor], prefix_allowed_tokens_fn: Callable | None,
                      guidance: LogitsProcessor | None) -> LogitsProcessorList:  # fmt: skip
-    """The processors that the settings ask for, in the order of the reference; one of `custom` replaces its like."""
+    """The processors that the settings ask for, in the order of the reference; one of `custom` replaces its
+    like.
+    """
     length, eos = prompt.ids.shape[1], config.eos_token_id
     mask = prompt.mask if prompt.positions == length else None
     steps: list[LogitsProcessor] = [] if guidance is None else [guidance]

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,17 +19,27 @@ _STEADY = ("head_mask", "decoder_head_mask", "cross_attn_head_mask", "adapter_na
 _GENERIC = ("input_ids", "inputs_embeds", "attention_mask", "encoder_outputs", "decoder_input_ids",
             "decoder_attention_mask", "past_key_values", "labels")  # fmt: skip
 # ids past the vocabulary that stand for an image, a frame, ... and never reach the embedding
-_PLACEHOLDERS = ("image_token_index", "image_token_id", "video_token_index", "video_token_id", "audio_token_index",
-                 "audio_token_id", "vision_start_token_id", "vision_end_token_id")  # fmt: skip
+_PLACEHOLDERS = (
+    "image_token_index",
+    "image_token_id",
+    "video_token_index",
+    "video_token_id",
+    "audio_token_index",
+    "audio_token_id",
+    "vision_start_token_id",
+    "vision_end_token_id",
+)
+
 
 @dataclass
 class Prompt:
     """What generation starts from.
 
-    given: ids (batch, length) as the caller gave them; they open the returned sequences. ids: the same with padding
-    moved to the left. mask: (batch, positions), 1 at real positions, or None where all are. positions: how many the
-    prompt takes in the cache (more than its ids when it is given as vectors). first, steady: model inputs of the first
-    step and of every step. source_ids, source_mask: what the encoder_* processors look at.
+    given: ids (batch, length) as the caller gave them; they open the returned sequences. ids: the same with
+    padding moved to the left. mask: (batch, positions), 1 at real positions, or None where all are.
+    positions: how many the prompt takes in the cache (more than its ids when it is given as vectors). first,
+    steady: model inputs of the first step and of every step. source_ids, source_mask: what the encoder_*
+    processors look at.
     """
 
     given: Tensor
@@ -55,7 +65,9 @@ def accepted(function: Any) -> frozenset[str] | None:
 
 
 def split_inputs(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
-    """`inputs` without those that are None; a name that neither model nor generation knows is an UnknownArgumentError."""
+    """`inputs` without those that are None; a name that neither model nor generation knows is an
+    UnknownArgumentError.
+    """
     inputs = {name: value for name, value in inputs.items() if value is not None and name != "labels"}
     known = accepted(model.forward)
     encode = getattr(model, "encode", None)
@@ -111,16 +123,24 @@ def _decoder_only(
     ids = _checked_ids(ids, "input_ids", device, model, may_be_empty=embeds is not None)
     positions = ids.shape[1] if embeds is None else embeds.shape[1]
     mask = _mask(named.pop("attention_mask", None), ids, positions, config, "attention_mask", device)
-    if cache is not None and not 0 < ids.shape[1] - cache.length:
+    if cache is not None and not ids.shape[1] - cache.length > 0:
         raise ArgumentError(
             f"input_ids must hold the whole text so far, but has {ids.shape[1]} ids where the cache given as "
             f"past_key_values has {cache.length} already; add the new ids behind the old ones"
         )
     aligned, mask, named = _align(ids, mask, named, positions, fixed=cache is not None and cache.length > 0)
     steady = {name: named.pop(name) for name in _STEADY if name in named}
-    return Prompt(given=ids, ids=aligned, mask=mask, positions=positions, first=named, steady=steady, cache=cache,
-                  source_ids=aligned if aligned.shape[1] else None,
-                  source_mask=mask if positions == ids.shape[1] else None)  # fmt: skip
+    return Prompt(
+        given=ids,
+        ids=aligned,
+        mask=mask,
+        positions=positions,
+        first=named,
+        steady=steady,
+        cache=cache,
+        source_ids=aligned if aligned.shape[1] else None,
+        source_mask=mask if positions == ids.shape[1] else None,
+    )
 
 
 def _encoder_decoder(model: nn.Module, named: dict[str, Any], config: GenerationConfig,
@@ -164,8 +184,17 @@ def _encoder_decoder(model: nn.Module, named: dict[str, Any], config: Generation
     ids, decoder_mask = _decoder_start(model, decoder_ids, decoder_mask, rows, config, device)
     given_mask = _mask(decoder_mask, ids, ids.shape[1], None, "decoder_attention_mask", device)
     aligned, given_mask, first = _align(ids, given_mask, first, ids.shape[1], fixed=cache is not None)
-    return Prompt(given=ids, ids=aligned, mask=given_mask, positions=ids.shape[1], first=first, steady=steady,
-                  cache=cache, source_ids=source_ids, source_mask=None if source_ids is None else mask)  # fmt: skip
+    return Prompt(
+        given=ids,
+        ids=aligned,
+        mask=given_mask,
+        positions=ids.shape[1],
+        first=first,
+        steady=steady,
+        cache=cache,
+        source_ids=source_ids,
+        source_mask=None if source_ids is None else mask,
+    )
 
 
 def _start_ids(named: dict[str, Any], config: GenerationConfig, device: torch.device) -> Tensor:
@@ -211,7 +240,9 @@ def _decoder_start(model: nn.Module, ids: Any, mask: Tensor | None, rows: int, c
 def _checked_ids(
     ids: Any, name: str, device: torch.device, model: nn.Module, may_be_empty: bool = False
 ) -> Tensor:
-    """Token ids (batch, length) as int64 on `device`; raises ArgumentError for wrong shapes, dtypes and values."""
+    """Token ids (batch, length) as int64 on `device`; raises ArgumentError for wrong shapes, dtypes and
+    values.
+    """
     if not isinstance(ids, Tensor):
         try:
             ids = torch.as_tensor(ids, device=device)
@@ -262,7 +293,8 @@ def _mask(mask: Any, ids: Tensor, positions: int, config: GenerationConfig | Non
           device: torch.device) -> Tensor | None:  # fmt: skip
     """A mask (batch, positions) of 0 and 1, or None where every position is real.
 
-    Without one, padding is told from the ids, if the padding token is no end token and occurs (as the reference does).
+    Without one, padding is told from the ids, if the padding token is no end token and occurs (as the
+    reference does).
     """
     if mask is None:
         if config is None or config.pad_token_id is None or ids.shape[1] != positions:
@@ -314,6 +346,32 @@ def _align(ids: Tensor, mask: Tensor | None, named: dict[str, Any], positions: i
     if ids.shape[1] == positions:
         ids = ids.gather(1, source)
     return ids, mask.gather(1, source), moved
+
+
+def truncated(prompt: Prompt, side: str, config: GenerationConfig, context: int | None) -> Prompt:
+    """The prompt without its oldest ids, so that the new tokens fit the context."""
+    if side != "left":
+        raise ArgumentError(f'truncate must be "left" or None, but is {side!r}')
+    if (
+        "encoder_outputs" in prompt.steady
+        or prompt.positions != prompt.ids.shape[1]
+        or "inputs_embeds" in prompt.first
+    ):
+        raise GenerationError("truncate='left' works for prompts of token ids of decoder-only models alone")
+    new = config.max_new_tokens if config.max_new_tokens is not None else DEFAULTS["max_length"]
+    if context is None or prompt.positions + new <= context:
+        return prompt
+    keep = context - new
+    if keep < 1:
+        raise GenerationError(
+            f"max_new_tokens must be below the context of {context} positions, but is {new}"
+        )
+    mask = None if prompt.mask is None else prompt.mask[:, -keep:]
+    ids = prompt.ids[:, -keep:]
+    first = {
+        k: v[:, -keep:] if k in ("token_type_ids", "position_ids") else v for k, v in prompt.first.items()
+    }
+    return replace(prompt, ids=ids, mask=mask, positions=keep, first=first, source_ids=ids, source_mask=mask)
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -6,12 +6,18 @@ from torch import Tensor, nn
 from phyla.errors import ArgumentError
 
 
-def compute_transition_scores(model: nn.Module, sequences: Tensor, scores: tuple[Tensor, ...],
-                              beam_indices: Tensor | None = None, normalize_logits: bool = False) -> Tensor:  # fmt: skip
-    """The score of each chosen token, (rows, new tokens), from what `generate` returned with output_scores=True.
+def compute_transition_scores(
+    model: nn.Module,
+    sequences: Tensor,
+    scores: tuple[Tensor, ...],
+    beam_indices: Tensor | None = None,
+    normalize_logits: bool = False,
+) -> Tensor:
+    """The score of each chosen token, (rows, new tokens), from what `generate` returned with
+    output_scores=True.
 
-    `normalize_logits` makes log-probabilities of the scores. With beam search give its beam_indices: tokens of a beam
-    that had ended score 0.
+    `normalize_logits` makes log-probabilities of the scores. With beam search give its beam_indices: tokens
+    of a beam that had ended score 0.
     """
     if not scores:
         raise ArgumentError("scores must hold one tensor a step; pass output_scores=True to generate")

@@ -1,6 +1,5 @@
 """Greedy decoding and sampling: one token a row and step."""
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -8,72 +7,7 @@ from torch import Tensor
 
 from phyla.errors import GenerationError, NonFiniteLogitsError
 from phyla.generation.forward import Forward, select_rows
-from phyla.generation.logits import LogitsProcessorList
-from phyla.generation.outputs import GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput
-from phyla.generation.stopping import StoppingCriteriaList
-
-
-@dataclass
-class Task:
-    """What a strategy runs with.
-
-    ids: (rows, start + limit) int64, the prompt of `start` ids at the front and padding behind it; given: the prompt
-    as the caller gave it. repeats: sequences for each row of the prompt. generators: none, one, or one a row.
-    """
-
-    ids: Tensor
-    given: Tensor
-    start: int
-    limit: int
-    repeats: int
-    pad_id: int
-    eos: Tensor | None
-    processors: LogitsProcessorList = field(default_factory=LogitsProcessorList)
-    criteria: StoppingCriteriaList = field(default_factory=StoppingCriteriaList)
-    do_sample: bool = False
-    allow_nonfinite: bool = False
-    generators: list[torch.Generator] = field(default_factory=list)
-    streamer: Any = None
-    record: "Record | None" = None
-
-
-class Record:
-    """What a call asked to get back beside the ids, step by step."""
-
-    def __init__(
-        self, scores: bool, logits: bool, attentions: bool, hidden_states: bool, encoder_decoder: bool
-    ):
-        self.scores: list[Tensor] | None = [] if scores else None
-        self.logits: list[Tensor] | None = [] if logits else None
-        prefix = "decoder_" if encoder_decoder else ""
-        # of the model's output -> of generate's
-        self.fields = {f"{prefix}attentions": [] if attentions else None,
-                       "cross_attentions": [] if attentions and encoder_decoder else None,
-                       f"{prefix}hidden_states": [] if hidden_states else None}  # fmt: skip
-        self.encoder_decoder = encoder_decoder
-
-    def step(self, out: Any, logits: Tensor, scores: Tensor) -> None:
-        """Keep what one step gave."""
-        if self.logits is not None:
-            self.logits.append(logits.clone())
-        if self.scores is not None:
-            self.scores.append(scores.clone() if scores is logits else scores)
-        for name, steps in self.fields.items():
-            if steps is not None:
-                steps.append(getattr(out, name))
-
-    def output(self, sequences: Tensor, forward: Forward) -> Any:
-        """The public output object."""
-        kept = {name: tuple(steps) for name, steps in self.fields.items() if steps is not None}
-        kept |= {
-            name: tuple(steps) for name in ("scores", "logits") if (steps := getattr(self, name)) is not None
-        }
-        if not self.encoder_decoder:
-            return GenerateDecoderOnlyOutput(sequences=sequences, past_key_values=forward.cache, **kept)
-        for name in ("attentions", "hidden_states"):
-            if f"decoder_{name}" in kept:
-                kept[f"encoder_{name}"] = getattr(forward.encoded, name, None)
-        return GenerateEncoderDecoderOutput(sequences=sequences, past_key_values=forward.cache, **kept)
+from phyla.generation.task import Task
 
 
 def decode(forward: Forward, task: Task) -> int:
@@ -84,7 +18,7 @@ def decode(forward: Forward, task: Task) -> int:
     for step in range(task.limit):
         out = forward(forward.prompt_ids if step == 0 else ids[:, :length])
         if step == 0 and task.repeats > 1:
-            out = _repeat(forward, out, task.repeats)
+            out = repeat(forward, out, task.repeats)
         logits = forward.logits(out)
         scores = task.processors(ids[:, :length], logits) if task.processors else logits
         best, token = scores.max(dim=-1)
@@ -92,7 +26,7 @@ def decode(forward: Forward, task: Task) -> int:
         if scores is not logits and not task.allow_nonfinite:
             finite = finite & logits.amax(-1).isfinite()
         if task.do_sample:
-            token = _draw(scores, task.generators)
+            token = draw(scores, task.generators)
         finite = finite | done
         if may_end:
             token = torch.where(done, task.pad_id, token)
@@ -102,7 +36,7 @@ def decode(forward: Forward, task: Task) -> int:
             task.record.step(out, logits, scores)
         del out
         if may_end:
-            done = done | _finished(task, ids[:, :length], token)
+            done = done | finished(task, ids[:, :length], token)
         # the only place of a step that waits for the device
         if task.streamer is None:
             sound, over = torch.stack([finite.all(), done.all()]).tolist()
@@ -111,7 +45,7 @@ def decode(forward: Forward, task: Task) -> int:
             sounds, rows_over, tokens = torch.stack([finite.long(), done.long(), token]).tolist()
             sound, over = all(sounds), all(rows_over)
         if not sound:
-            raise _not_finite(step, finite, logits, scores)
+            raise not_finite(step, finite, logits, scores)
         if rows_over is not None:
             _stream(task.streamer, tokens, rows_over)
         if over:
@@ -119,7 +53,7 @@ def decode(forward: Forward, task: Task) -> int:
     return length
 
 
-def _finished(task: Task, ids: Tensor, token: Tensor) -> Tensor:
+def finished(task: Task, ids: Tensor, token: Tensor) -> Tensor:
     """The rows (rows,) that the newest token finishes."""
     ended = None if task.eos is None else (token[:, None] == task.eos).any(1)
     if task.criteria:
@@ -129,20 +63,24 @@ def _finished(task: Task, ids: Tensor, token: Tensor) -> Tensor:
     return ended
 
 
-def _draw(scores: Tensor, generators: list[torch.Generator]) -> Tensor:
+def draw(scores: Tensor, generators: list[torch.Generator]) -> Tensor:
     """One token a row (rows,) by the probabilities of the scores (rows, vocabulary)."""
-    # the greatest of p/q with exponential q: the draws of torch.multinomial, without its wait for the device
-    chance = scores.softmax(-1)
+    return noisy(scores.softmax(-1), generators).argmax(-1)
+
+
+def noisy(chance: Tensor, generators: list[torch.Generator]) -> Tensor:
+    """Numbers (rows, choices) whose greatest one is a draw by `chance`, and whose greatest n are n without return."""
+    # p/q with exponential q: the draws of torch.multinomial, without its wait for the device
     noise = torch.empty_like(chance)
     if len(generators) == chance.shape[0] and len(generators) > 1:
         for row, generator in zip(noise, generators, strict=True):
             row.exponential_(1, generator=generator)
     else:
         noise.exponential_(1, generator=generators[0] if generators else None)
-    return (chance / noise).argmax(-1)
+    return chance / noise
 
 
-def _repeat(forward: Forward, out: Any, times: int) -> Any:
+def repeat(forward: Forward, out: Any, times: int) -> Any:
     """Go on with each row `times` times, from one reading of the prompt."""
     rows = forward.rows
     index = torch.arange(rows, device=forward.prompt_ids.device).repeat_interleave(times)
@@ -161,7 +99,7 @@ def _stream(streamer: Any, tokens: list[int], rows_over: list[int]) -> None:
                 end_row(row)
 
 
-def _not_finite(step: int, finite: Tensor, logits: Tensor, scores: Tensor) -> Exception:
+def not_finite(step: int, finite: Tensor, logits: Tensor, scores: Tensor) -> Exception:
     row = int((~finite).nonzero()[0])
     wrong = logits[row].isnan() | (logits[row] == torch.inf)
     if bool(wrong.any()):

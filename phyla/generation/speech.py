@@ -7,14 +7,15 @@ from torch import Tensor, nn
 
 from phyla.errors import GenerationError
 from phyla.generation.checks import check_field
-from phyla.generation.logits import NEVER, LogitsProcessor, Columns
+from phyla.generation.logits import NEVER, Columns, LogitsProcessor
 
 
 class WhisperTimeStampLogitsProcessor(LogitsProcessor):
     """Whisper's rules for time stamps (Radford et al. 2022, sec. 4.5).
 
-    Stamps come in pairs (save before an end token) and never run backwards; the first token is a stamp no later than
-    `max_initial_timestamp_index`; where stamps together are likelier than any text token, a stamp must follow.
+    Stamps come in pairs (save before an end token) and never run backwards; the first token is a stamp no
+    later than `max_initial_timestamp_index`; where stamps together are likelier than any text token, a stamp
+    must follow.
     """
 
     def __init__(self, generate_config: Any, begin_index: int | None = None,
@@ -65,8 +66,8 @@ class WhisperTimeStampLogitsProcessor(LogitsProcessor):
 class WhisperNoSpeechDetection(LogitsProcessor):
     """Note the probability of the no-speech token where the transcript begins, in `no_speech_prob` (rows,).
 
-    With a start sequence of several tokens (`begin_index` above 1) the model is run once more on `inputs`, to see the
-    scores behind its first token.
+    With a start sequence of several tokens (`begin_index` above 1) the model is run once more on `inputs`, to
+    see the scores behind its first token.
     """
 
     def __init__(self, no_speech_token: int, begin_index: int, scores_is_logprobs: bool = False):

@@ -1,6 +1,7 @@
 """Text while it is generated, for one row or many, with the public names.
 
-A streamer gets the prompt (rows, length) and then each step's tokens (rows,) through `put`, and `end` at the end.
+A streamer gets the prompt (rows, length) and then each step's tokens (rows,) through `put`, and `end` at the
+end.
 """
 
 import asyncio
@@ -50,8 +51,8 @@ class RowText(str):
 class SettledText:
     """The text of a growing list of tokens, given out as soon as later tokens cannot change it.
 
-    Held back: the start of a character whose bytes have not all come and, where the tokenizer tidies spaces before
-    punctuation, the last word.
+    Held back: the start of a character whose bytes have not all come and, where the tokenizer tidies spaces
+    before punctuation, the last word.
     """
 
     def __init__(self, decode: Callable[[list[int]], str], tidies: bool = False):
@@ -97,9 +98,9 @@ class SettledText:
 class TextStreamer(BaseStreamer):
     """Print text as soon as it settles; of several rows, each line as it gets whole, with the row's number.
 
-    `on_text(row, text, is_end)` takes the text instead of printing, for any number of rows. `skip_prompt` leaves out
-    the prompt; further options go to `tokenizer.decode`. Subclasses override `on_finalized_text` (one row) or
-    `on_row_text` (any number).
+    `on_text(row, text, is_end)` takes the text instead of printing, for any number of rows. `skip_prompt`
+    leaves out the prompt; further options go to `tokenizer.decode`. Subclasses override `on_finalized_text`
+    (one row) or `on_row_text` (any number).
     """
 
     def __init__(self, tokenizer: Any, skip_prompt: bool = False,
@@ -198,8 +199,8 @@ _END = object()
 class TextIteratorStreamer(TextStreamer):
     """Text to iterate over in another thread than the one that generates.
 
-    Pieces are `RowText`: strings with a `row`. Waiting longer than `timeout` seconds raises queue.Empty; an error in
-    `generate` is raised here too, so that the reader does not wait for ever.
+    Pieces are `RowText`: strings with a `row`. Waiting longer than `timeout` seconds raises queue.Empty; an
+    error in `generate` is raised here too, so that the reader does not wait for ever.
     """
 
     def __init__(
@@ -242,8 +243,8 @@ class TextIteratorStreamer(TextStreamer):
 class AsyncTextIteratorStreamer(TextStreamer):
     """Text to iterate over with `async for` while another thread generates; made inside a running event loop.
 
-    Pieces are `RowText`. Waiting longer than `timeout` seconds raises TimeoutError; an error in `generate` is raised
-    here too.
+    Pieces are `RowText`. Waiting longer than `timeout` seconds raises TimeoutError; an error in `generate` is
+    raised here too.
     """
 
     def __init__(

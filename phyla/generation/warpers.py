@@ -85,7 +85,9 @@ class TopPLogitsWarper(_Filter):
         return self._keep(scores, top.softmax(-1), index)
 
     def _keep(self, scores: Tensor, chance: Tensor, index: Tensor) -> Tensor:
-        """Keep the tokens `index` (rows, count), sorted by falling `chance`, until the sum before one reaches top_p."""
+        """Keep the tokens `index` (rows, count), sorted by falling `chance`, until the sum before one reaches
+        top_p.
+        """
         before = chance.cumsum(-1) - chance
         keep = before < self.top_p
         keep[:, : self.min_tokens_to_keep] = True

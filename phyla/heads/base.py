@@ -22,6 +22,7 @@ class Call:
     next_sentence_label: Tensor | None = None
     pixel_values: Tensor | None = None
     bool_masked_pos: Tensor | None = None
+    return_loss: bool = False
     logits_to_keep: int | Tensor = 0
     num_choices: int = 0
     mc_token_ids: Tensor | None = None

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from phyla.blocks import Linear, activation
+from phyla.blocks.pool import first_token
 from phyla.errors import ArgumentError
 from phyla.heads.base import Call, Head, HeadModule
 from phyla.heads.loss import check_labels, cross_entropy, label_loss
@@ -54,7 +55,7 @@ class _Rows(HeadModule):
         if on == "pool":
             return out.pooler_output
         if on == "first":
-            return x[:, 0]
+            return first_token(x, call.attention_mask)
         rows = torch.arange(len(x), device=x.device)
         if on == "last":
             return x[rows, last_token(call, x)]

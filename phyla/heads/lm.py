@@ -110,7 +110,8 @@ class CausalLM(Head):
     bias: True, False or the config key that says. transform: config -> Transform. softcap: config key of the cap.
     scale: config -> factor on the states or None. offset: a stored constant added to the scores (BART).
     shifted: labels are the inputs (the head shifts them); False where labels are the decoder's targets.
-    balance: adds the experts' balance loss. vocabulary: config -> V.
+    balance: adds the experts' balance loss. vocabulary: config -> V. from_zero: `generate` numbers positions from 0,
+    whatever forward does without position_ids (public results of RoBERTa and its relatives).
     """
 
     task: ClassVar[str] = "causal-lm"
@@ -124,6 +125,7 @@ class CausalLM(Head):
     shifted: bool = True
     balance: bool = False
     vocabulary: Any = None
+    from_zero: bool = False
 
     def make(self, config: Any, width: int) -> HeadModule:
         return TokenScores(self, config, width)

@@ -26,8 +26,9 @@ MODES = tuple(CONFIG_KEYS.values())
 class Pooling:
     """One or several ways of pooling, joined along the last dimension; padding on either side is left out.
 
-    cls: first token. max, mean: over tokens. mean_sqrt_len: sum / sqrt(tokens). weightedmean: weights 1, 2, 3, ...
-    (Muennighoff 2022, arXiv:2202.08904). lasttoken: last token. `include_prompt` False leaves the prompt's tokens out.
+    cls: first token. lasttoken: last token. max, mean: over tokens. mean_sqrt_len: sum / sqrt(tokens).
+    weightedmean: weights 1, 2, 3, ... (Muennighoff 2022, arXiv:2202.08904). `include_prompt` False leaves the
+    prompt's tokens out.
     """
 
     modes: tuple[str, ...] = ("mean",)
@@ -36,7 +37,9 @@ class Pooling:
     def __post_init__(self) -> None:
         for mode in self.modes:
             if mode not in MODES:
-                raise ArgumentError(f"pooling {mode!r} is not one of {', '.join(MODES)}.{nearest(mode, MODES)}")
+                raise ArgumentError(
+                    f"pooling {mode!r} is not one of {', '.join(MODES)}.{nearest(mode, MODES)}"
+                )
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Pooling":

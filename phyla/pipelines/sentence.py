@@ -30,7 +30,8 @@ ACTIVATIONS: dict[str, Step] = {
     "Sigmoid": torch.sigmoid,
 }
 ENCODER_CONFIGS = tuple(
-    f"sentence_{name}_config.json" for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlnet")
+    f"sentence_{name}_config.json"
+    for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlnet")
 ) + ("sentence_xlm-roberta_config.json",)
 
 
@@ -69,8 +70,8 @@ class Normalize:
 class SentenceEncoder:
     """Turns texts into vectors: tokenizer, encoder, pooling, then the further steps of the folder.
 
-    `max_length` counts tokens, special ones included; longer texts are cut. `prompts` are texts put before every
-    input, by name.
+    `max_length` counts tokens, special ones included; longer texts are cut. `prompts` are texts to put before
+    every input, by name.
     """
 
     model: Any
@@ -143,8 +144,8 @@ class SentenceEncoder:
     ) -> np.ndarray:
         """Embeddings in float32, shape (texts, size), or (size,) for one string; in the order given.
 
-        `normalize` True divides each by its length, False leaves out the folder's own last normalisation, None does
-        what the folder says. `progress` is called with the number of texts done after each batch.
+        `normalize` True divides each by its length, False leaves out the folder's own normalisation, None
+        does what the folder says. `progress` is called with the number of texts done after each batch.
         Raises ArgumentError for a batch size below 1, an unknown prompt name or something that is not text.
         """
         texts = [sentences] if isinstance(sentences, str) else list(sentences)
@@ -160,8 +161,8 @@ class SentenceEncoder:
         steps = [step for step in self.steps if normalize is None or not isinstance(step, Normalize)]
         if normalize:
             steps.append(Normalize())
-        # Neighbours in length share a batch, so that little is computed on padding; the longest go first, so that
-        # memory that does not suffice shows at once.
+        # Neighbours in length share a batch, so that little is computed on padding; the longest go first, so
+        # that memory that does not suffice shows at once.
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
         results: list[np.ndarray] = [np.empty(0, dtype=np.float32)] * len(rows)
         for start in range(0, len(order), batch_size):
@@ -183,7 +184,7 @@ class SentenceEncoder:
 
     @torch.inference_mode()
     def forward(self, rows: list[list[int]], steps: list[Step], skip: int) -> Tensor:
-        """Vectors (batch, size) of one batch of token ids; `skip` leading prompt tokens stay out of the pooling."""
+        """Vectors (batch, size) of some token ids; `skip` leading prompt tokens stay out of the pooling."""
         batch = self.tokenizer.pad({"input_ids": rows}, padding=True, return_tensors="pt")
         ids = batch["input_ids"].to(self.model.device)
         mask = batch["attention_mask"].to(self.model.device)
@@ -250,7 +251,9 @@ def read_modules(folder: Path) -> list[tuple[str, str]]:
     modules = [(str(row["type"]).rpartition(".")[2], str(row.get("path", ""))) for row in rows]
     if not modules or modules[0][0] != "Transformer":
         found = modules[0][0] if modules else "nothing"
-        raise ConfigError(f"the first module must be a Transformer, but is {found} ({folder / 'modules.json'})")
+        raise ConfigError(
+            f"the first module must be a Transformer, but is {found} ({folder / 'modules.json'})"
+        )
     return modules
 
 
@@ -260,8 +263,8 @@ def read_step(kind: str, folder: Path, model: Any) -> Step:
         return Normalize()
     if kind not in ("Dense", "LayerNorm"):
         raise ConfigError(
-            f"modules of kind {kind!r} are not known to phyla ({folder}); known are Transformer, Pooling, Dense, "
-            "LayerNorm, Normalize"
+            f"modules of kind {kind!r} are not known to phyla ({folder}); "
+            "known are Transformer, Pooling, Dense, LayerNorm, Normalize"
         )
     weights = open_weights(folder)
 
@@ -276,7 +279,7 @@ def read_step(kind: str, folder: Path, model: Any) -> Step:
     name = str(config.get("activation_function", "Tanh")).rpartition(".")[2]
     if name not in ACTIVATIONS:
         raise ConfigError(
-            f"activation {name!r} of {folder / 'config.json'} is not known; known are {', '.join(ACTIVATIONS)}"
+            f"activation {name!r} is not known; known are {', '.join(ACTIVATIONS)} ({folder / 'config.json'})"
         )
     bias = tensor("linear.bias") if config.get("bias", True) else None
     return Dense(tensor("linear.weight"), bias, ACTIVATIONS[name])
@@ -296,7 +299,7 @@ def optional_json(path: Path) -> dict[str, Any]:
 
 
 def context_length(model: Any, tokenizer: Any) -> int | None:
-    """The greatest number of tokens where the folder names none: the smaller of model's and tokenizer's, if known."""
+    """The smaller of the model's and the tokenizer's greatest number of tokens, where they name one."""
     lengths = [getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length]
     known = [int(n) for n in lengths if isinstance(n, (int, float)) and 0 < n < 1_000_000]
     return min(known) if known else None

@@ -1,7 +1,8 @@
 """Recorded reference behaviour of one public class each: reading, writing and packing.
 
-A golden is a description (config, tensor names and shapes, inputs, call, loss, greedy run) and a handful of recorded
-tensors (`in.*`, `out.*`, `label.*`, `int.*`, `generated`). A pack holds all goldens of one family in one .tar.xz.
+A golden is a description (config, tensor names and shapes, inputs, call, loss, greedy run) and a handful of
+recorded tensors (`in.*`, `out.*`, `label.*`, `int.*`, `generated`). A pack is one .tar.xz with all goldens
+of one family.
 """
 
 import io
@@ -87,7 +88,11 @@ class Golden:
 def read_folder(folder: Path) -> list[Golden]:
     """Goldens of one family from a folder with a .json and a .safetensors file for each."""
     return [
-        Golden(path.stem, json.loads(path.read_text()), safetensors.torch.load_file(path.with_suffix(".safetensors")))
+        Golden(
+            path.stem,
+            json.loads(path.read_text()),
+            safetensors.torch.load_file(path.with_suffix(".safetensors")),
+        )
         for path in sorted(folder.glob("*.json"))
     ]
 
@@ -114,7 +119,7 @@ def read_pack(path: Path) -> list[Golden]:
 
 
 def write_pack(folder: Path, path: Path) -> None:
-    """Pack one family's folder; the same files give the same bytes, whenever and by whomever they are packed."""
+    """Pack one family's folder; the same files give the same bytes, whoever packs them and when."""
     plain = io.BytesIO()
     with tarfile.open(fileobj=plain, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         # Like beside like: classes of a family share most hidden states, which then cost nothing.

@@ -1,7 +1,7 @@
 """Holds a public class against its golden: outputs, loss, greedy tokens, and the files it saves.
 
-`check(golden, phyla)` returns the faults it found, first departing layer first. The library is an argument, so the
-same runner also holds the reference against its own recordings.
+`check(golden, phyla)` returns the faults it found, first departing layer first. The library is an
+argument, so the same runner also holds the reference against its own recordings.
 """
 
 import json
@@ -92,7 +92,7 @@ def follow(outputs: Any, path: str) -> Tensor:
     value: Any = outputs
     for step in path.split("."):
         if isinstance(value, Mapping) or hasattr(value, "keys"):
-            if step not in value.keys():
+            if step not in value:
                 raise KeyError(f"no {step!r} among {list(value.keys())}")
             value = value[step]
         elif isinstance(value, (list, tuple)):

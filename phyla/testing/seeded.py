@@ -1,4 +1,4 @@
-"""Weights and inputs that follow from a name and a shape alone, so that a checkpoint of any size fits in one line.
+"""Weights and inputs that follow from a name and a shape alone: a checkpoint of any size fits in one line.
 
 Norm gains, biases and buffers are random too: swapped norms and dropped biases then show.
 """
@@ -24,6 +24,7 @@ def seeded_weight(name: str, shape: Sequence[int], salt: int = 0) -> np.ndarray:
     shape = tuple(shape)
     noise = np.asarray(generator(name, salt).standard_normal(shape, dtype=np.float32), dtype=np.float32)
     leaf = name.rpartition(".")[2]
+    values: np.ndarray
     if leaf in COUNTS:
         values = 1 + 0.1 * np.abs(noise)
     elif leaf in DIRECTION_GAINS or (len(shape) <= 1 and is_gain(leaf)):

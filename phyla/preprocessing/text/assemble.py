@@ -17,7 +17,9 @@ class Assembly:
 
     layout = layouts.Layout()
 
-    def build_inputs_with_special_tokens(self, token_ids_0: list[int], token_ids_1: list[int] | None = None) -> list[int]:
+    def build_inputs_with_special_tokens(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+    ) -> list[int]:
         """Ids of one sequence or a pair with the special tokens around them."""
         return layouts.build(self, self.layout, token_ids_0, token_ids_1)
 
@@ -28,7 +30,10 @@ class Assembly:
         return layouts.token_types(self, self.layout, token_ids_0, token_ids_1)
 
     def get_special_tokens_mask(
-        self, token_ids_0: list[int], token_ids_1: list[int] | None = None, already_has_special_tokens: bool = False
+        self,
+        token_ids_0: list[int],
+        token_ids_1: list[int] | None = None,
+        already_has_special_tokens: bool = False,
     ) -> list[int]:
         """1 for special tokens, 0 for others, along `build_inputs_with_special_tokens` or the ids as given."""
         if already_has_special_tokens:
@@ -54,7 +59,9 @@ class Assembly:
 
     def _plan(self, padding, truncation, max_length, pad_to_multiple_of=None, verbose=True):
         has_pad = self.pad_token is not None and (self.pad_token_id or 0) >= 0
-        return resolve(padding, truncation, max_length, pad_to_multiple_of, self.model_max_length, has_pad, verbose)
+        return resolve(
+            padding, truncation, max_length, pad_to_multiple_of, self.model_max_length, has_pad, verbose
+        )
 
     def truncate_sequences(
         self,
@@ -66,7 +73,8 @@ class Assembly:
     ) -> tuple[list[int], list[int] | None, list[int]]:
         """Cut `num_tokens_to_remove` ids from one or both sequences at the truncation side.
 
-        Returns both sequences and the cut ids with `stride` ids of what was kept before them (none for longest_first of a pair).
+        Returns both sequences and the cut ids with `stride` ids of what was kept before them (none for
+        longest_first of a pair).
         """
         count = num_tokens_to_remove
         if count <= 0:
@@ -95,7 +103,9 @@ class Assembly:
 
     def _cut_with_rest(self, ids, count, stride, which):
         if len(ids) <= count:
-            log.error("%d tokens must go, but the %s sequence has only %d; nothing was cut", count, which, len(ids))
+            log.error(
+                "%d tokens must go, but the %s sequence has only %d; nothing was cut", count, which, len(ids)
+            )
             return ids, []
         window = min(len(ids), stride + count)
         if self.truncation_side == "right":
@@ -126,15 +136,27 @@ class Assembly:
         """Model inputs from the ids of one sequence or a pair: special tokens, truncation, padding, masks."""
         plan = self._plan(padding, truncation, max_length, pad_to_multiple_of, verbose)
         inputs = self._assembled(
-            ids, pair_ids, add_special_tokens, plan, stride, return_token_type_ids, return_overflowing_tokens,
+            ids,
+            pair_ids,
+            add_special_tokens,
+            plan,
+            stride,
+            return_token_type_ids,
+            return_overflowing_tokens,
             return_special_tokens_mask,
         )
         mask = self._wants("attention_mask", return_attention_mask)
         if plan.padding is not PaddingStrategy.DO_NOT_PAD or mask:
-            inputs = dict(self.pad(
-                inputs, padding=plan.padding.value, max_length=plan.max_length, pad_to_multiple_of=pad_to_multiple_of,
-                padding_side=padding_side, return_attention_mask=mask,
-            ))
+            inputs = dict(
+                self.pad(
+                    inputs,
+                    padding=plan.padding.value,
+                    max_length=plan.max_length,
+                    pad_to_multiple_of=pad_to_multiple_of,
+                    padding_side=padding_side,
+                    return_attention_mask=mask,
+                )
+            )
         if return_length:
             inputs["length"] = len(inputs["input_ids"])
         return BatchEncoding(inputs, tensor_type=return_tensors, prepend_batch_axis=prepend_batch_axis)
@@ -152,9 +174,17 @@ class Assembly:
             raise TokenizerInputError(
                 "overflowing tokens of a pair cut longest_first are not defined: use only_first or only_second"
             )
-        total = len(ids) + len(pair_ids or ()) + (self.num_special_tokens_to_add(pair_ids is not None) if add_special else 0)
+        total = (
+            len(ids)
+            + len(pair_ids or ())
+            + (self.num_special_tokens_to_add(pair_ids is not None) if add_special else 0)
+        )
         cut = []
-        if plan.truncation is not TruncationStrategy.DO_NOT_TRUNCATE and plan.max_length and total > plan.max_length:
+        if (
+            plan.truncation is not TruncationStrategy.DO_NOT_TRUNCATE
+            and plan.max_length
+            and total > plan.max_length
+        ):
             ids, pair_ids, cut = self.truncate_sequences(
                 ids, pair_ids, total - plan.max_length, plan.truncation, stride
             )
@@ -169,7 +199,9 @@ class Assembly:
         inputs["input_ids"] = sequence
         if self._wants("token_type_ids", types):
             inputs["token_type_ids"] = (
-                self.create_token_type_ids_from_sequences(ids, pair_ids) if add_special else [0] * len(sequence)
+                self.create_token_type_ids_from_sequences(ids, pair_ids)
+                if add_special
+                else [0] * len(sequence)
             )
         if special_mask:
             inputs["special_tokens_mask"] = (
@@ -194,14 +226,20 @@ class Assembly:
         return_tensors=None,
         verbose: bool = True,
     ) -> BatchEncoding:
-        """Pad one example, a batch, or a list of examples to one length; arrays come back as the kind they were."""
+        """Pad one example, a batch, or a list of examples to one length; arrays come back as the kind they
+        were.
+        """
         if isinstance(encoded_inputs, (list, tuple)):
             if not encoded_inputs or not is_mapping(encoded_inputs[0]):
                 raise TokenizerInputError("pad wants a dictionary of inputs or a list of such dictionaries")
-            encoded_inputs = {key: [example[key] for example in encoded_inputs] for key in encoded_inputs[0].keys()}
+            encoded_inputs = {
+                key: [example[key] for example in encoded_inputs] for key in encoded_inputs[0].keys()
+            }
         main = self.model_input_names[0]
         if main not in encoded_inputs:
-            raise TokenizerInputError(f"pad wants inputs with {main!r}, but got {list(encoded_inputs.keys())}")
+            raise TokenizerInputError(
+                f"pad wants inputs with {main!r}, but got {list(encoded_inputs.keys())}"
+            )
         inputs = {key: encoded_inputs[key] for key in encoded_inputs.keys()}
         required = inputs[main]
         if required is None or (isinstance(required, Sized) and len(required) == 0):
@@ -214,7 +252,9 @@ class Assembly:
         if not isinstance(first, (int, list, tuple)):
             kind = framework_of(first)
             if kind is None:
-                raise TokenizerInputError(f"{main!r} must hold integers or arrays, but holds {type(first).__name__}")
+                raise TokenizerInputError(
+                    f"{main!r} must hold integers or arrays, but holds {type(first).__name__}"
+                )
             return_tensors = kind if return_tensors is None else return_tensors
             inputs = {key: to_python(value) for key, value in inputs.items()}
             required = inputs[main]
@@ -224,7 +264,9 @@ class Assembly:
         if plan.padding is PaddingStrategy.LONGEST:
             plan = plan._replace(padding=PaddingStrategy.MAX_LENGTH, max_length=max(len(row) for row in rows))
         if not batched:
-            padded = self._pad(inputs, plan.max_length, plan.padding, pad_to_multiple_of, padding_side, return_attention_mask)
+            padded = self._pad(
+                inputs, plan.max_length, plan.padding, pad_to_multiple_of, padding_side, return_attention_mask
+            )
             return BatchEncoding(padded, tensor_type=return_tensors)
         for key, value in inputs.items():
             if len(value) != len(rows):
@@ -232,14 +274,21 @@ class Assembly:
         batch: dict[str, list] = {}
         for i in range(len(rows)):
             row = {key: value[i] for key, value in inputs.items()}
-            row = self._pad(row, plan.max_length, plan.padding, pad_to_multiple_of, padding_side, return_attention_mask)
+            row = self._pad(
+                row, plan.max_length, plan.padding, pad_to_multiple_of, padding_side, return_attention_mask
+            )
             for key, value in row.items():
                 batch.setdefault(key, []).append(value)
         return BatchEncoding(batch, tensor_type=return_tensors)
 
     def _pad(
-        self, encoded_inputs, max_length=None, padding_strategy=PaddingStrategy.DO_NOT_PAD, pad_to_multiple_of=None,
-        padding_side=None, return_attention_mask=None,
+        self,
+        encoded_inputs,
+        max_length=None,
+        padding_strategy=PaddingStrategy.DO_NOT_PAD,
+        pad_to_multiple_of=None,
+        padding_side=None,
+        return_attention_mask=None,
     ):
         """One example padded to `max_length` (rounded up to the multiple)."""
         inputs = dict(encoded_inputs)

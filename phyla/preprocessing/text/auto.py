@@ -34,7 +34,11 @@ def class_named(name: str | None) -> type | None:
 
 
 def _is_public(name: str) -> bool:
-    return any(name.removesuffix("Fast") == (n or "").removesuffix("Fast") for pair in TOKENIZER_NAMES.values() for n in pair)
+    return any(
+        name.removesuffix("Fast") == (n or "").removesuffix("Fast")
+        for pair in TOKENIZER_NAMES.values()
+        for n in pair
+    )
 
 
 class AutoTokenizer:
@@ -62,12 +66,17 @@ class AutoTokenizer:
     ):
         """The tokenizer of a folder, tokenizer.json, GGUF file, hub id or installed weight package.
 
-        `use_fast` prefers the Rust class. Further settings override those of the files. Raises TokenizerFileError naming file
-        and field, or MissingFileError.
+        `use_fast` prefers the Rust class. Further settings override those of the files. Raises
+        TokenizerFileError naming file and field, or MissingFileError.
         """
         found = locate(
-            pretrained_model_name_or_path, cache_dir=cache_dir, local_files_only=local_files_only, token=token,
-            revision=revision, subfolder=subfolder, force_download=force_download,
+            pretrained_model_name_or_path,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            token=token,
+            revision=revision,
+            subfolder=subfolder,
+            force_download=force_download,
         )
         name = str(pretrained_model_name_or_path)
         gguf = settings.pop("gguf_file", None)
@@ -86,7 +95,9 @@ class AutoTokenizer:
         if tokenizer_type is not None:
             if tokenizer_type not in TOKENIZER_NAMES:
                 hint = nearest(tokenizer_type, TOKENIZER_NAMES)
-                raise ArgumentError(f"tokenizer_type must be a model type with a tokenizer, but is {tokenizer_type!r}.{hint}")
+                raise ArgumentError(
+                    f"tokenizer_type must be a model type with a tokenizer, but is {tokenizer_type!r}.{hint}"
+                )
             return cls._of_type(tokenizer_type, folder, use_fast)
         name, origin = read_config(folder).get("tokenizer_class"), folder / CONFIG_FILE
         model = {} if config is None else config if isinstance(config, dict) else config.to_dict()
@@ -124,7 +135,9 @@ class AutoTokenizer:
         from .._names import NAMES
 
         names = [n for n in NAMES if "Tokenizer" in n]
-        raise TokenizerFileError(f"{origin}: tokenizer_class {name!r} is not a known tokenizer.{nearest(name, names)}")
+        raise TokenizerFileError(
+            f"{origin}: tokenizer_class {name!r} is not a known tokenizer.{nearest(name, names)}"
+        )
 
     @classmethod
     def _of_type(cls, kind: str, folder: Path, use_fast: bool) -> type:
@@ -138,21 +151,30 @@ class AutoTokenizer:
             return found
         if name is not None and (folder / TOKENIZER_FILE).is_file():
             return class_named(_GENERIC)
-        raise TokenizerFileError(f"{folder}: models of type {kind!r} use {name}, which phyla does not have yet")
+        raise TokenizerFileError(
+            f"{folder}: models of type {kind!r} use {name}, which phyla does not have yet"
+        )
 
     @staticmethod
     def register(
-        config_class, slow_tokenizer_class: type | None = None, fast_tokenizer_class: type | None = None, exist_ok: bool = False
+        config_class,
+        slow_tokenizer_class: type | None = None,
+        fast_tokenizer_class: type | None = None,
+        exist_ok: bool = False,
     ) -> None:
         """Announce the tokenizer classes of a configuration class (or model type) from outside."""
         if slow_tokenizer_class is None and fast_tokenizer_class is None:
             raise ArgumentError("give slow_tokenizer_class or fast_tokenizer_class (or both)")
         for name, cls, fast in (("slow", slow_tokenizer_class, False), ("fast", fast_tokenizer_class, True)):
             if cls is not None and getattr(cls, "is_fast", fast) is not fast:
-                raise ArgumentError(f"{name}_tokenizer_class must be a {name} tokenizer, but is {cls.__name__}")
+                raise ArgumentError(
+                    f"{name}_tokenizer_class must be a {name} tokenizer, but is {cls.__name__}"
+                )
         kind = config_class if isinstance(config_class, str) else config_class.model_type
         if kind in _registered or kind in TOKENIZER_NAMES:
             if not exist_ok:
-                raise ArgumentError(f"model type {kind!r} has a tokenizer already: pass exist_ok=True to replace it")
+                raise ArgumentError(
+                    f"model type {kind!r} has a tokenizer already: pass exist_ok=True to replace it"
+                )
         old = _registered.get(kind, (None, None))
         _registered[kind] = (slow_tokenizer_class or old[0], fast_tokenizer_class or old[1])

@@ -4,14 +4,15 @@ import json
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers.processors import RobertaProcessing as Framing  # cls A sep sep B sep, with offsets trimmed
 
 from phyla.errors import ArgumentError, TokenizerFileError
 
 from . import byte_level
 from .charsmap import charsmap_normalizer
-from .clip import CLIP_PATTERN, END_OF_WORD
 from .layout import template
 from .sentencepiece_model import ModelType, PieceType, bpe_merges, read_sentencepiece
+from .word_end import END_OF_WORD, WORD_END_PATTERN
 from .wordpiece import read_vocabulary
 
 SPACE = "▁"
@@ -20,7 +21,9 @@ SPACE = "▁"
 def _need(settings: dict, owner, *names: str) -> None:
     missing = [name for name in names if settings.get(name) is None]
     if missing:
-        raise TokenizerFileError(f"{type(owner).__name__} needs tokenizer_file or {', '.join(names)}; missing: {missing}")
+        raise TokenizerFileError(
+            f"{type(owner).__name__} needs tokenizer_file or {', '.join(names)}; missing: {missing}"
+        )
 
 
 def _id(vocab: dict, settings: dict, role: str) -> tuple[str, int]:
@@ -34,9 +37,11 @@ def word_piece(owner, settings: dict) -> Tokenizer:
     vocab = read_vocabulary(settings["vocab_file"])
     backend = Tokenizer(models.WordPiece(vocab, unk_token=str(settings["unk_token"])))
     backend.normalizer = normalizers.BertNormalizer(
-        clean_text=True, handle_chinese_chars=settings["tokenize_chinese_chars"],
-        strip_accents=settings.get("strip_accents"), lowercase=settings["do_lower_case"],
-    )  # fmt: skip
+        clean_text=True,
+        handle_chinese_chars=settings["tokenize_chinese_chars"],
+        strip_accents=settings.get("strip_accents"),
+        lowercase=settings["do_lower_case"],
+    )
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece(prefix="##")
     backend.post_processor = _templated(owner, settings, vocab)
@@ -55,7 +60,10 @@ class _Roles:
 
 
 def _templated(owner, settings: dict, vocab: dict):
-    return template(_Roles(settings), type(owner).layout, lambda token: vocab.get(token, vocab.get(str(settings.get("unk_token")))))
+    layout = getattr(type(owner), "template", type(owner).layout)
+    return template(
+        _Roles(settings), layout, lambda token: vocab.get(token, vocab.get(str(settings.get("unk_token"))))
+    )
 
 
 def _bpe(settings: dict, owner, unk=None, suffix="", **more) -> tuple[models.BPE, dict]:
@@ -64,14 +72,22 @@ def _bpe(settings: dict, owner, unk=None, suffix="", **more) -> tuple[models.BPE
     merges = byte_level.read_merges(settings["merges_file"])
     try:
         model = models.BPE(
-            vocab, merges, unk_token=unk, continuing_subword_prefix="", end_of_word_suffix=suffix, fuse_unk=False, **more
+            vocab,
+            merges,
+            unk_token=unk,
+            continuing_subword_prefix="",
+            end_of_word_suffix=suffix,
+            fuse_unk=False,
+            **more,
         )
     except Exception as error:
-        raise TokenizerFileError(f"{settings['merges_file']} does not fit {settings['vocab_file']}: {error}") from error
+        raise TokenizerFileError(
+            f"{settings['merges_file']} does not fit {settings['vocab_file']}: {error}"
+        ) from error
     return model, vocab
 
 
-def gpt2(owner, settings: dict) -> Tokenizer:
+def byte_level_pipeline(owner, settings: dict) -> Tokenizer:
     """GPT-2: byte-level BPE, no special tokens unless `add_bos_token`."""
     model, vocab = _bpe(settings, owner)
     backend = Tokenizer(model)
@@ -84,20 +100,23 @@ def gpt2(owner, settings: dict) -> Tokenizer:
     return backend
 
 
-def roberta(owner, settings: dict) -> Tokenizer:
+def framed_byte_level(owner, settings: dict) -> Tokenizer:
     """RoBERTa, BART: byte-level BPE, `<s> A </s></s> B </s>`."""
     model, vocab = _bpe(settings, owner)
     backend = Tokenizer(model)
     prefix = bool(settings.get("add_prefix_space"))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
     backend.decoder = decoders.ByteLevel()
-    backend.post_processor = processors.RobertaProcessing(
-        _id(vocab, settings, "sep_token"), _id(vocab, settings, "cls_token"), trim_offsets=True, add_prefix_space=prefix
+    backend.post_processor = Framing(
+        _id(vocab, settings, "sep_token"),
+        _id(vocab, settings, "cls_token"),
+        trim_offsets=True,
+        add_prefix_space=prefix,
     )
     return backend
 
 
-def deberta(owner, settings: dict) -> Tokenizer:
+def typed_byte_level(owner, settings: dict) -> Tokenizer:
     """DeBERTa: byte-level BPE, `[CLS] A [SEP] B:1 [SEP]:1`."""
     model, vocab = _bpe(settings, owner)
     backend = Tokenizer(model)
@@ -107,34 +126,43 @@ def deberta(owner, settings: dict) -> Tokenizer:
     return backend
 
 
-def qwen2(owner, settings: dict) -> Tokenizer:
+def composed_byte_level(owner, settings: dict) -> Tokenizer:
     """Qwen2: composed Unicode, single digits, byte-level BPE."""
     model, _ = _bpe(settings, owner, byte_fallback=False)
     backend = Tokenizer(model)
     backend.normalizer = normalizers.NFC()
-    backend.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(byte_level.QWEN2_PATTERN), behavior="isolated", invert=False),
-        pre_tokenizers.ByteLevel(add_prefix_space=bool(settings.get("add_prefix_space", False)), use_regex=False),
-    ])  # fmt: skip
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(byte_level.DIGIT_PATTERN), behavior="isolated", invert=False),
+            pre_tokenizers.ByteLevel(
+                add_prefix_space=bool(settings.get("add_prefix_space", False)), use_regex=False
+            ),
+        ]
+    )
     backend.decoder = decoders.ByteLevel()
     backend.post_processor = processors.ByteLevel(trim_offsets=False)
     return backend
 
 
-def clip(owner, settings: dict) -> Tokenizer:
+def word_end(owner, settings: dict) -> Tokenizer:
     """CLIP: lower case, byte-level BPE with `</w>`, `<|startoftext|> A <|endoftext|>`."""
     model, vocab = _bpe(settings, owner, unk=str(settings["unk_token"]), suffix=END_OF_WORD)
     backend = Tokenizer(model)
     backend.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
-    backend.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(CLIP_PATTERN), behavior="removed", invert=True),
-        pre_tokenizers.ByteLevel(add_prefix_space=False),
-    ])  # fmt: skip
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORD_END_PATTERN), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
     backend.decoder = decoders.ByteLevel()
-    backend.post_processor = processors.RobertaProcessing(
-        _id(vocab, settings, "eos_token"), _id(vocab, settings, "bos_token"), trim_offsets=False, add_prefix_space=False
+    backend.post_processor = Framing(
+        _id(vocab, settings, "eos_token"),
+        _id(vocab, settings, "bos_token"),
+        trim_offsets=False,
+        add_prefix_space=False,
     )
     return backend
 
@@ -149,23 +177,34 @@ def _spm_model(path, scored: list[tuple[str, float]] | None = None, unk_id: int 
         vocab = {piece: index for index, (piece, _) in enumerate(scored or data.scored)}
         merges = bpe_merges(scored or data.scored)
         model = models.BPE(
-            vocab, merges, unk_token=data.pieces[data.unk_id], fuse_unk=True, byte_fallback=data.trainer.byte_fallback
+            vocab,
+            merges,
+            unk_token=data.pieces[data.unk_id],
+            fuse_unk=True,
+            byte_fallback=data.trainer.byte_fallback,
         )
         return model, data
     if data.trainer.model_type != ModelType.UNIGRAM:
-        raise TokenizerFileError(f"{path} is a {data.trainer.model_type.name} model; unigram and BPE models can be read")
+        raise TokenizerFileError(
+            f"{path} is a {data.trainer.model_type.name} model; unigram and BPE models can be read"
+        )
     pairs = scored or data.scored
     unknown = data.unk_id if unk_id is None else unk_id
     return models.Unigram(pairs, unk_id=unknown, byte_fallback=data.trainer.byte_fallback), data
 
 
 def _add_marked(backend: Tokenizer, data, special=()) -> None:
-    """Make the control and user-defined pieces of a model added tokens; control pieces and those of `special` are special."""
+    """Make the control and user-defined pieces of a model added tokens; control pieces and those of `special`
+    are special.
+    """
     names = {str(token) for token in special or ()}
     marked = sorted(data.of_type(PieceType.CONTROL, PieceType.USER_DEFINED))
     kinds = [data.types[index] == PieceType.CONTROL or piece in names for index, piece in marked]
     backend.add_tokens(
-        [AddedToken(piece, normalized=False, special=kind) for (_, piece), kind in zip(marked, kinds, strict=True)]
+        [
+            AddedToken(piece, normalized=False, special=kind)
+            for (_, piece), kind in zip(marked, kinds, strict=True)
+        ]
     )
 
 
@@ -183,7 +222,7 @@ def spm_normalizer(data, *before):
     return normalizers.Sequence(steps)
 
 
-def t5(owner, settings: dict) -> Tokenizer:
+def sentinel_pieces(owner, settings: dict) -> Tokenizer:
     """T5: unigram pieces, sentinels at the end, `A </s>`."""
     _need(settings, owner, "vocab_file")
     data = read_sentencepiece(settings["vocab_file"])
@@ -212,10 +251,12 @@ def _byte_fallback_bpe(settings: dict, owner, first: tuple[str, ...] = (), renam
         return Tokenizer(models.Unigram(scored, unk_id=data.unk_id, byte_fallback=True)), data
     vocab = {piece: index for index, (piece, _) in enumerate(scored)}
     unknown = data.pieces[data.unk_id]
-    return Tokenizer(models.BPE(vocab, bpe_merges(scored), unk_token=unknown, fuse_unk=True, byte_fallback=True)), data
+    return Tokenizer(
+        models.BPE(vocab, bpe_merges(scored), unk_token=unknown, fuse_unk=True, byte_fallback=True)
+    ), data
 
 
-def llama(owner, settings: dict) -> Tokenizer:
+def prefixed_pieces(owner, settings: dict) -> Tokenizer:
     """Llama: BPE with byte fallback; the space before the text by normaliser (legacy) or pre-tokenizer."""
     backend, _ = _byte_fallback_bpe(settings, owner)
     vocab = backend.get_vocab()
@@ -233,13 +274,15 @@ def llama(owner, settings: dict) -> Tokenizer:
     return backend
 
 
-def gemma(owner, settings: dict) -> Tokenizer:
+def plain_pieces(owner, settings: dict) -> Tokenizer:
     """Gemma: BPE with byte fallback and nothing put before the text; the tab is a piece of its own."""
     first = tuple(str(settings[role]) for role in ("pad_token", "eos_token", "bos_token"))
     backend, data = _byte_fallback_bpe(settings, owner, first, {"<0x09>": "\t"})
     backend.normalizer = normalizers.Replace(" ", SPACE)
     backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
-    backend.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
     _add_marked(backend, data, settings.get("additional_special_tokens"))
     return backend
 
@@ -247,7 +290,7 @@ def gemma(owner, settings: dict) -> Tokenizer:
 # ---------------------------------------------------------------------- bringing a loaded pipeline into line
 
 
-def settle_bert(owner, settings: dict, given: dict) -> None:
+def settle_cleaning(owner, settings: dict, given: dict) -> None:
     """The normaliser of a file follows `do_lower_case`, `strip_accents` and `tokenize_chinese_chars`."""
     backend = owner.backend_tokenizer
     if type(backend.normalizer) is not normalizers.BertNormalizer:
@@ -259,12 +302,14 @@ def settle_bert(owner, settings: dict, given: dict) -> None:
     }  # fmt: skip
     if wanted != state:
         backend.normalizer = normalizers.BertNormalizer(
-            clean_text=wanted.get("clean_text", True), handle_chinese_chars=wanted["handle_chinese_chars"],
-            strip_accents=wanted["strip_accents"], lowercase=wanted["lowercase"],
-        )  # fmt: skip
+            clean_text=wanted.get("clean_text", True),
+            handle_chinese_chars=wanted["handle_chinese_chars"],
+            strip_accents=wanted["strip_accents"],
+            lowercase=wanted["lowercase"],
+        )
 
 
-def settle_roberta(owner, settings: dict, given: dict) -> None:
+def settle_frame(owner, settings: dict, given: dict) -> None:
     """The post-processor of a file follows `add_prefix_space` and `trim_offsets`."""
     from .fast import rebuilt
 
@@ -288,7 +333,7 @@ def settle_template(owner, settings: dict, given: dict) -> None:
     owner.backend_tokenizer.post_processor = template(owner, type(owner).layout)
 
 
-def settle_bloom(owner, settings: dict, given: dict) -> None:
+def settle_inner_prefix(owner, settings: dict, given: dict) -> None:
     """The byte-level step inside a sequence follows `add_prefix_space=True`."""
     backend = owner.backend_tokenizer
     if settings.get("add_prefix_space") and backend.pre_tokenizer is not None:
@@ -298,7 +343,9 @@ def settle_bloom(owner, settings: dict, given: dict) -> None:
             if isinstance(node, list):
                 return [change(item) for item in node]
             if isinstance(node, dict):
-                return {key: True if key == "add_prefix_space" else change(value) for key, value in node.items()}
+                return {
+                    key: True if key == "add_prefix_space" else change(value) for key, value in node.items()
+                }
             return node
 
         data["pre_tokenizer"] = change(data["pre_tokenizer"])

@@ -40,16 +40,25 @@ class CallOptions:
 
 _OPTION_NAMES = frozenset(f.name for f in fields(CallOptions)) - {"extra"}
 _CLEANUPS = (
-    (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"),
-    (" n't", "n't"), (" 'm", "'m"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"),
-)  # fmt: skip
+    (" .", "."),
+    (" ?", "?"),
+    (" !", "!"),
+    (" ,", ","),
+    (" ' ", "'"),
+    (" n't", "n't"),
+    (" 'm", "'m"),
+    (" 's", "'s"),
+    (" 've", "'ve"),
+    (" 're", "'re"),
+)
 
 
 class PreTrainedTokenizerBase(SpecialTokens, Assembly, ChatTemplates, TokenizerFiles):
     """What Python ("slow") and Rust ("fast") tokenizers share; all keyword settings survive a save.
 
-    Settings: `model_max_length`, `padding_side`, `truncation_side`, `model_input_names`, `clean_up_tokenization_spaces`,
-    `split_special_tokens`, `chat_template`, the special tokens and `extra_special_tokens`.
+    Settings: `model_max_length`, `padding_side`, `truncation_side`, `model_input_names`,
+    `clean_up_tokenization_spaces`, `split_special_tokens`, `chat_template`, the special tokens and
+    `extra_special_tokens`.
     """
 
     is_fast = False
@@ -106,16 +115,31 @@ class PreTrainedTokenizerBase(SpecialTokens, Assembly, ChatTemplates, TokenizerF
         **more,
     ) -> BatchEncoding:
         """Model inputs of a text, a pair, a batch, or words already split; targets become `labels`."""
-        options = self._options(dict(
-            add_special_tokens=add_special_tokens, padding=padding, truncation=truncation, max_length=max_length,
-            stride=stride, is_split_into_words=is_split_into_words, pad_to_multiple_of=pad_to_multiple_of,
-            padding_side=padding_side, return_tensors=return_tensors, return_token_type_ids=return_token_type_ids,
-            return_attention_mask=return_attention_mask, return_overflowing_tokens=return_overflowing_tokens,
-            return_special_tokens_mask=return_special_tokens_mask, return_offsets_mapping=return_offsets_mapping,
-            return_length=return_length, verbose=verbose, **more,
-        ))  # fmt: skip
+        options = self._options(
+            dict(
+                add_special_tokens=add_special_tokens,
+                padding=padding,
+                truncation=truncation,
+                max_length=max_length,
+                stride=stride,
+                is_split_into_words=is_split_into_words,
+                pad_to_multiple_of=pad_to_multiple_of,
+                padding_side=padding_side,
+                return_tensors=return_tensors,
+                return_token_type_ids=return_token_type_ids,
+                return_attention_mask=return_attention_mask,
+                return_overflowing_tokens=return_overflowing_tokens,
+                return_special_tokens_mask=return_special_tokens_mask,
+                return_offsets_mapping=return_offsets_mapping,
+                return_length=return_length,
+                verbose=verbose,
+                **more,
+            )
+        )
         if text is None and text_target is None:
-            raise TokenizerInputError("text must be a string or a list of strings, but is None; text_target is None too")
+            raise TokenizerInputError(
+                "text must be a string or a list of strings, but is None; text_target is None too"
+            )
         encodings = target = None
         if text is not None:
             self._switch_to_input_mode()
@@ -136,8 +160,17 @@ class PreTrainedTokenizerBase(SpecialTokens, Assembly, ChatTemplates, TokenizerF
         extra = {name: given.pop(name) for name in self.call_options if name in given}
         for name in given:
             if name not in _OPTION_NAMES:
-                known = [*_OPTION_NAMES, *self.call_options, "text", "text_pair", "text_target", "text_pair_target"]
-                raise UnknownArgumentError(f"{type(self).__name__} takes no argument {name!r}.{nearest(name, known)}")
+                known = [
+                    *_OPTION_NAMES,
+                    *self.call_options,
+                    "text",
+                    "text_pair",
+                    "text_target",
+                    "text_pair_target",
+                ]
+                raise UnknownArgumentError(
+                    f"{type(self).__name__} takes no argument {name!r}.{nearest(name, known)}"
+                )
         return CallOptions(**given, extra=tuple(extra.items()))
 
     def _call_one(self, text, text_pair, options: CallOptions) -> BatchEncoding:
@@ -154,10 +187,14 @@ class PreTrainedTokenizerBase(SpecialTokens, Assembly, ChatTemplates, TokenizerF
             raise TokenizerInputError("for a batch of texts text_pair must be a list too, but is one string")
         if text_pair is not None and len(text) != len(text_pair):
             raise TokenizerInputError(f"text has {len(text)} entries, but text_pair has {len(text_pair)}")
-        return self._batch_encode_plus(list(zip(text, text_pair)) if text_pair is not None else list(text), options)
+        return self._batch_encode_plus(
+            list(zip(text, text_pair)) if text_pair is not None else list(text), options
+        )
 
     def encode_plus(self, text, text_pair=None, **options) -> BatchEncoding:
-        """Model inputs of one text or pair; takes the options of a call, and tokens or ids as text where slow."""
+        """Model inputs of one text or pair; takes the options of a call, and tokens or ids as text where
+        slow.
+        """
         return self._encode_plus(text, text_pair, self._options(options))
 
     def batch_encode_plus(self, batch_text_or_text_pairs, **options) -> BatchEncoding:
@@ -165,27 +202,57 @@ class PreTrainedTokenizerBase(SpecialTokens, Assembly, ChatTemplates, TokenizerF
         return self._batch_encode_plus(list(batch_text_or_text_pairs), self._options(options))
 
     def encode(
-        self, text, text_pair=None, add_special_tokens: bool = True, padding=False, truncation=None,
-        max_length: int | None = None, stride: int = 0, padding_side: str | None = None, return_tensors=None, **more,
-    ) -> list[int]:  # fmt: skip
+        self,
+        text,
+        text_pair=None,
+        add_special_tokens: bool = True,
+        padding=False,
+        truncation=None,
+        max_length: int | None = None,
+        stride: int = 0,
+        padding_side: str | None = None,
+        return_tensors=None,
+        **more,
+    ) -> list[int]:
         """The input ids of one text or pair; takes the options of a call."""
         if text is None:
             raise TokenizerInputError("text must be a string or a list of tokens, but is None")
         return self.encode_plus(
-            text, text_pair, add_special_tokens=add_special_tokens, padding=padding, truncation=truncation,
-            max_length=max_length, stride=stride, padding_side=padding_side, return_tensors=return_tensors, **more,
-        )["input_ids"]  # fmt: skip
+            text,
+            text_pair,
+            add_special_tokens=add_special_tokens,
+            padding=padding,
+            truncation=truncation,
+            max_length=max_length,
+            stride=stride,
+            padding_side=padding_side,
+            return_tensors=return_tensors,
+            **more,
+        )["input_ids"]
 
     def _plan_of(self, options: CallOptions) -> Plan:
         return self._plan(
-            options.padding, options.truncation, options.max_length, options.pad_to_multiple_of, options.verbose
+            options.padding,
+            options.truncation,
+            options.max_length,
+            options.pad_to_multiple_of,
+            options.verbose,
         )
 
     def prepare_seq2seq_batch(
-        self, src_texts, tgt_texts=None, max_length=None, max_target_length=None, padding="longest",
-        return_tensors=None, truncation=True, **more,
-    ) -> BatchEncoding:  # fmt: skip
-        """Inputs and labels of a batch of source and target texts (an older name for `text` and `text_target`)."""
+        self,
+        src_texts,
+        tgt_texts=None,
+        max_length=None,
+        max_target_length=None,
+        padding="longest",
+        return_tensors=None,
+        truncation=True,
+        **more,
+    ) -> BatchEncoding:
+        """Inputs and labels of a batch of source and target texts (an older name for `text` and
+        `text_target`).
+        """
         for name in ("src_lang", "tgt_lang"):
             if name in more:
                 setattr(self, name, more.pop(name))
@@ -211,36 +278,54 @@ class PreTrainedTokenizerBase(SpecialTokens, Assembly, ChatTemplates, TokenizerF
     # ------------------------------------------------------------------ decoding
 
     def decode(
-        self, token_ids, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None,
-        skip_invalid: bool = False, **more,
-    ) -> str:  # fmt: skip
+        self,
+        token_ids,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+        skip_invalid: bool = False,
+        **more,
+    ) -> str:
         """The text of token ids (a number, list or array).
 
         An id outside the vocabulary is a TokenIdError (an IndexError), unless `skip_invalid` passes over it.
         """
         for name in more:
             if name not in self.decode_options:
-                known = ["skip_special_tokens", "clean_up_tokenization_spaces", "skip_invalid", *self.decode_options]
+                known = [
+                    "skip_special_tokens",
+                    "clean_up_tokenization_spaces",
+                    "skip_invalid",
+                    *self.decode_options,
+                ]
                 raise UnknownArgumentError(f"decode takes no argument {name!r}.{nearest(name, known)}")
         ids = to_python(token_ids)
         ids = self._checked_ids([ids] if isinstance(ids, int) else ids, skip_invalid)
         return self._decode(
-            token_ids=ids, skip_special_tokens=skip_special_tokens,
-            clean_up_tokenization_spaces=clean_up_tokenization_spaces, **more,
-        )  # fmt: skip
+            token_ids=ids,
+            skip_special_tokens=skip_special_tokens,
+            clean_up_tokenization_spaces=clean_up_tokenization_spaces,
+            **more,
+        )
 
     def batch_decode(
-        self, sequences, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None,
-        skip_invalid: bool = False, **more,
-    ) -> list[str]:  # fmt: skip
+        self,
+        sequences,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+        skip_invalid: bool = False,
+        **more,
+    ) -> list[str]:
         """The texts of a list (or two-dimensional array) of token ids."""
         return [
             self.decode(
-                row, skip_special_tokens=skip_special_tokens, skip_invalid=skip_invalid,
-                clean_up_tokenization_spaces=clean_up_tokenization_spaces, **more,
+                row,
+                skip_special_tokens=skip_special_tokens,
+                skip_invalid=skip_invalid,
+                clean_up_tokenization_spaces=clean_up_tokenization_spaces,
+                **more,
             )
             for row in sequences
-        ]  # fmt: skip
+        ]
 
     def _checked_ids(self, ids, skip_invalid: bool) -> list[int]:
         limit = self._id_limit()
@@ -281,7 +366,9 @@ class PreTrainedTokenizerBase(SpecialTokens, Assembly, ChatTemplates, TokenizerF
     # ------------------------------------------------------------------ vocabulary
 
     def convert_tokens_to_ids(self, tokens):
-        """The id of a token, or the ids of a list of tokens; unknown tokens get the id of `unk_token` (or None)."""
+        """The id of a token, or the ids of a list of tokens; unknown tokens get the id of `unk_token` (or
+        None).
+        """
         if tokens is None:
             return None
         if isinstance(tokens, str):
@@ -325,7 +412,9 @@ def check_texts(value, name: str) -> None:
         return
     if not isinstance(value, (list, tuple)):
         found = type(value).__name__
-        raise TokenizerInputError(f"{name} must be a string or a list of strings, but is {_short(value)} ({found})")
+        raise TokenizerInputError(
+            f"{name} must be a string or a list of strings, but is {_short(value)} ({found})"
+        )
     for i, item in enumerate(value):
         if isinstance(item, str):
             continue
@@ -337,7 +426,9 @@ def check_texts(value, name: str) -> None:
                 continue
             if not isinstance(word, str):
                 found = type(word).__name__
-                raise TokenizerInputError(f"{name}[{i}][{j}] must be a string, but is {_short(word)} ({found})")
+                raise TokenizerInputError(
+                    f"{name}[{i}][{j}] must be a string, but is {_short(word)} ({found})"
+                )
 
 
 def check_unicode(text: str, name: str = "text") -> None:

@@ -73,24 +73,35 @@ def _mlx_array(value):
     return require("mlx.core", "mlx", 'return_tensors="mlx"').array(value)
 
 
-_CONVERTERS = {"pt": _torch_tensor, "np": _numpy_array, "jax": _jax_array, "tf": _tf_tensor, "mlx": _mlx_array}
+_CONVERTERS = {
+    "pt": _torch_tensor,
+    "np": _numpy_array,
+    "jax": _jax_array,
+    "tf": _tf_tensor,
+    "mlx": _mlx_array,
+}
 
 
 def converter(kind):
     """The function that turns nested lists into arrays of `kind` ("pt", "np", "tf", "jax", "mlx")."""
     name = getattr(kind, "value", kind)
     if name not in _CONVERTERS:
-        raise ArgumentError(f"return_tensors must be one of {', '.join(map(repr, _CONVERTERS))}, but is {kind!r}")
+        raise ArgumentError(
+            f"return_tensors must be one of {', '.join(map(repr, _CONVERTERS))}, but is {kind!r}"
+        )
     return _CONVERTERS[name]
 
 
 class BatchEncoding(UserDict):
-    """A dictionary of model inputs (`input_ids`, `attention_mask`, ...) and, from fast tokenizers, the alignments.
+    """A dictionary of model inputs (`input_ids`, `attention_mask`, ...) and, from fast tokenizers, the
+    alignments.
 
     A string indexes the inputs, an integer the Rust encodings, a slice cuts every input.
     """
 
-    def __init__(self, data=None, encoding=None, tensor_type=None, prepend_batch_axis=False, n_sequences=None):
+    def __init__(
+        self, data=None, encoding=None, tensor_type=None, prepend_batch_axis=False, n_sequences=None
+    ):
         super().__init__(data)
         if encoding is not None and not isinstance(encoding, (list, tuple)):
             encoding = [encoding]
@@ -122,12 +133,16 @@ class BatchEncoding(UserDict):
             return {key: value[item] for key, value in self.data.items()}
         if self._encodings is not None:
             return self._encodings[item]
-        raise KeyError("an integer index needs the alignments of a fast tokenizer; use a string such as 'input_ids'")
+        raise KeyError(
+            "an integer index needs the alignments of a fast tokenizer; use a string such as 'input_ids'"
+        )
 
     def __getattr__(self, name):
         if name != "data" and name in self.__dict__.get("data", {}):
             return self.data[name]
-        raise AttributeError(f"BatchEncoding has no attribute {name!r}; its keys are {list(self.__dict__.get('data', {}))}")
+        raise AttributeError(
+            f"BatchEncoding has no attribute {name!r}; its keys are {list(self.__dict__.get('data', {}))}"
+        )
 
     def __getstate__(self):
         return {"data": self.data, "encodings": self._encodings}
@@ -146,9 +161,13 @@ class BatchEncoding(UserDict):
 
     def _aligned(self, index, what: str):
         if self._encodings is None:
-            raise TokenizerInputError(f"{what}() needs the alignments of a fast tokenizer, but this encoding has none")
+            raise TokenizerInputError(
+                f"{what}() needs the alignments of a fast tokenizer, but this encoding has none"
+            )
         if not -len(self._encodings) <= index < len(self._encodings):
-            raise IndexError(f"{what}: the batch has {len(self._encodings)} encodings, but number {index} was asked for")
+            raise IndexError(
+                f"{what}: the batch has {len(self._encodings)} encodings, but number {index} was asked for"
+            )
         return self._encodings[index]
 
     def _place(self, first, second, what: str):
@@ -187,7 +206,9 @@ class BatchEncoding(UserDict):
         span = encoding.token_to_chars(index)
         return None if span is None else CharSpan(*span)
 
-    def word_to_tokens(self, batch_or_word_index, word_index=None, sequence_index: int = 0) -> TokenSpan | None:
+    def word_to_tokens(
+        self, batch_or_word_index, word_index=None, sequence_index: int = 0
+    ) -> TokenSpan | None:
         """The tokens of a word of one sequence."""
         encoding, index = self._place(batch_or_word_index, word_index, "word_to_tokens")
         span = encoding.word_to_tokens(index, sequence_index)

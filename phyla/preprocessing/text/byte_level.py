@@ -14,10 +14,8 @@ from .slow import PreTrainedTokenizer
 from .table import FromTable
 from .wordpiece import read_lines
 
-GPT2_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
-QWEN2_PATTERN = (
-    r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
-)
+WORD_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+DIGIT_PATTERN = r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
 
 
 @functools.cache
@@ -78,7 +76,9 @@ def read_merges(path, limit: int | None = None) -> list[tuple[str, str]]:
         if len(parts) == 2:
             merges.append((parts[0], parts[1]))
         elif line.strip():
-            raise TokenizerFileError(f"{path}, line {number}: a merge is two pieces with a space between, but is {line!r}")
+            raise TokenizerFileError(
+                f"{path}, line {number}: a merge is two pieces with a space between, but is {line!r}"
+            )
     return merges if limit is None else merges[:limit]
 
 
@@ -137,22 +137,26 @@ class PythonByteLevel(FromTable, PreTrainedTokenizer):
     """GPT-2's tokenizer in Python, and those that cut texts otherwise."""
 
     call_options = ("add_prefix_space",)
-    pattern = GPT2_PATTERN
+    pattern = WORD_PATTERN
     suffix = ""
     prefix_always = True
 
     def _load(self, settings: dict) -> None:
         vocab_file, merges_file = settings.get("vocab_file"), settings.get("merges_file")
         if vocab_file is None or merges_file is None:
-            raise TokenizerFileError(f"{type(self).__name__} needs vocab_file and merges_file, but got {vocab_file}, {merges_file}")
+            raise TokenizerFileError(
+                f"{type(self).__name__} needs vocab_file and merges_file, but got {vocab_file}, {merges_file}"
+            )
         self.encoder = read_vocabulary(vocab_file)
         self.ids_to_tokens = {index: token for token, index in self.encoder.items()}
         self.merges = read_merges(merges_file)
         self._merger = Merger(self.merges, self.suffix)
-        self._cutter = pre_tokenizers.Sequence([
-            pre_tokenizers.Split(Regex(self.pattern), "removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ])  # fmt: skip
+        self._cutter = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(self.pattern), "removed", invert=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
 
     @property
     def vocab_size(self) -> int:
@@ -168,10 +172,12 @@ class PythonByteLevel(FromTable, PreTrainedTokenizer):
         """Text to id of every token."""
         return {**self.encoder, **self._added_tokens_encoder}
 
-    def prepare_for_tokenization(self, text: str, is_split_into_words: bool = False, **options) -> tuple[str, dict]:
+    def prepare_for_tokenization(
+        self, text: str, is_split_into_words: bool = False, **options
+    ) -> tuple[str, dict]:
         """Put a space before the text where words are split or `add_prefix_space` says so."""
         prefix = options.pop("add_prefix_space", getattr(self, "add_prefix_space", False))
-        if (is_split_into_words or prefix) and (self.prefix_always or text and not text[0].isspace()):
+        if (is_split_into_words or prefix) and (self.prefix_always or (text and not text[0].isspace())):
             text = " " + text
         return text, options
 
@@ -199,13 +205,15 @@ class PythonByteLevel(FromTable, PreTrainedTokenizer):
         )
 
 
-class PythonQwen2(PythonByteLevel):
+class PythonComposedByteLevel(PythonByteLevel):
     """Qwen2's tokenizer in Python: composes Unicode first and cuts digits singly."""
 
-    pattern = QWEN2_PATTERN
+    pattern = DIGIT_PATTERN
     call_options = ()
 
-    def prepare_for_tokenization(self, text: str, is_split_into_words: bool = False, **options) -> tuple[str, dict]:
+    def prepare_for_tokenization(
+        self, text: str, is_split_into_words: bool = False, **options
+    ) -> tuple[str, dict]:
         """Compose the text (NFC)."""
         return unicodedata.normalize("NFC", text), options
 

@@ -18,7 +18,9 @@ def charsmap_normalizer(charsmap: bytes, where: str = "the SentencePiece model")
     try:
         return normalizers.Precompiled(charsmap)
     except Exception as error:
-        raise TokenizerFileError(f"{where} is not a SentencePiece file: its character map cannot be read: {error}") from error
+        raise TokenizerFileError(
+            f"{where} is not a SentencePiece file: its character map cannot be read: {error}"
+        ) from error
 
 
 def _charsmap_problem(charsmap: bytes) -> str:

@@ -13,7 +13,8 @@ from jinja2 import exceptions as jinja_errors
 from phyla.errors import ArgumentError, TemplateError, TokenizerInputError
 from phyla.preprocessing.text.json_schema import get_json_schema
 from phyla.preprocessing.text.template_budget import Budget, Refusal, active
-from phyla.preprocessing.text.template_sandbox import MARKS, TemplateEnvironment
+from phyla.preprocessing.text.template_rewrite import MARKS
+from phyla.preprocessing.text.template_sandbox import TemplateEnvironment
 
 __all__ = ["Rendered", "get_json_schema", "render"]
 
@@ -74,7 +75,9 @@ def _environment() -> TemplateEnvironment:
 
 def _compiled(template: str, source: str):
     if not isinstance(template, str):
-        raise TemplateError(f"{source} must be a Jinja template as text, but is {template!r:.80}; set chat_template to one")
+        raise TemplateError(
+            f"{source} must be a Jinja template as text, but is {template!r:.80}; set chat_template to one"
+        )
     if len(template) > _MAX_TEMPLATE:
         raise TemplateError(f"{source} has {len(template)} characters; {_MAX_TEMPLATE} are allowed")
     if template.count("{%") + template.count("{{") > _MAX_TAGS:
@@ -104,14 +107,18 @@ def _run(compiled, given: dict[str, object], budget: Budget, source: str) -> str
             budget.step()
             if size > budget.max_text:
                 line = compiled.get_corresponding_lineno(output.gi_frame.f_lineno)
-                raise TemplateError(f"{source}, line {line}: its output is longer than {budget.max_text} bytes, the most for this input")
+                raise TemplateError(
+                    f"{source}, line {line}: its output is longer than {budget.max_text} bytes, the most for this input"
+                )
         return "".join(chunks)
     except TemplateError:
         raise
     except Refusal as refusal:
         raise TemplateError(f"{_place(compiled, refusal, source)}: {refusal}") from None
     except jinja_errors.SecurityError as error:
-        raise TemplateError(f"{_place(compiled, error, source)}: not allowed in a template: {error}") from error
+        raise TemplateError(
+            f"{_place(compiled, error, source)}: not allowed in a template: {error}"
+        ) from error
     except jinja_errors.UndefinedError as error:
         raise TemplateError(f"{_place(compiled, error, source)}: {error}") from error
     except RecursionError as error:
@@ -223,11 +230,15 @@ class _Copier:
 
     def messages(self, messages) -> list:
         if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
-            raise ArgumentError(f"messages must be a list of {{'role': ..., 'content': ...}}, but is {type(messages).__name__}")
+            raise ArgumentError(
+                f"messages must be a list of {{'role': ..., 'content': ...}}, but is {type(messages).__name__}"
+            )
         copied = [self.copy(message, f"messages[{i}]") for i, message in enumerate(messages)]
         for i, message in enumerate(copied):
             if not isinstance(message, dict):
-                raise ArgumentError(f"messages[{i}] must be a dict with 'role' and 'content', but is {type(messages[i]).__name__}")
+                raise ArgumentError(
+                    f"messages[{i}] must be a dict with 'role' and 'content', but is {type(messages[i]).__name__}"
+                )
             if "role" not in message:
                 raise ArgumentError(f"messages[{i}] lacks 'role'; it has {sorted(map(str, message))}")
         return copied
@@ -236,12 +247,16 @@ class _Copier:
         if tools is None:
             return None
         if isinstance(tools, (str, bytes, Mapping)) or not isinstance(tools, Sequence):
-            raise ArgumentError(f"tools must be a list of functions or JSON schemas, but is {type(tools).__name__}")
+            raise ArgumentError(
+                f"tools must be a list of functions or JSON schemas, but is {type(tools).__name__}"
+            )
         found = []
         for i, tool in enumerate(tools):
             if not isinstance(tool, Mapping):
                 if not (inspect.isfunction(tool) or inspect.ismethod(tool)):
-                    raise ArgumentError(f"tools[{i}] must be a function or a JSON schema, but is {type(tool).__name__}")
+                    raise ArgumentError(
+                        f"tools[{i}] must be a function or a JSON schema, but is {type(tool).__name__}"
+                    )
                 tool = get_json_schema(tool)
             found.append(self.copy(tool, f"tools[{i}]"))
         return found
@@ -251,7 +266,9 @@ class _Copier:
             return None
         for i, document in enumerate(documents):
             if not isinstance(document, Mapping):
-                raise TokenizerInputError(f"documents[{i}] must be a dict with 'title' and 'text', but is {type(document).__name__}")
+                raise TokenizerInputError(
+                    f"documents[{i}] must be a dict with 'title' and 'text', but is {type(document).__name__}"
+                )
         return [self.copy(document, f"documents[{i}]") for i, document in enumerate(documents)]
 
     def variable(self, value, where: str):

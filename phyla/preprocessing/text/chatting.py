@@ -19,7 +19,9 @@ class ChatTemplates:
             try:
                 return {entry["name"]: entry["template"] for entry in value}
             except (TypeError, KeyError) as error:
-                raise TemplateError("chat_template as a list must hold {'name', 'template'} objects") from error
+                raise TemplateError(
+                    "chat_template as a list must hold {'name', 'template'} objects"
+                ) from error
         return value
 
     def get_chat_template(self, chat_template: str | None = None, tools: list | None = None) -> str:
@@ -35,11 +37,15 @@ class ChatTemplates:
                 return stored["tool_use"]
             if "default" in stored:
                 return stored["default"]
-            raise TemplateError(f"chat_template must be one of {sorted(stored)}: there is no template named 'default'")
+            raise TemplateError(
+                f"chat_template must be one of {sorted(stored)}: there is no template named 'default'"
+            )
         if chat_template is not None:
             return chat_template
         if stored is None:
-            raise TemplateError("this tokenizer has no chat template: set tokenizer.chat_template or pass chat_template")
+            raise TemplateError(
+                "this tokenizer has no chat template: set tokenizer.chat_template or pass chat_template"
+            )
         return stored
 
     def apply_chat_template(
@@ -60,7 +66,8 @@ class ChatTemplates:
         tokenizer_kwargs: dict | None = None,
         **variables,
     ):
-        """Text (`tokenize=False`), token ids, or model inputs (`return_dict=True`) of one conversation or a list of them.
+        """Text (`tokenize=False`), token ids, or model inputs (`return_dict=True`) of one conversation or a
+        list of them.
 
         A conversation is a list of {"role", "content"} messages; `variables` are passed to the template.
         """
@@ -72,30 +79,44 @@ class ChatTemplates:
             raise ArgumentError("return_assistant_tokens_mask=True needs return_dict=True")
         template = self.get_chat_template(chat_template, tools)
         if return_assistant_tokens_mask and not _GENERATION.search(template):
-            log.warning("the chat template has no {%% generation %%} block, so the assistant mask is all zeros")
+            log.warning(
+                "the chat template has no {%% generation %%} block, so the assistant mask is all zeros"
+            )
         if continue_final_message and add_generation_prompt:
             raise ArgumentError("continue_final_message and add_generation_prompt exclude each other")
         if continue_final_message and return_assistant_tokens_mask:
             raise ArgumentError("continue_final_message and return_assistant_tokens_mask exclude each other")
-        batched = isinstance(conversation, (list, tuple)) and bool(conversation) and (
-            isinstance(conversation[0], (list, tuple)) or hasattr(conversation[0], "messages")
+        batched = (
+            isinstance(conversation, (list, tuple))
+            and bool(conversation)
+            and (isinstance(conversation[0], (list, tuple)) or hasattr(conversation[0], "messages"))
         )
         chats = [getattr(chat, "messages", chat) for chat in (conversation if batched else [conversation])]
         texts, spans = [], []
         for chat in chats:
             text, assistant = render(
-                template, chat, tools=tools, documents=documents, add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message, variables=variables, special_tokens=self.special_tokens_map,
-            )  # fmt: skip
+                template,
+                chat,
+                tools=tools,
+                documents=documents,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                variables=variables,
+                special_tokens=self.special_tokens_map,
+            )
             texts.append(text)
             spans.append(assistant)
         if not tokenize:
             return texts if batched else texts[0]
         inputs = self(
-            texts if batched else texts[0], padding=padding, truncation=truncation, max_length=max_length,
-            add_special_tokens=False, return_tensors=None if return_assistant_tokens_mask else return_tensors,
+            texts if batched else texts[0],
+            padding=padding,
+            truncation=truncation,
+            max_length=max_length,
+            add_special_tokens=False,
+            return_tensors=None if return_assistant_tokens_mask else return_tensors,
             **(tokenizer_kwargs or {}),
-        )  # fmt: skip
+        )
         if not return_dict:
             return inputs["input_ids"]
         if return_assistant_tokens_mask:

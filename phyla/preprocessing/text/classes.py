@@ -1,15 +1,17 @@
-"""The public tokenizer classes, made from the table of rows: `<Name>Tokenizer` in Python, `<Name>TokenizerFast` on Rust."""
+"""The public tokenizer classes, made from the table of rows: `<Name>Tokenizer` in Python,
+`<Name>TokenizerFast` on Rust.
+"""
 
 from . import backends
-from .byte_level import PythonByteLevel, PythonQwen2
-from .clip import FastCLIPDecoding, PythonCLIP
+from .byte_level import PythonByteLevel, PythonComposedByteLevel
 from .fast import PreTrainedTokenizerFast
 from .files import TOKENIZER_FILE
-from .pieces import PythonGemma, PythonLlama, PythonT5
+from .pieces import PythonPlainPieces, PythonPrefixedPieces, PythonSentinelPieces
 from .rows import ROWS
 from .sentinels import with_sentinels
 from .slow import PreTrainedTokenizer
 from .table import FromTable, Row
+from .word_end import PythonWordEnd, WordEndDecoding
 from .wordpiece import BasicTokenizer, PythonWordPiece, WordpieceTokenizer
 
 __all__ = ["BasicTokenizer", "PreTrainedTokenizer", "PreTrainedTokenizerFast", "WordpieceTokenizer"]
@@ -36,7 +38,9 @@ class TableFast(FromTable, PreTrainedTokenizerFast):
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
         """Write the vocabulary files of the slow class to a folder; returns their paths."""
-        if [name for name in type(self).row.files if name == "merges_file"] or type(self).row.kind == "word_piece":
+        if [name for name in type(self).row.files if name == "merges_file"] or type(
+            self
+        ).row.kind == "word_piece":
             return super().save_vocabulary(save_directory, filename_prefix)
         from pathlib import Path
 
@@ -71,99 +75,108 @@ class Switches:
 
 
 def _rebuild_if_asked(self, settings: dict, given: dict) -> None:
-    """`add_prefix_space` cannot be changed in a pipeline: where it is given the pipeline is built anew from the model file."""
+    """`add_prefix_space` cannot be changed in a pipeline: where it is given the pipeline is built anew from
+    the model file.
+    """
     if settings.get("legacy", True) is None:
         settings["legacy"] = self.legacy = True
     if given.get("add_prefix_space") is not None and settings.get("vocab_file") is not None:
         settings["from_slow"] = True
 
 
-class FastLlama(Switches, CopiesModel, TableFast):
+class FastPrefixedPieces(Switches, CopiesModel, TableFast):
     """Llama on Rust."""
 
-    build = staticmethod(backends.llama)
+    build = staticmethod(backends.prefixed_pieces)
     settle = staticmethod(backends.settle_template)
     _load = _rebuild_if_asked
 
 
-class FastGemma(Switches, CopiesModel, TableFast):
+class FastPlainPieces(Switches, CopiesModel, TableFast):
     """Gemma on Rust."""
 
-    build = staticmethod(backends.gemma)
+    build = staticmethod(backends.plain_pieces)
     settle = staticmethod(backends.settle_template)
 
 
-class FastT5(CopiesModel, TableFast):
+class FastSentinelPieces(CopiesModel, TableFast):
     """T5 on Rust."""
 
-    build = staticmethod(backends.t5)
-    get_sentinel_tokens = PythonT5.get_sentinel_tokens
-    get_sentinel_token_ids = PythonT5.get_sentinel_token_ids
+    build = staticmethod(backends.sentinel_pieces)
+    get_sentinel_tokens = PythonSentinelPieces.get_sentinel_tokens
+    get_sentinel_token_ids = PythonSentinelPieces.get_sentinel_token_ids
 
     def _load(self, settings: dict, given: dict) -> None:
         with_sentinels(settings, type(self).__name__)
         _rebuild_if_asked(self, settings, given)
 
 
-class FastBert(TableFast):
+class FastWordPiece(TableFast):
     """BERT on Rust."""
 
     build = staticmethod(backends.word_piece)
-    settle = staticmethod(backends.settle_bert)
+    settle = staticmethod(backends.settle_cleaning)
 
 
-class FastGPT2(TableFast):
+class FastByteLevel(TableFast):
     """GPT-2 on Rust."""
 
     words_need_prefix_space = True
-    build = staticmethod(backends.gpt2)
+    build = staticmethod(backends.byte_level_pipeline)
 
 
-class FastGPTNeoX(Switches, TableFast):
+class FastSwitchedByteLevel(Switches, TableFast):
     """GPT-NeoX on Rust."""
 
-    build = staticmethod(backends.gpt2)
+    build = staticmethod(backends.byte_level_pipeline)
     settle = staticmethod(backends.settle_template)
 
 
-class FastBloom(TableFast):
+class FastFromFile(TableFast):
     """BLOOM on Rust; it has no other form."""
 
     words_need_prefix_space = True
-    settle = staticmethod(backends.settle_bloom)
+    settle = staticmethod(backends.settle_inner_prefix)
 
 
-class FastRoberta(TableFast):
+class FastFramedByteLevel(TableFast):
     """RoBERTa on Rust."""
 
     words_need_prefix_space = True
-    build = staticmethod(backends.roberta)
-    settle = staticmethod(backends.settle_roberta)
+    build = staticmethod(backends.framed_byte_level)
+    settle = staticmethod(backends.settle_frame)
 
 
-class FastQwen2(TableFast):
+class FastTypedByteLevel(TableFast):
+    """Byte-level BPE on Rust with special tokens and types by a template."""
+
+    build = staticmethod(backends.typed_byte_level)
+
+
+class FastComposedByteLevel(TableFast):
     """Qwen2 on Rust."""
 
-    build = staticmethod(backends.qwen2)
+    build = staticmethod(backends.composed_byte_level)
 
 
-class FastCLIP(FastCLIPDecoding, TableFast):
+class FastWordEnd(WordEndDecoding, TableFast):
     """CLIP on Rust."""
 
-    build = staticmethod(backends.clip)
+    build = staticmethod(backends.word_end)
 
 
 KINDS: dict[str, tuple[type | None, type | None]] = {
-    "word_piece": (PythonWordPiece, FastBert),
-    "gpt2": (PythonByteLevel, FastGPT2),
-    "gpt_neox": (None, FastGPTNeoX),
-    "bloom": (None, FastBloom),
-    "roberta": (PythonByteLevel, FastRoberta),
-    "qwen2": (PythonQwen2, FastQwen2),
-    "clip": (PythonCLIP, FastCLIP),
-    "llama": (PythonLlama, FastLlama),
-    "gemma": (PythonGemma, FastGemma),
-    "t5": (PythonT5, FastT5),
+    "word_piece": (PythonWordPiece, FastWordPiece),
+    "byte_level": (PythonByteLevel, FastByteLevel),
+    "switched_byte_level": (None, FastSwitchedByteLevel),
+    "from_file": (None, FastFromFile),
+    "framed_byte_level": (PythonByteLevel, FastFramedByteLevel),
+    "typed_byte_level": (PythonByteLevel, FastTypedByteLevel),
+    "composed_byte_level": (PythonComposedByteLevel, FastComposedByteLevel),
+    "word_end": (PythonWordEnd, FastWordEnd),
+    "prefixed_pieces": (PythonPrefixedPieces, FastPrefixedPieces),
+    "plain_pieces": (PythonPlainPieces, FastPlainPieces),
+    "sentinel_pieces": (PythonSentinelPieces, FastSentinelPieces),
 }
 
 

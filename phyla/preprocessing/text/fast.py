@@ -18,7 +18,9 @@ from .tokens import AddedToken
 
 
 class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
-    """A tokenizer on a Rust `tokenizers.Tokenizer`: from `tokenizer_object`, `tokenizer_file` or vocabulary files."""
+    """A tokenizer on a Rust `tokenizers.Tokenizer`: from `tokenizer_object`, `tokenizer_file` or vocabulary
+    files.
+    """
 
     is_fast = True
     vocab_files_names = {"tokenizer_file": TOKENIZER_FILE, "vocab_file": "tokenizer.model"}
@@ -53,10 +55,14 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
             from .convert import from_tiktoken
 
             return from_tiktoken(settings["vocab_file"])
-        raise TokenizerFileError(f"{type(self).__name__} needs tokenizer_file or tokenizer_object, but got neither")
+        raise TokenizerFileError(
+            f"{type(self).__name__} needs tokenizer_file or tokenizer_object, but got neither"
+        )
 
     def _take_stored_settings(self, settings: dict) -> None:
-        """Limits that a tokenizer.json brings become settings of the calls that ask for truncation or padding."""
+        """Limits that a tokenizer.json brings become settings of the calls that ask for truncation or
+        padding.
+        """
         truncation, padding = self._tokenizer.truncation, self._tokenizer.padding
         if truncation is not None:
             settings.setdefault("max_length", truncation["max_length"])
@@ -163,7 +169,11 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
 
     def _add_tokens(self, new_tokens, special_tokens: bool = False) -> int:
         self.__dict__.pop("_renamed_kept", None)
-        return self._tokenizer.add_special_tokens(new_tokens) if special_tokens else self._tokenizer.add_tokens(new_tokens)
+        return (
+            self._tokenizer.add_special_tokens(new_tokens)
+            if special_tokens
+            else self._tokenizer.add_tokens(new_tokens)
+        )
 
     def _convert_token_to_id_with_added_voc(self, token: str) -> int | None:
         index = self._tokenizer.token_to_id(token)
@@ -190,7 +200,9 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
 
     # ------------------------------------------------------------------ encoding
 
-    def tokenize(self, text: str, pair: str | None = None, add_special_tokens: bool = False, **options) -> list[str]:
+    def tokenize(
+        self, text: str, pair: str | None = None, add_special_tokens: bool = False, **options
+    ) -> list[str]:
         """The tokens of a text (and of a second one)."""
         return self.encode_plus(text, pair, add_special_tokens=add_special_tokens, **options).tokens()
 
@@ -218,7 +230,9 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
             "pad_to_multiple_of": options.pad_to_multiple_of,
         }  # fmt: skip
         if target["direction"] not in ("right", "left"):
-            raise TokenizerInputError(f"padding_side must be 'right' or 'left', but is {target['direction']!r}")
+            raise TokenizerInputError(
+                f"padding_side must be 'right' or 'left', but is {target['direction']!r}"
+            )
         if self._tokenizer.padding != target:
             self._tokenizer.enable_padding(**target)
 
@@ -227,7 +241,9 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
             with panics_as(TokenizerInputError):
                 self._tokenizer.enable_truncation(**target)
         except (ValueError, OverflowError) as error:
-            raise TokenizerInputError(f"max_length ({target['max_length']}) with stride ({target['stride']}): {error}") from error
+            raise TokenizerInputError(
+                f"max_length ({target['max_length']}) with stride ({target['stride']}): {error}"
+            ) from error
 
     def _batch_encode_plus(self, batch, options: CallOptions) -> BatchEncoding:
         if options.is_split_into_words and self.words_need_prefix_space and not self.add_prefix_space:
@@ -235,11 +251,19 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
                 f"is_split_into_words needs add_prefix_space=True with {type(self).__name__}: set it when you load"
             )
         self._set_lengths(options)
-        split = self.split_special_tokens if options.split_special_tokens is None else options.split_special_tokens
+        split = (
+            self.split_special_tokens
+            if options.split_special_tokens is None
+            else options.split_special_tokens
+        )
         if self._tokenizer.encode_special_tokens != split:
             self._tokenizer.encode_special_tokens = split
         encodings = encode_batch(
-            self._tokenizer, batch, options.add_special_tokens, options.is_split_into_words, type(self).__name__
+            self._tokenizer,
+            batch,
+            options.add_special_tokens,
+            options.is_split_into_words,
+            type(self).__name__,
         )
         rows: dict[str, list] = {}
         flat, source = [], []
@@ -287,9 +311,13 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
         return decoder.decode(tokens) if decoder is not None else " ".join(tokens)
 
     def _decode(
-        self, token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=None, spaces_between_special_tokens=True,
+        self,
+        token_ids,
+        skip_special_tokens=False,
+        clean_up_tokenization_spaces=None,
+        spaces_between_special_tokens=True,
         use_source_tokenizer=False,
-    ) -> str:  # fmt: skip
+    ) -> str:
         self._decode_use_source_tokenizer = use_source_tokenizer
         with panics_as(TokenizerInputError):
             if self._renamed().keys() & set(token_ids):
@@ -311,9 +339,14 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
         paths = []
         has_slow = self.slow_tokenizer_class is not None and self.can_save_slow_tokenizer
         if legacy_format and not has_slow:
-            raise TokenizerFileError(f"{type(self).__name__} has only tokenizer.json to save: leave legacy_format out")
+            raise TokenizerFileError(
+                f"{type(self).__name__} has only tokenizer.json to save: leave legacy_format out"
+            )
         if legacy_format is not False and has_slow:
-            paths += [*self.save_vocabulary(str(folder), filename_prefix=prefix[:-1] or None), *self._save_added(folder, prefix)]
+            paths += [
+                *self.save_vocabulary(str(folder), filename_prefix=prefix[:-1] or None),
+                *self._save_added(folder, prefix),
+            ]
         if not legacy_format:
             target = folder / (prefix + TOKENIZER_FILE)
             part = target.with_name(target.name + ".part")
@@ -328,13 +361,20 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
             return tuple(self._tokenizer.model.save(save_directory, filename_prefix))
 
     def train_new_from_iterator(
-        self, text_iterator, vocab_size: int, length: int | None = None, new_special_tokens=None,
-        special_tokens_map: dict | None = None, **trainer_settings,
-    ):  # fmt: skip
+        self,
+        text_iterator,
+        vocab_size: int,
+        length: int | None = None,
+        new_special_tokens=None,
+        special_tokens_map: dict | None = None,
+        **trainer_settings,
+    ):
         """A tokenizer of the same kind and pipeline with a vocabulary of `vocab_size` learnt from texts."""
         from .training import trained
 
-        return trained(self, text_iterator, vocab_size, length, new_special_tokens, special_tokens_map, trainer_settings)
+        return trained(
+            self, text_iterator, vocab_size, length, new_special_tokens, special_tokens_map, trainer_settings
+        )
 
 
 def rebuilt(component, state: dict):

@@ -16,21 +16,40 @@ TOKENIZER_FILE = "tokenizer.json"
 TEMPLATE_FILE = "chat_template.jinja"
 TEMPLATE_JSON = "chat_template.json"
 TEMPLATE_FOLDER = "additional_chat_templates"
-_NOT_SAVED = ("name_or_path", "special_tokens_map_file", "tokenizer_file", "device_map", "gguf_file", "from_slow")
+_NOT_SAVED = (
+    "name_or_path",
+    "special_tokens_map_file",
+    "tokenizer_file",
+    "device_map",
+    "gguf_file",
+    "from_slow",
+)
 
 
 def locate(
-    source, cache_dir=None, local_files_only=False, token=None, revision=None, subfolder="", force_download=False
+    source,
+    cache_dir=None,
+    local_files_only=False,
+    token=None,
+    revision=None,
+    subfolder="",
+    force_download=False,
 ) -> Path:
     """The local folder or file that `source` names: a path, a hub id or an installed weight package."""
     path = Path(source).expanduser()
     if not path.exists():
         from phyla.checkpoints import resolve
 
-        path = Path(resolve(
-            source, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token,
-            subfolder=subfolder,
-        ))
+        path = Path(
+            resolve(
+                source,
+                revision=revision,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                token=token,
+                subfolder=subfolder,
+            )
+        )
         return path
     return path / subfolder if subfolder and path.is_dir() else path
 
@@ -43,11 +62,13 @@ def read_config(folder: Path) -> dict:
     config = read_json(path)
     for role in ALL_ROLES:
         value = config.get(role)
-        good = value is None or isinstance(value, (str, dict)) and role != LIST_ROLE
+        good = value is None or (isinstance(value, (str, dict)) and role != LIST_ROLE)
         if role == LIST_ROLE and isinstance(value, list):
             good = all(isinstance(item, (str, dict)) for item in value)
         if not good:
-            wants = "a list of strings or token objects" if role == LIST_ROLE else "a string or a token object"
+            wants = (
+                "a list of strings or token objects" if role == LIST_ROLE else "a string or a token object"
+            )
             raise TokenizerFileError(f"{path}: {role} must be {wants}, but is {value!r}")
     limit = config.get("model_max_length")
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float)) or limit < 0):
@@ -87,7 +108,9 @@ def read_added_tokens(folder: Path, settings: dict, given: dict, with_json: bool
         table = settings["added_tokens_decoder"] or {}
         for index, state in table.items():
             if not str(index).isdigit():
-                raise TokenizerFileError(f"{path}: added_tokens_decoder has the id {index!r}; ids are whole numbers")
+                raise TokenizerFileError(
+                    f"{path}: added_tokens_decoder has the id {index!r}; ids are whole numbers"
+                )
             added[int(index)] = _added_token(state, path, f"added_tokens_decoder[{index}]")
         names: dict[str, int] = {}
         for index, token in added.items():
@@ -102,13 +125,19 @@ def read_added_tokens(folder: Path, settings: dict, given: dict, with_json: bool
             special = set()
             for role in ALL_ROLES:
                 value = settings.get(role)
-                special.update(map(str, value) if isinstance(value, list) else [] if value is None else [str(value)])
+                special.update(
+                    map(str, value) if isinstance(value, list) else [] if value is None else [str(value)]
+                )
             for text, index in read_json(folder / ADDED_FILE).items():
                 if isinstance(index, bool) or not isinstance(index, int) or index < 0:
-                    raise TokenizerFileError(f"{folder / ADDED_FILE}: {text!r} must have an id, but has {index!r}")
+                    raise TokenizerFileError(
+                        f"{folder / ADDED_FILE}: {text!r} must have an id, but has {index!r}"
+                    )
                 if index in added:
                     other = added[index].content
-                    raise TokenizerFileError(f"{folder / ADDED_FILE}: {other!r} and {text!r} share the id {index}")
+                    raise TokenizerFileError(
+                        f"{folder / ADDED_FILE}: {other!r} and {text!r} share the id {index}"
+                    )
                 added[index] = AddedToken(text, normalized=text not in special, special=text in special)
         if with_json and (folder / TOKENIZER_FILE).is_file():
             for state in read_json(folder / TOKENIZER_FILE).get("added_tokens") or []:
@@ -117,7 +146,9 @@ def read_added_tokens(folder: Path, settings: dict, given: dict, with_json: bool
     for role in ALL_ROLES[:-1]:
         value = settings.get(role)
         if value is not None:
-            settings[role] = by_text.get(str(value) if not isinstance(value, dict) else value.get("content"), value)
+            settings[role] = by_text.get(
+                str(value) if not isinstance(value, dict) else value.get("content"), value
+            )
     return added
 
 
@@ -130,7 +161,9 @@ def _read_special_map(path: Path, settings: dict, given: dict) -> None:
         elif role == LIST_ROLE and isinstance(value, list):
             tokens = list(settings.pop(LIST_ROLE, None) or [])
             for item in value:
-                token = _added_token({**item, "special": True}, path, role) if isinstance(item, dict) else item
+                token = (
+                    _added_token({**item, "special": True}, path, role) if isinstance(item, dict) else item
+                )
                 if token not in tokens:
                     tokens.append(token)
             value = tokens
@@ -160,23 +193,36 @@ class TokenizerFiles:
         trust_remote_code: bool = False,
         **settings,
     ):
-        """A tokenizer from a folder, a tokenizer.json, a vocabulary file, a GGUF file, a hub id or a weight package.
+        """A tokenizer from a folder, a tokenizer.json, a vocabulary file, a GGUF file, a hub id or a weight
+        package.
 
-        Further settings override those of the folder. Raises MissingFileError or TokenizerFileError naming the file.
+        Further settings override those of the folder. Raises MissingFileError or TokenizerFileError naming
+        the file.
         """
         found = locate(
-            pretrained_model_name_or_path, cache_dir=cache_dir, local_files_only=local_files_only, token=token,
-            revision=revision, subfolder=subfolder, force_download=force_download,
+            pretrained_model_name_or_path,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            token=token,
+            revision=revision,
+            subfolder=subfolder,
+            force_download=force_download,
         )
         return cls._from_path(found, str(pretrained_model_name_or_path), init_inputs, settings)
 
     @classmethod
     def _from_path(cls, found: Path, name: str, init_inputs: tuple, given: dict):
-        if found.is_file() and found.suffix == ".gguf" or given.get("gguf_file"):
+        if (found.is_file() and found.suffix == ".gguf") or given.get("gguf_file"):
             return cls._from_gguf(found / given.pop("gguf_file") if found.is_dir() else found, name, given)
         folder = found if found.is_dir() else found.parent
         settings = read_config(folder)
-        for key in ("tokenizer_class", "tokenizer_file", "auto_map", "added_tokens_file", "special_tokens_map_file"):
+        for key in (
+            "tokenizer_class",
+            "tokenizer_file",
+            "auto_map",
+            "added_tokens_file",
+            "special_tokens_map_file",
+        ):
             settings.pop(key, None)
         saved_inputs = settings.pop("init_inputs", ())
         templates = read_templates(folder)
@@ -193,7 +239,9 @@ class TokenizerFiles:
                 settings[role] = _added_token({**value, "special": True}, folder / CONFIG_FILE, role)
             elif isinstance(value, list):
                 settings[role] = [
-                    _added_token({**item, "special": True}, folder / CONFIG_FILE, role) if isinstance(item, dict) else item
+                    _added_token({**item, "special": True}, folder / CONFIG_FILE, role)
+                    if isinstance(item, dict)
+                    else item
                     for item in value
                 ]
         for key, path in files.items():
@@ -207,11 +255,17 @@ class TokenizerFiles:
         names = {**cls.vocab_files_names, **({"tokenizer_file": TOKENIZER_FILE} if cls.is_fast else {})}
         files = {key: str(folder / name) for key, name in names.items() if name and (folder / name).is_file()}
         if single is not None and single.name not in names.values():
-            key = "tokenizer_file" if cls.is_fast and single.suffix == ".json" else next(iter(cls.vocab_files_names))
+            key = (
+                "tokenizer_file"
+                if cls.is_fast and single.suffix == ".json"
+                else next(iter(cls.vocab_files_names))
+            )
             files = {key: str(single)}
         if names and not files:
             wanted = ", ".join(name for name in names.values() if name)
-            raise MissingFileError(f"{cls.__name__} needs one of {wanted} in {folder}, but finds none of them")
+            raise MissingFileError(
+                f"{cls.__name__} needs one of {wanted} in {folder}, but finds none of them"
+            )
         return files
 
     @classmethod
@@ -227,7 +281,8 @@ class TokenizerFiles:
     ) -> tuple[str, ...]:
         """Write the tokenizer's files to a folder (made where missing); returns their paths.
 
-        `legacy_format` True writes only vocabulary files, False only tokenizer.json; None writes both where both exist.
+        `legacy_format` True writes only vocabulary files, False only tokenizer.json; None writes both where
+        both exist.
         """
         folder = Path(save_directory)
         if folder.is_file():
@@ -258,7 +313,9 @@ class TokenizerFiles:
         for key in (*_NOT_SAVED, *self.vocab_files_names):
             settings.pop(key, None)
         settings = as_plain(settings, with_special=True, typed=True)
-        settings["added_tokens_decoder"] = {str(i): token_state(t) for i, t in self.added_tokens_decoder.items()}
+        settings["added_tokens_decoder"] = {
+            str(i): token_state(t) for i, t in self.added_tokens_decoder.items()
+        }
         name = type(self).__name__
         if name.endswith("Fast") and self.slow_tokenizer_class is not None:
             name = name.removesuffix("Fast")
@@ -274,8 +331,13 @@ class TokenizerFiles:
 
     def _save_files(self, folder: Path, prefix: str, legacy_format: bool | None) -> list[str]:
         if legacy_format is False:
-            raise TokenizerFileError(f"{type(self).__name__} has no tokenizer.json to save: legacy_format must not be False")
-        return [*self.save_vocabulary(str(folder), filename_prefix=prefix[:-1] or None), *self._save_added(folder, prefix)]
+            raise TokenizerFileError(
+                f"{type(self).__name__} has no tokenizer.json to save: legacy_format must not be False"
+            )
+        return [
+            *self.save_vocabulary(str(folder), filename_prefix=prefix[:-1] or None),
+            *self._save_added(folder, prefix),
+        ]
 
     def _copy_vocabulary(self, folder: Path, prefix: str, keys) -> tuple[str, ...]:
         """Copies of vocabulary files as they were read."""

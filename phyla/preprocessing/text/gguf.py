@@ -6,7 +6,9 @@ from .fast import PreTrainedTokenizerFast
 
 
 def load_gguf(path: Path, name: str, given: dict, cls: type | None) -> PreTrainedTokenizerFast:
-    """The tokenizer in a GGUF file as `cls`, or as the class that its metadata names where `cls` is None or in Python."""
+    """The tokenizer in a GGUF file as `cls`, or as the class that its metadata names where `cls` is None or
+    in Python.
+    """
     from .auto import class_named
     from .gguf_tokenizer import from_gguf
 

@@ -30,7 +30,13 @@ _SPECIAL_IDS = {
 # Ids that llama.cpp takes where the file names none.
 _DEFAULT_IDS = {
     "llama": {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0},
-    "bert": {"cls_token_id": 101, "unknown_token_id": 100, "seperator_token_id": 102, "padding_token_id": 0, "mask_token_id": 103},
+    "bert": {
+        "cls_token_id": 101,
+        "unknown_token_id": 100,
+        "seperator_token_id": 102,
+        "padding_token_id": 0,
+        "mask_token_id": 103,
+    },
     "t5": {"eos_token_id": 1, "unknown_token_id": 2, "padding_token_id": 0},
     "gpt2": {},
 }
@@ -83,7 +89,7 @@ def from_gguf(
         raise TokenizerFileError(f"{fields.where}: its {kind} tokenizer cannot be built: {error}") from error
     _add_named_tokens(tokenizer, fields)
     config = _config(fields)
-    tokenizer.post_processor = _post_processor(fields, config)
+    tokenizer.post_processor = _post_processor(tokenizer, fields, config)
     return tokenizer, config
 
 
@@ -102,7 +108,9 @@ class _Fields:
     def get(self, key: str, wanted: type, default=None):
         value = self.metadata.get(f"tokenizer.ggml.{key}", default)
         if value is not None and not isinstance(value, wanted):
-            raise TokenizerFileError(f"{self.where}: tokenizer.ggml.{key} must be {wanted.__name__}, but is {value!r:.80}")
+            raise TokenizerFileError(
+                f"{self.where}: tokenizer.ggml.{key} must be {wanted.__name__}, but is {value!r:.80}"
+            )
         return value
 
     def array(self, key: str, wanted: type | tuple[type, ...]) -> list | None:
@@ -129,13 +137,20 @@ class _Fields:
 
     def token(self, key: str) -> str | None:
         number = self.special_id(key)
-        return None if number is None else self.tokens[number]
+        return None if number is None else self.word(self.tokens[number])
+
+    def word(self, token: str) -> str:
+        """A token as texts spell it: BERT files mark the start of words, also in names that are not in brackets."""
+        return token[1:] if self.kind == "bert" and token.startswith(SPACE) else token
 
     def kinds(self) -> list[PieceType]:
         """The kind of each token; guessed from names and ids in files without token types."""
         known = set(PieceType)
         if self.types:
-            return [PieceType(kind) if kind in known else PieceType.NORMAL for kind in self.types[: len(self.tokens)]]
+            return [
+                PieceType(kind) if kind in known else PieceType.NORMAL
+                for kind in self.types[: len(self.tokens)]
+            ]
         special = {self.special_id(key) for key in _SPECIAL_IDS} - {self.special_id("unknown_token_id")}
         guessed = [PieceType.CONTROL if i in special else PieceType.NORMAL for i in range(len(self.tokens))]
         if self.kind == "llama":
@@ -150,7 +165,9 @@ def _byte_level(fields: _Fields) -> Tokenizer:
     merges = [_merge(fields, line) for line in fields.array("merges", str) or []]
     if fields.pre not in PATTERNS:
         hint = nearest(fields.pre, PATTERNS)
-        raise TokenizerFileError(f"{fields.where}: tokenizer.ggml.pre names no known pre-tokeniser: {fields.pre!r}.{hint}")
+        raise TokenizerFileError(
+            f"{fields.where}: tokenizer.ggml.pre names no known pre-tokeniser: {fields.pre!r}.{hint}"
+        )
     # Byte-level vocabularies that lack some bytes lose them without an unknown token.
     unknown = fields.token("unknown_token_id")
     tokenizer = Tokenizer(
@@ -170,7 +187,9 @@ def _merge(fields: _Fields, line: str) -> tuple[str, str]:
     # The first character may itself be a space in vocabularies that are not byte-level.
     cut = line.find(" ", 1)
     if cut < 0:
-        raise TokenizerFileError(f"{fields.where}: tokenizer.ggml.merges must hold pairs, but has {line!r:.80}")
+        raise TokenizerFileError(
+            f"{fields.where}: tokenizer.ggml.merges must hold pairs, but has {line!r:.80}"
+        )
     return line[:cut], line[cut + 1 :]
 
 
@@ -215,7 +234,9 @@ def _scores(fields: _Fields) -> list[float]:
         left, right = _merge(fields, line)
         ranks.setdefault(left + right, rank)
     if not ranks:
-        raise TokenizerFileError(f"{fields.where}: a {fields.kind} tokenizer needs tokenizer.ggml.scores or .merges")
+        raise TokenizerFileError(
+            f"{fields.where}: a {fields.kind} tokenizer needs tokenizer.ggml.scores or .merges"
+        )
     return [-float(ranks.get(token, len(ranks))) for token in fields.tokens]
 
 
@@ -254,19 +275,21 @@ def _add_named_tokens(tokenizer: Tokenizer, fields: _Fields) -> None:
     strips = fields.architecture == "phi3" and fields.kind == "llama"
     tokens = []
     for token, kind in zip(fields.tokens, kinds, strict=True):
-        special = kind in (PieceType.CONTROL, PieceType.UNKNOWN) or token in named
+        word = fields.word(token)
+        special = kind in (PieceType.CONTROL, PieceType.UNKNOWN) or word in named
         if not special and (kind != PieceType.USER_DEFINED or fields.kind in ("llama", "t5")):
             continue
-        word = token[1:] if fields.kind == "bert" and token.startswith(SPACE) else token
         rstrip = strips and special and token not in ("<unk>", "<s>", "<|endoftext|>")
-        lstrip = token == mask and (fields.pre in ADD_SEP or fields.pre.startswith("jina-v2"))
+        lstrip = word == mask and (fields.pre in ADD_SEP or fields.pre.startswith("jina-v2"))
         tokens.append(AddedToken(word, normalized=False, special=special, rstrip=rstrip, lstrip=lstrip))
     tokenizer.add_special_tokens([token for token in tokens if token.special])
     tokenizer.add_tokens([token for token in tokens if not token.special])
 
 
 def _config(fields: _Fields) -> dict[str, object]:
-    config: dict[str, object] = {name: fields.token(key) for key, name in _SPECIAL_IDS.items() if fields.token(key) is not None}
+    config: dict[str, object] = {
+        name: fields.token(key) for key, name in _SPECIAL_IDS.items() if fields.token(key) is not None
+    }
     if fields.kind == "bert":
         config.setdefault("cls_token", config.pop("bos_token", None) or "[CLS]")
     defaults = {
@@ -280,8 +303,13 @@ def _config(fields: _Fields) -> dict[str, object]:
     config["add_eos_token"] = bool(fields.get("add_eos_token", bool, add_eos))
     if fields.kind in ("llama", "gpt2"):
         config["add_prefix_space"] = bool(fields.get("add_space_prefix", bool, fields.kind == "llama"))
-    named = set(config.values())
-    special = [t for t, kind in zip(fields.tokens, fields.kinds(), strict=True) if kind == PieceType.CONTROL and t not in named]
+    named = {value for value in config.values() if isinstance(value, str)}
+    control = (
+        fields.word(t)
+        for t, kind in zip(fields.tokens, fields.kinds(), strict=True)
+        if kind == PieceType.CONTROL
+    )
+    special = [word for word in control if word not in named]
     if special:
         config["additional_special_tokens"] = special
     length = fields.metadata.get(f"{fields.architecture}.context_length")
@@ -304,28 +332,27 @@ def _chat_template(fields: _Fields) -> str | list[dict[str, str]] | None:
         if key.startswith(prefix + ".") and isinstance(value, str)
     }
     if default is not None and not isinstance(default, str):
-        raise TokenizerFileError(f"{fields.where}: {prefix} must be a string, but is {type(default).__name__}")
+        raise TokenizerFileError(
+            f"{fields.where}: {prefix} must be a string, but is {type(default).__name__}"
+        )
     if not named:
         return default
     found = {**({"default": default} if default is not None else {}), **named}
     return [{"name": name, "template": template} for name, template in found.items()]
 
 
-def _post_processor(fields: _Fields, config: dict[str, object]) -> processors.PostProcessor | None:
-    def known(*names: str) -> list[tuple[str, int]]:
-        """The named special tokens that the file has, with their ids."""
-        keys = {public: key for key, public in _SPECIAL_IDS.items()}
-        return [
-            (token, fields.tokens.index(token) if token in fields.tokens else fields.special_id(keys[name]))
-            for name in names
-            if (token := config.get(name)) is not None
-        ]
+def _post_processor(
+    tokenizer: Tokenizer, fields: _Fields, config: dict[str, object]
+) -> processors.PostProcessor | None:
+    def known(name: str) -> list[tuple[str, int]]:
+        """The special token of that public name with its id, if there is one."""
+        token = config.get(name)
+        number = None if token is None else tokenizer.token_to_id(token)
+        return [] if number is None else [(token, number)]
 
     if fields.kind == "bert":
-        marks = known("cls_token", "sep_token")
-        if len(marks) == 2 and None not in (marks[0][1], marks[1][1]):
-            return processors.BertProcessing(sep=marks[1], cls=marks[0])
-        return None
+        marks = known("sep_token") + known("cls_token")
+        return processors.BertProcessing(*marks) if len(marks) == 2 else None
     first = known("bos_token") if config["add_bos_token"] else []
     last = known("eos_token") if config["add_eos_token"] else []
     if not first and not last:

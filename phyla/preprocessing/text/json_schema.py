@@ -9,7 +9,9 @@ import typing
 from phyla.errors import ArgumentError
 
 _TYPES = {int: "integer", float: "number", str: "string", bool: "boolean", type(None): "null"}
-_SECTION = re.compile(r"^[ \t]*(Args|Returns|Raises):[ \t]*$|^[ \t]*(Args|Returns|Raises):[ \t]*(?=\S)", re.MULTILINE)
+_SECTION = re.compile(
+    r"^[ \t]*(Args|Returns|Raises):[ \t]*$|^[ \t]*(Args|Returns|Raises):[ \t]*(?=\S)", re.MULTILINE
+)
 _ARGUMENT = re.compile(r"^[ \t]*(\w+):[ \t]*", re.MULTILINE)
 _CHOICES = re.compile(r"\(choices:\s*(.*?)\)\s*$", re.IGNORECASE | re.DOTALL)
 
@@ -28,7 +30,9 @@ def get_json_schema(func) -> dict:
     schema, result = _signature(func, name)
     for argument, entry in schema["properties"].items():
         if argument not in arguments:
-            raise ArgumentError(f"the docstring of tool {name} must describe argument {argument!r} under 'Args:'")
+            raise ArgumentError(
+                f"the docstring of tool {name} must describe argument {argument!r} under 'Args:'"
+            )
         text = arguments[argument]
         choices = _CHOICES.search(text)
         if choices:
@@ -45,7 +49,9 @@ def _choices(text: str, name: str, argument: str) -> list[str]:
     try:
         return [choice.strip() for choice in json.loads(text)]
     except (ValueError, AttributeError, TypeError) as error:
-        raise ArgumentError(f"the choices of argument {argument!r} of tool {name} must be a JSON list of texts: {text!r}") from error
+        raise ArgumentError(
+            f"the choices of argument {argument!r} of tool {name} must be a JSON list of texts: {text!r}"
+        ) from error
 
 
 def _sections(doc: str) -> tuple[str, dict[str, str], str | None]:
@@ -57,7 +63,11 @@ def _sections(doc: str) -> tuple[str, dict[str, str], str | None]:
         bodies.setdefault(head.group(1) or head.group(2), doc[head.end() : end])
     description = doc[: heads[0].start()] if heads else doc
     returns = bodies.get("Returns")
-    return description.strip(), _arguments(bodies.get("Args", "")), returns.strip() if returns is not None else None
+    return (
+        description.strip(),
+        _arguments(bodies.get("Args", "")),
+        returns.strip() if returns is not None else None,
+    )
 
 
 def _arguments(body: str) -> dict[str, str]:
@@ -78,7 +88,9 @@ def _signature(func, name: str) -> tuple[dict, dict | None]:
             raise ArgumentError(f"argument {parameter.name!r} of tool {name} needs a type hint")
         if parameter.default is inspect.Parameter.empty:
             required.append(parameter.name)
-    properties = {key: _type(hint, f"{key!r} of tool {name}") for key, hint in typing.get_type_hints(func).items()}
+    properties = {
+        key: _type(hint, f"{key!r} of tool {name}") for key, hint in typing.get_type_hints(func).items()
+    }
     result = properties.pop("return", None)
     schema: dict = {"type": "object", "properties": properties}
     if required:
@@ -100,7 +112,11 @@ def _type(hint, where: str) -> dict:
     if origin is tuple:
         if len(args) == 1 or ... in args:
             raise ArgumentError(f"{where} is a tuple of one type or of any length: use list instead")
-        return {"type": "array", "prefixItems": [_type(arg, where) for arg in args]} if args else {"type": "array"}
+        return (
+            {"type": "array", "prefixItems": [_type(arg, where) for arg in args]}
+            if args
+            else {"type": "array"}
+        )
     if origin is dict:
         values = {"additionalProperties": _type(args[1], where)} if len(args) == 2 else {}
         return {"type": "object", **values}

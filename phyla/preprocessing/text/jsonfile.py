@@ -28,7 +28,9 @@ def parse_json(text: str, path: Path):
         return json.loads(text)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
-        raise TokenizerFileError(f"{path} is not valid JSON: {error.msg} at {place} of {len(text)} characters") from error
+        raise TokenizerFileError(
+            f"{path} is not valid JSON: {error.msg} at {place} of {len(text)} characters"
+        ) from error
     except RecursionError:
         raise TokenizerFileError(f"{path} is nested too deep to be a tokenizer file") from None
 

@@ -1,7 +1,8 @@
 """Where special tokens stand around one or two sequences, as one line of text per case.
 
-`cls A sep` is one sequence between two special tokens; `cls A sep B:1 sep:1` a pair whose second part has token type 1.
-A `?` after a role makes it depend on the tokenizer's setting `add_<role>_token`; `<x>` names a token by its text.
+`cls A sep` is one sequence between two special tokens; `cls A sep B:1 sep:1` a pair whose second part has
+token type 1. A `?` after a role makes it depend on the tokenizer's setting `add_<role>_token`; `<x>` names a
+token by its text.
 """
 
 import functools
@@ -9,7 +10,9 @@ from typing import NamedTuple
 
 
 class Part(NamedTuple):
-    """One place of a layout: sequence A or B, or the role (or `<text>`) of a special token, with its token type."""
+    """One place of a layout: sequence A or B, or the role (or `<text>`) of a special token, with its token
+    type.
+    """
 
     name: str
     type: int
@@ -26,7 +29,9 @@ def parse(line: str) -> tuple[Part, ...]:
     """The places that a layout line names."""
     parts = []
     for word in line.split():
-        name, _, kind = word.rpartition(":") if ":" in word[1:] and word.rsplit(":", 1)[1].isdigit() else (word, "", "0")
+        name, _, kind = (
+            word.rpartition(":") if ":" in word[1:] and word.rsplit(":", 1)[1].isdigit() else (word, "", "0")
+        )
         parts.append(Part(name.rstrip("?"), int(kind), name.endswith("?")))
     return tuple(parts)
 
@@ -34,8 +39,8 @@ def parse(line: str) -> tuple[Part, ...]:
 class Layout(NamedTuple):
     """The lines for one sequence and for a pair, and how `create_token_type_ids_from_sequences` counts.
 
-    `types`: "layout" follows the lines, "zeros" gives 0 everywhere over the same length, "plain" gives 0 to the first
-    sequence and 1 to the second, counting the cls and sep tokens that the tokenizer has.
+    `types`: "layout" follows the lines, "zeros" gives 0 everywhere over the same length, "plain" gives 0 to
+    the first sequence and 1 to the second, counting the cls and sep tokens that the tokenizer has.
     """
 
     single: str = "A"

@@ -1,14 +1,16 @@
-"""SentencePiece tokenizers of the Python kind (Llama, Gemma, T5, ...): SentencePiece's own pieces and decoding."""
+"""SentencePiece tokenizers of the Python kind (Llama, Gemma, T5, ...): SentencePiece's own pieces and
+decoding.
+"""
 
 from dataclasses import replace
 from pathlib import Path
 
 from phyla.errors import TokenizerFileError
 
-from .sentencepiece_model import ModelType, PieceType, read_sentencepiece
-from .sentencepiece_tokenizer import from_sentencepiece
 from .charsmap import charsmap_normalizer
 from .prefix_map import LongestPrefixes
+from .sentencepiece_model import ModelType, PieceType, read_sentencepiece
+from .sentencepiece_tokenizer import from_sentencepiece
 from .slow import PreTrainedTokenizer
 from .table import FromTable
 from .viterbi import UnigramPieces
@@ -26,7 +28,9 @@ class PieceModel:
         self.strips = self.prefix or spec.remove_extra_whitespaces
         self.strips_all = spec.remove_extra_whitespaces
         kept = [piece for _, piece in self.model.of_type(PieceType.USER_DEFINED)]
-        self._rewrite = LongestPrefixes(spec.precompiled_charsmap, kept) if spec.precompiled_charsmap else None
+        self._rewrite = (
+            LongestPrefixes(spec.precompiled_charsmap, kept) if spec.precompiled_charsmap else None
+        )
         if spec.precompiled_charsmap:
             charsmap_normalizer(spec.precompiled_charsmap, str(path))  # raises where the map is damaged
         plain = replace(self.model, normalizer=replace(spec, precompiled_charsmap=b""))
@@ -55,7 +59,9 @@ class PieceModel:
         return self._with_surfaces(encoding, normal)
 
     def _with_surfaces(self, encoding, normal: str) -> list[str]:
-        """Put back the characters of unknown stretches, which lie between the known pieces of the normalised text."""
+        """Put back the characters of unknown stretches, which lie between the known pieces of the normalised
+        text.
+        """
         tokens, place = [], 0
         ids, names = encoding.ids, encoding.tokens
         for i, (index, name) in enumerate(zip(ids, names)):
@@ -166,8 +172,8 @@ class PythonPieces(FromTable, PreTrainedTokenizer):
 
 
 class PrefixByHand:
-    """Llama's and T5's newer text handling: with `legacy=False` the space before a text is put here, once, not by
-    SentencePiece, which would put one after every special token too.
+    """Llama's and T5's newer text handling: with `legacy=False` the space before a text is put here, once,
+    not by SentencePiece, which would put one after every special token too.
     """
 
     def _dummy_prefix(self, settings: dict) -> bool | None:
@@ -197,7 +203,7 @@ class PrefixByHand:
         return tokens[length:] if len(tokens) >= length else tokens
 
 
-class PythonLlama(PrefixByHand, PythonPieces):
+class PythonPrefixedPieces(PrefixByHand, PythonPieces):
     """Llama's tokenizer in Python."""
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
@@ -221,7 +227,7 @@ class PythonLlama(PrefixByHand, PythonPieces):
         return text + self.sp_model.decode(current)
 
 
-class PythonGemma(PythonPieces):
+class PythonPlainPieces(PythonPieces):
     """Gemma's tokenizer in Python: added tokens of any kind stand as they are in decoded text."""
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
@@ -236,9 +242,13 @@ class PythonGemma(PythonPieces):
         return text + self.sp_model.decode(current)
 
     def _decode(
-        self, token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=None, spaces_between_special_tokens=False,
+        self,
+        token_ids,
+        skip_special_tokens=False,
+        clean_up_tokenization_spaces=None,
+        spaces_between_special_tokens=False,
         use_source_tokenizer=False,
-    ) -> str:  # fmt: skip
+    ) -> str:
         parts, current = [], []
         special = set(self.all_special_ids) if skip_special_tokens else ()
         for index in token_ids:
@@ -257,8 +267,10 @@ class PythonGemma(PythonPieces):
         return (" " if spaces_between_special_tokens else "").join(parts).replace(SPACE, " ")
 
 
-class PythonT5(PrefixByHand, PythonPieces):
-    """T5's tokenizer in Python, with sentinel tokens `<extra_id_0>` ... counted down from the end of the vocabulary."""
+class PythonSentinelPieces(PrefixByHand, PythonPieces):
+    """T5's tokenizer in Python, with sentinel tokens `<extra_id_0>` ... counted down from the end of the
+    vocabulary.
+    """
 
     def _load(self, settings: dict) -> None:
         super()._load(settings)
@@ -277,7 +289,9 @@ class PythonT5(PrefixByHand, PythonPieces):
         """The ids of the sentinel tokens."""
         return [self.convert_tokens_to_ids(token) for token in self.get_sentinel_tokens()]
 
-    def build_inputs_with_special_tokens(self, token_ids_0: list[int], token_ids_1: list[int] | None = None) -> list[int]:
+    def build_inputs_with_special_tokens(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+    ) -> list[int]:
         """Each sequence with one end token, unless it has it already."""
         first = self._ended(token_ids_0)
         return first if token_ids_1 is None else first + self._ended(token_ids_1)

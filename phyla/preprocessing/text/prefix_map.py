@@ -1,7 +1,7 @@
 """SentencePiece's character map as SentencePiece applies it: at each place the longest entry that matches.
 
-The Rust library applies the same map to whole graphemes, which differs for piled-up accents. Format: a 32-bit length, a
-double-array trie of that many bytes (Darts), and the replacements as zero-ended UTF-8.
+The Rust library applies the same map to whole graphemes, which differs for piled-up accents. Format: a 32-bit
+length, a double-array trie of that many bytes (Darts), and the replacements as zero-ended UTF-8.
 """
 
 import re
@@ -17,7 +17,9 @@ class LongestPrefixes:
     def __init__(self, charsmap: bytes, kept=()):
         size = struct.unpack_from("<I", charsmap)[0] if len(charsmap) >= 4 else 0
         if size % 4 or not 0 < size <= len(charsmap) - 4:
-            raise TokenizerFileError(f"a character map of {len(charsmap)} bytes must begin with its trie's length, but says {size}")
+            raise TokenizerFileError(
+                f"a character map of {len(charsmap)} bytes must begin with its trie's length, but says {size}"
+            )
         self.units = array("I", charsmap[4 : 4 + size])
         self.texts = charsmap[4 + size :]
         ordered = sorted(kept, key=len, reverse=True)

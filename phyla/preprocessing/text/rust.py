@@ -76,12 +76,16 @@ def _check_vocabulary(vocab, path: Path) -> dict:
     ids = vocab.values()
     if not all(type(index) is int and 0 <= index < _MAX_ID for index in ids):
         token, index = next((t, i) for t, i in vocab.items() if type(i) is not int or not 0 <= i < _MAX_ID)
-        raise TokenizerFileError(f"{path}: /model/vocab/{token} must be an id from 0 to {_MAX_ID - 1}, but is {index!r:.40}")
+        raise TokenizerFileError(
+            f"{path}: /model/vocab/{token} must be an id from 0 to {_MAX_ID - 1}, but is {index!r:.40}"
+        )
     if len(set(ids)) != len(vocab):
         seen: dict[int, str] = {}
         for token, index in vocab.items():
             if index in seen:
-                raise TokenizerFileError(f"{path}: /model/vocab gives {seen[index]!r} and {token!r} the same id {index}")
+                raise TokenizerFileError(
+                    f"{path}: /model/vocab gives {seen[index]!r} and {token!r} the same id {index}"
+                )
             seen[index] = token
     return vocab
 
@@ -95,12 +99,18 @@ def _check_added(added, vocab: dict, path: Path) -> None:
     names: dict[int, str] | None = None
     for i, token in enumerate(added):
         if not isinstance(token, dict) or not isinstance(token.get("content"), str):
-            raise TokenizerFileError(f"{path}: /added_tokens/{i} must be an object with `content`, but is {token!r:.80}")
+            raise TokenizerFileError(
+                f"{path}: /added_tokens/{i} must be an object with `content`, but is {token!r:.80}"
+            )
         index, text = token.get("id"), token["content"]
         if type(index) is not int or not 0 <= index < _MAX_ID:
-            raise TokenizerFileError(f"{path}: /added_tokens/{i}/id must be from 0 to {_MAX_ID - 1}, but is {index!r:.40}")
+            raise TokenizerFileError(
+                f"{path}: /added_tokens/{i}/id must be from 0 to {_MAX_ID - 1}, but is {index!r:.40}"
+            )
         if seen.setdefault(index, text) != text:
-            raise TokenizerFileError(f"{path}: /added_tokens gives {seen[index]!r} and {text!r} the same id {index}")
+            raise TokenizerFileError(
+                f"{path}: /added_tokens gives {seen[index]!r} and {text!r} the same id {index}"
+            )
         if vocab and vocab.get(text) != index:
             names = {i: t for t, i in vocab.items()} if names is None else names
             if index in names and names[index] != text:
@@ -127,22 +137,31 @@ def _compile(pattern: str, where: str) -> None:
         with panics_as(TokenizerFileError):
             Regex(pattern)
     except Exception as error:
-        raise TokenizerFileError(f"{where} is not a regular expression: {error} (in {pattern[:80]!r})") from error
+        raise TokenizerFileError(
+            f"{where} is not a regular expression: {error} (in {pattern[:80]!r})"
+        ) from error
 
 
 def check_pattern(pattern: str, where: str) -> None:
     """Raise TokenizerFileError for a regular expression that is too long to be trusted.
 
-    Exponential ones need no check: the library gives up after 10^7 steps of one match, which `encode_batch` reports.
+    Exponential ones need no check: the library gives up after 10^7 steps of one match, which `encode_batch`
+    reports.
     """
     if len(pattern) > _MAX_PATTERN:
-        raise TokenizerFileError(f"{where} has {len(pattern)} characters; a pattern may have at most {_MAX_PATTERN}")
+        raise TokenizerFileError(
+            f"{where} has {len(pattern)} characters; a pattern may have at most {_MAX_PATTERN}"
+        )
 
 
-def encode_batch(tokenizer: Tokenizer, inputs: list, add_special_tokens: bool, is_pretokenized: bool, name: str):
+def encode_batch(
+    tokenizer: Tokenizer, inputs: list, add_special_tokens: bool, is_pretokenized: bool, name: str
+):
     """`Tokenizer.encode_batch` whose faults are TokenizerInputError or TokenizerFileError."""
     try:
-        return tokenizer.encode_batch(inputs, add_special_tokens=add_special_tokens, is_pretokenized=is_pretokenized)
+        return tokenizer.encode_batch(
+            inputs, add_special_tokens=add_special_tokens, is_pretokenized=is_pretokenized
+        )
     except BaseException as error:
         if is_panic(error):
             raise TokenizerFileError(

@@ -100,7 +100,11 @@ class SentencePieceModel:
 
     def of_type(self, *types: PieceType) -> list[tuple[int, str]]:
         """Ids and pieces of the given kinds, in id order."""
-        return [(i, piece) for i, (piece, kind) in enumerate(zip(self.pieces, self.types, strict=True)) if kind in types]
+        return [
+            (i, piece)
+            for i, (piece, kind) in enumerate(zip(self.pieces, self.types, strict=True))
+            if kind in types
+        ]
 
 
 def read_sentencepiece(path: str | os.PathLike) -> SentencePieceModel:
@@ -135,7 +139,9 @@ def parse_sentencepiece(data: bytes, where: str = "the model") -> SentencePieceM
         raise TokenizerFileError(f"{where} is not a SentencePiece file: {error}") from error
 
 
-def bpe_merges(scored: Iterable[tuple[str, float]], vocab: Container[str] | None = None) -> list[tuple[str, str]]:
+def bpe_merges(
+    scored: Iterable[tuple[str, float]], vocab: Container[str] | None = None
+) -> list[tuple[str, str]]:
     """Merges in rank order that make BPE pick pairs by the score of what they make, highest first.
 
     Each way to cut a piece of `scored` into two pieces of `vocab` (by default those of `scored`) is a merge. Of equal scores the
@@ -265,7 +271,9 @@ def _settings(data: bytes, table: dict) -> dict[str, object]:
 
 def _trainer(data: bytes) -> TrainerSpec:
     symbols = tuple(
-        value.decode() for number, wire, value in _fields(data) if number == _USER_DEFINED_SYMBOLS and wire == _BYTES
+        value.decode()
+        for number, wire, value in _fields(data)
+        if number == _USER_DEFINED_SYMBOLS and wire == _BYTES
     )
     return TrainerSpec(**_settings(data, _TRAINER_FIELDS), user_defined_symbols=symbols)
 

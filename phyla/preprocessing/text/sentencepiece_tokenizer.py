@@ -17,6 +17,7 @@ from phyla.preprocessing.text.sentencepiece_model import (
 
 SPACE = "\u2581"  # SentencePiece writes spaces as this block
 _WORDS = (PieceType.NORMAL, PieceType.USER_DEFINED, PieceType.UNUSED)
+_NAMES = (PieceType.CONTROL, PieceType.UNKNOWN, PieceType.BYTE)  # no text becomes these pieces
 
 
 def from_sentencepiece(
@@ -37,18 +38,37 @@ def from_sentencepiece(
         model, where = read_sentencepiece(source), str(Path(source))
     prefix = model.normalizer.add_dummy_prefix if add_dummy_prefix is None else add_dummy_prefix
     tokenizer = Tokenizer(sentencepiece_core(model, where, byte_fallback))
-    user_defined = model.of_type(PieceType.USER_DEFINED) if model.trainer.model_type != ModelType.UNIGRAM else []
+    user_defined = (
+        model.of_type(PieceType.USER_DEFINED) if model.trainer.model_type != ModelType.UNIGRAM else []
+    )
     tokenizer.normalizer = _normalizer(model, where, prefix, [piece for _, piece in user_defined])
+    cuts = []
     # Cutting before each space changes nothing when no piece has one inside, and lets the word cache work.
     if not model.trainer.treat_whitespace_as_suffix and not any(SPACE in piece[1:] for piece in model.pieces):
-        tokenizer.pre_tokenizer = pre_tokenizers.Split(SPACE, "merged_with_next")
+        cuts.append(pre_tokenizers.Split(SPACE, "merged_with_next"))
+    names = [piece for _, piece in model.of_type(*_NAMES) if len(piece) > 1]
+    if names and model.trainer.model_type == ModelType.UNIGRAM:
+        # The unigram model would find them whole in a text.
+        cuts.append(
+            pre_tokenizers.Split(
+                Regex("|".join(f"{_escaped(n[0])}(?={_escaped(n[1:])})" for n in names)), "isolated"
+            )
+        )
+    if cuts:
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(cuts)
     tokenizer.decoder = _decoder(prefix, model.trainer.treat_whitespace_as_suffix)
     # Runs of spaces cannot be met in a text whose spaces were collapsed.
-    met = [piece for _, piece in user_defined if not model.normalizer.remove_extra_whitespaces or piece.strip(f" {SPACE}")]
+    met = [
+        piece
+        for _, piece in user_defined
+        if not model.normalizer.remove_extra_whitespaces or piece.strip(f" {SPACE}")
+    ]
     tokenizer.add_tokens([AddedToken(piece, normalized=True, special=False) for piece in met])
     if match_control:
         control = model.of_type(PieceType.CONTROL)
-        tokenizer.add_special_tokens([AddedToken(piece, normalized=False, special=True) for _, piece in control])
+        tokenizer.add_special_tokens(
+            [AddedToken(piece, normalized=False, special=True) for _, piece in control]
+        )
     return tokenizer
 
 
@@ -57,7 +77,7 @@ def sentencepiece_core(
 ) -> models.Model:
     """The unigram, BPE or character model of the pieces, without normaliser or added tokens.
 
-    Pieces that text never becomes (control, unknown, byte) get no merges, and unigram scores that no path would choose.
+    Pieces that text never becomes (control, unknown, byte) get no merges.
     """
     fallback = model.trainer.byte_fallback if byte_fallback is None else byte_fallback
     kind = model.trainer.model_type
@@ -74,7 +94,9 @@ def sentencepiece_core(
 
 
 def _unigram(model: SentencePieceModel, fallback: bool) -> models.Unigram:
-    normal = [score for score, kind in zip(model.scores, model.types, strict=True) if kind == PieceType.NORMAL]
+    normal = [
+        score for score, kind in zip(model.scores, model.types, strict=True) if kind == PieceType.NORMAL
+    ]
     best, worst = (max(normal), min(normal)) if normal else (0.0, 0.0)
     scored = []
     for piece, score, kind in zip(model.pieces, model.scores, model.types, strict=True):
@@ -82,13 +104,15 @@ def _unigram(model: SentencePieceModel, fallback: bool) -> models.Unigram:
             # SentencePiece's own score for them: better than any way to spell the same bytes.
             score = len(piece.encode()) * best - 0.1
         elif kind != PieceType.NORMAL:
-            # Text never becomes these pieces: spelling their name character by character must score higher.
-            score = (len(piece) + 1) * worst
+            # An unknown character scores 10 less than the lowest of all, so no other piece may be lower.
+            score = worst
         scored.append((piece, score))
     return models.Unigram(scored, unk_id=model.unk_id, byte_fallback=fallback)
 
 
-def _normalizer(model: SentencePieceModel, where: str, prefix: bool, added: list[str]) -> normalizers.Normalizer:
+def _normalizer(
+    model: SentencePieceModel, where: str, prefix: bool, added: list[str]
+) -> normalizers.Normalizer:
     spec = model.normalizer
     steps: list[normalizers.Normalizer] = []
     if spec.precompiled_charsmap:

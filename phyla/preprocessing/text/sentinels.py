@@ -11,7 +11,9 @@ def sentinel(name: str) -> AddedToken:
 
 
 def with_sentinels(settings: dict, owner: str) -> list[str]:
-    """Complete `additional_special_tokens` in the settings by `extra_ids` sentinels; returns the names of these."""
+    """Complete `additional_special_tokens` in the settings by `extra_ids` sentinels; returns the names of
+    these.
+    """
     count = settings.get("extra_ids", 100)
     given = settings.get("additional_special_tokens")
     names = [f"<extra_id_{i}>" for i in range(count)]

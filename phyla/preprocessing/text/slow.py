@@ -26,12 +26,16 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
         self._index_added_tokens()
         super().__init__(**settings)
         known = self._added_tokens_encoder
-        self._add_tokens([t for t in self.all_special_tokens_extended if str(t) not in known], special_tokens=True)
+        self._add_tokens(
+            [t for t in self.all_special_tokens_extended if str(t) not in known], special_tokens=True
+        )
 
     # ------------------------------------------------------------------ vocabulary
 
     def _index_added_tokens(self) -> None:
-        self._added_tokens_encoder = {str(token): index for index, token in self._added_tokens_decoder.items()}
+        self._added_tokens_encoder = {
+            str(token): index for index, token in self._added_tokens_decoder.items()
+        }
         by_length = sorted(self._added_tokens_encoder, key=len, reverse=True)
         self._splitter = re.compile("|".join(map(re.escape, by_length))) if by_length else None
 
@@ -115,7 +119,9 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
 
     # ------------------------------------------------------------------ text to tokens
 
-    def prepare_for_tokenization(self, text: str, is_split_into_words: bool = False, **options) -> tuple[str, dict]:
+    def prepare_for_tokenization(
+        self, text: str, is_split_into_words: bool = False, **options
+    ) -> tuple[str, dict]:
         """Hook: change a text before it is split; returns it and the options that are left."""
         return text, options
 
@@ -193,31 +199,46 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
         if isinstance(text, (list, tuple)) and (not text or isinstance(text[0], str)):
             if options.is_split_into_words:
                 extra["is_split_into_words"] = True
-                return self.convert_tokens_to_ids([token for word in text for token in self.tokenize(word, **extra)])
+                return self.convert_tokens_to_ids(
+                    [token for word in text for token in self.tokenize(word, **extra)]
+                )
             return self.convert_tokens_to_ids(list(text))
         if isinstance(text, (list, tuple)) and isinstance(text[0], int):
             return list(text)
-        raise TokenizerInputError(f"text must be a string, a list of strings or a list of ids, but is {text!r}")
+        raise TokenizerInputError(
+            f"text must be a string, a list of strings or a list of ids, but is {text!r}"
+        )
 
     @staticmethod
     def _refuse_offsets(options: CallOptions) -> None:
         if options.return_offsets_mapping:
-            raise OffsetsError("return_offsets_mapping needs a fast tokenizer: load it with AutoTokenizer or a ...Fast class")
+            raise OffsetsError(
+                "return_offsets_mapping needs a fast tokenizer: load it with AutoTokenizer or a ...Fast class"
+            )
 
     def _encode_plus(self, text, text_pair, options: CallOptions) -> BatchEncoding:
         self._refuse_offsets(options)
         first = self._ids_of(text, options)
         second = self._ids_of(text_pair, options) if text_pair is not None else None
         return self.prepare_for_model(
-            first, second, add_special_tokens=options.add_special_tokens, padding=options.padding,
-            truncation=options.truncation, max_length=options.max_length, stride=options.stride,
-            pad_to_multiple_of=options.pad_to_multiple_of, padding_side=options.padding_side,
-            return_tensors=options.return_tensors, return_token_type_ids=options.return_token_type_ids,
+            first,
+            second,
+            add_special_tokens=options.add_special_tokens,
+            padding=options.padding,
+            truncation=options.truncation,
+            max_length=options.max_length,
+            stride=options.stride,
+            pad_to_multiple_of=options.pad_to_multiple_of,
+            padding_side=options.padding_side,
+            return_tensors=options.return_tensors,
+            return_token_type_ids=options.return_token_type_ids,
             return_attention_mask=options.return_attention_mask,
             return_overflowing_tokens=options.return_overflowing_tokens,
-            return_special_tokens_mask=options.return_special_tokens_mask, return_length=options.return_length,
-            verbose=options.verbose, prepend_batch_axis=options.return_tensors is not None,
-        )  # fmt: skip
+            return_special_tokens_mask=options.return_special_tokens_mask,
+            return_length=options.return_length,
+            verbose=options.verbose,
+            prepend_batch_axis=options.return_tensors is not None,
+        )
 
     def _batch_encode_plus(self, batch, options: CallOptions) -> BatchEncoding:
         self._refuse_offsets(options)
@@ -230,10 +251,15 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
                 pair = isinstance(item, (list, tuple)) and not (item and isinstance(item[0], int))
             first, second = item if pair else (item, None)
             row = self._assembled(
-                self._ids_of(first, options), None if second is None else self._ids_of(second, options),
-                options.add_special_tokens, plan, options.stride, options.return_token_type_ids,
-                options.return_overflowing_tokens, options.return_special_tokens_mask,
-            )  # fmt: skip
+                self._ids_of(first, options),
+                None if second is None else self._ids_of(second, options),
+                options.add_special_tokens,
+                plan,
+                options.stride,
+                options.return_token_type_ids,
+                options.return_overflowing_tokens,
+                options.return_special_tokens_mask,
+            )
             if options.return_length:
                 row["length"] = len(row["input_ids"])
             for key, value in row.items():
@@ -242,10 +268,13 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
             rows = {self.model_input_names[0]: []}
         padding = plan.padding.value if plan.padding is not PaddingStrategy.DO_NOT_PAD else False
         padded = self.pad(
-            rows, padding=padding, max_length=plan.max_length, pad_to_multiple_of=options.pad_to_multiple_of,
+            rows,
+            padding=padding,
+            max_length=plan.max_length,
+            pad_to_multiple_of=options.pad_to_multiple_of,
             padding_side=options.padding_side,
             return_attention_mask=self._wants("attention_mask", options.return_attention_mask),
-        )  # fmt: skip
+        )
         return BatchEncoding(dict(padded), tensor_type=options.return_tensors)
 
     # ------------------------------------------------------------------ decoding
@@ -255,14 +284,22 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
         return " ".join(tokens)
 
     def _decode(
-        self, token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=None, spaces_between_special_tokens=True,
+        self,
+        token_ids,
+        skip_special_tokens=False,
+        clean_up_tokenization_spaces=None,
+        spaces_between_special_tokens=True,
         use_source_tokenizer=False,
-    ) -> str:  # fmt: skip
+    ) -> str:
         self._decode_use_source_tokenizer = use_source_tokenizer
         tokens = self.convert_ids_to_tokens(token_ids, skip_special_tokens=skip_special_tokens)
         special = set(self.all_special_tokens)
         alone = set(self._added_tokens_encoder) - special
-        alone |= {t for t in self.additional_special_tokens if (self.convert_tokens_to_ids(t) or 0) >= self.vocab_size}
+        alone |= {
+            t
+            for t in self.additional_special_tokens
+            if (self.convert_tokens_to_ids(t) or 0) >= self.vocab_size
+        }
         parts, current = [], []
         for token in tokens:
             if skip_special_tokens and token in special:

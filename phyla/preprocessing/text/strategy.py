@@ -55,9 +55,17 @@ class Plan(NamedTuple):
 
 
 def resolve(
-    padding, truncation, max_length, pad_to_multiple_of, model_max_length: int, has_pad: bool, verbose: bool = True
+    padding,
+    truncation,
+    max_length,
+    pad_to_multiple_of,
+    model_max_length: int,
+    has_pad: bool,
+    verbose: bool = True,
 ) -> Plan:
-    """The plan that `padding`, `truncation` and `max_length` stand for; ArgumentError where they cannot be met."""
+    """The plan that `padding`, `truncation` and `max_length` stand for; ArgumentError where they cannot be
+    met.
+    """
     if max_length is not None and (isinstance(max_length, bool) or not hasattr(max_length, "__index__")):
         raise ArgumentError(f"max_length must be a whole number, but is {max_length!r}")
     if max_length is not None and max_length < 0:
@@ -88,7 +96,9 @@ def resolve(
             max_length = model_max_length if bounded else max_length
     if pads is not PaddingStrategy.DO_NOT_PAD:
         if not has_pad:
-            raise ArgumentError("padding needs a pad_token; set one: tokenizer.pad_token = tokenizer.eos_token")
+            raise ArgumentError(
+                "padding needs a pad_token; set one: tokenizer.pad_token = tokenizer.eos_token"
+            )
         if cuts is not TruncationStrategy.DO_NOT_TRUNCATE and pad_to_multiple_of and max_length is not None:
             if max_length % pad_to_multiple_of:
                 raise ArgumentError(

@@ -1,4 +1,6 @@
-"""What one row of the table of tokenizer classes says, and the constructor that all classes of the table share."""
+"""What one row of the table of tokenizer classes says, and the constructor that all classes of the table
+share.
+"""
 
 from dataclasses import dataclass, field
 
@@ -10,10 +12,11 @@ from .tokens import ALL_ROLES, ROLES, AddedToken
 
 @dataclass(frozen=True)
 class Row:
-    """One public tokenizer: its kind, vocabulary files, special tokens, layout and the defaults of its settings.
+    """One public tokenizer: its kind, vocabulary files, special tokens, layout and the defaults of its
+    settings.
 
-    `special`: role to text. `flags`: role to AddedToken flags for tokens given as text (`"*"`: all other roles);
-    roles without flags stay text. `fast`: settings that only the fast class has or has otherwise.
+    `special`: role to text. `flags`: role to AddedToken flags for tokens given as text (`"*"`: all other
+    roles); roles without flags stay text. `fast`: settings that only the fast class has or has otherwise.
     """
 
     kind: str
@@ -51,7 +54,9 @@ class FromTable:
         row, fast = type(self).row, type(self).is_fast
         names = list(row.files)
         if len(files) > len(names):
-            raise ArgumentError(f"{type(self).__name__} takes the files {', '.join(names)}, but got {len(files)} of them")
+            raise ArgumentError(
+                f"{type(self).__name__} takes the files {', '.join(names)}, but got {len(files)} of them"
+            )
         given = {**dict(zip(names, files)), **settings}
         merged = row.wrapped({**row.defaults(fast), **given})
         for name in (*names, *(n for n in row.defaults(fast) if n not in ALL_ROLES)):

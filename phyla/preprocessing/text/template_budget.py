@@ -47,7 +47,9 @@ class Budget:
             if self.steps > self.max_steps:
                 raise Refusal(f"it takes more than {self.max_steps} steps; look for a loop that does not end")
             if time.thread_time() > self.deadline:
-                raise Refusal(f"it runs for more than {self.seconds:.1f} s; look for a loop that does not end")
+                raise Refusal(
+                    f"it runs for more than {self.seconds:.1f} s; look for a loop that does not end"
+                )
             self.next_check = self.steps + _CHECK_EVERY
 
     def text(self, size: int) -> None:
@@ -75,7 +77,9 @@ class Budget:
             self.next_memory_check = self.made + _MEMORY_CHECK_EVERY
             grown = _resident() - self.memory_before
             if grown > self.max_memory:
-                raise Refusal(f"it keeps {grown} bytes of memory; {self.max_memory} are allowed for this input")
+                raise Refusal(
+                    f"it keeps {grown} bytes of memory; {self.max_memory} are allowed for this input"
+                )
 
     def result(self, value):
         """Count a value that was just made, and give it back."""

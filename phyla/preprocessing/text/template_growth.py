@@ -54,6 +54,7 @@ def check_method(budget: Budget, text: str, name: str, args: tuple, kwargs: dict
     elif name == "splitlines":
         budget.list((sum(map(text.count, _LINE_ENDS)) + 1) * _ITEM + len(text))
 
+
 def check_braces(budget: Budget, text: str, args: tuple, kwargs: dict) -> None:
     """Refuse `text.format(...)` with a result too large."""
     widest = max((budget.walk(value) + 32 for value in (*args, *kwargs.values())), default=0)

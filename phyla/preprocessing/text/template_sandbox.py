@@ -7,21 +7,77 @@ from datetime import datetime
 from operator import eq, ge, gt, le, lt, ne
 from types import BuiltinMethodType, FunctionType, MethodType
 
-from jinja2 import Undefined, nodes, pass_context, pass_environment
-from jinja2.ext import Extension, loopcontrols
+from jinja2 import Undefined, pass_context, pass_environment
+from jinja2.ext import loopcontrols
 from jinja2.filters import make_attrgetter
 from jinja2.runtime import BlockReference, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Cycler, Joiner, Namespace
-from jinja2.visitor import NodeTransformer
 
 from phyla.preprocessing.text.template_budget import Refusal, active
 from phyla.preprocessing.text.template_growth import FILTER_CHECKS, check_braces, check_method, check_operator
+from phyla.preprocessing.text.template_rewrite import (
+    BUILT,
+    COMPARE,
+    COMPARED,
+    CONCAT,
+    KEY,
+    LITERAL,
+    MARK,
+    MARKS,
+    SEARCHED,
+    TURNS,
+    Generation,
+    Rewriter,
+)
 
 _STR_METHODS = frozenset(
-    "capitalize casefold center count endswith expandtabs find format format_map index isalnum isalpha isascii isdecimal isdigit "
-    "isidentifier islower isnumeric isprintable isspace istitle isupper join ljust lower lstrip partition removeprefix removesuffix "
-    "replace rfind rindex rjust rpartition rsplit rstrip split splitlines startswith strip swapcase title upper zfill".split()
+    [
+        "capitalize",
+        "casefold",
+        "center",
+        "count",
+        "endswith",
+        "expandtabs",
+        "find",
+        "format",
+        "format_map",
+        "index",
+        "isalnum",
+        "isalpha",
+        "isascii",
+        "isdecimal",
+        "isdigit",
+        "isidentifier",
+        "islower",
+        "isnumeric",
+        "isprintable",
+        "isspace",
+        "istitle",
+        "isupper",
+        "join",
+        "ljust",
+        "lower",
+        "lstrip",
+        "partition",
+        "removeprefix",
+        "removesuffix",
+        "replace",
+        "rfind",
+        "rindex",
+        "rjust",
+        "rpartition",
+        "rsplit",
+        "rstrip",
+        "split",
+        "splitlines",
+        "startswith",
+        "strip",
+        "swapcase",
+        "title",
+        "upper",
+        "zfill",
+    ]
 )
 _DICT_METHODS = frozenset(("get", "items", "keys", "values", "copy"))
 # Type -> names of its attributes that templates may reach.
@@ -37,99 +93,78 @@ _ATTRIBUTES: tuple[tuple[type, frozenset[str]], ...] = (
 )
 # Filters that look at the outside of a nested value only.
 _SHALLOW_FILTERS = frozenset(
-    "batch count d default first items last length list map reject rejectattr reverse select selectattr slice".split()
+    [
+        "batch",
+        "count",
+        "d",
+        "default",
+        "first",
+        "items",
+        "last",
+        "length",
+        "list",
+        "map",
+        "reject",
+        "rejectattr",
+        "reverse",
+        "select",
+        "selectattr",
+        "slice",
+    ]
 )
 _DEEP_FILTERS = frozenset(
-    "abs capitalize center dictsort e escape float forceescape format groupby indent int lower max min replace round safe sort string "
-    "title trim truncate unique upper urlencode wordcount".split()
+    [
+        "abs",
+        "capitalize",
+        "center",
+        "dictsort",
+        "e",
+        "escape",
+        "float",
+        "forceescape",
+        "format",
+        "groupby",
+        "indent",
+        "int",
+        "lower",
+        "max",
+        "min",
+        "replace",
+        "round",
+        "safe",
+        "sort",
+        "string",
+        "title",
+        "trim",
+        "truncate",
+        "unique",
+        "upper",
+        "urlencode",
+        "wordcount",
+    ]
 )
 _COMPARISONS = {"eq": eq, "ne": ne, "lt": lt, "lteq": le, "gt": gt, "gteq": ge}
-_COMPARING_TESTS = frozenset(("eq", "equalto", "==", "ne", "!=", "lt", "lessthan", "<", "le", "<=", "gt", "greaterthan", ">", "ge", ">=", "in"))
-_CONTAINERS = (list, tuple, dict)
-# Names of our own filters hold a space, so no template can spell them.
-_TURNS, _CONCAT, _BUILT, _KEY, _COMPARE, _COMPARED, _SEARCHED, _LITERAL, _MARK = (
-    f"{name} of phyla" for name in ("turns", "concat", "built", "key", "compare", "compared", "searched", "literal", "mark")
+_COMPARING_TESTS = frozenset(
+    (
+        "eq",
+        "equalto",
+        "==",
+        "ne",
+        "!=",
+        "lt",
+        "lessthan",
+        "<",
+        "le",
+        "<=",
+        "gt",
+        "greaterthan",
+        ">",
+        "ge",
+        ">=",
+        "in",
+    )
 )
-MARKS = ("\x02phyla assistant\x03", "\x02phyla end of assistant\x03")
-
-
-class _Rewriter(NodeTransformer):
-    """Routes what Jinja compiles to bare Python (loops, ~, comparisons, literals, slices, collected text) through counted filters."""
-
-    def __init__(self):
-        self.collecting = 0
-
-    @staticmethod
-    def _filter(node, name: str, *args):
-        return nodes.Filter(node, name, [nodes.Const(arg) for arg in args], [], None, None, lineno=node.lineno)
-
-    def _collected(self, node):
-        self.collecting += 1
-        self.generic_visit(node)
-        self.collecting -= 1
-        return node
-
-    visit_Macro = visit_CallBlock = visit_FilterBlock = visit_AssignBlock = visit_Block = _collected
-
-    def visit_For(self, node):
-        self._collected(node) if node.recursive else self.generic_visit(node)
-        node.iter = self._filter(node.iter, _TURNS)
-        return node
-
-    def visit_Output(self, node):
-        self.generic_visit(node)
-        literal = sum(len(child.data) for child in node.nodes if isinstance(child, nodes.TemplateData))
-        if self.collecting and literal:
-            node.nodes.insert(0, self._filter(nodes.Const(literal, lineno=node.lineno), _LITERAL))
-        return node
-
-    def visit_Concat(self, node):
-        self.generic_visit(node)
-        return self._filter(nodes.Tuple(node.nodes, "load", lineno=node.lineno), _CONCAT)
-
-    def visit_List(self, node):
-        self.generic_visit(node)
-        return self._filter(node, _BUILT)
-
-    def visit_Tuple(self, node):
-        self.generic_visit(node)
-        return self._filter(node, _BUILT) if node.ctx == "load" else node
-
-    def visit_Dict(self, node):
-        self.generic_visit(node)
-        for pair in node.items:
-            if not isinstance(pair.key, nodes.Const):
-                pair.key = self._filter(pair.key, _KEY)
-        return self._filter(node, _BUILT)
-
-    def visit_Getitem(self, node):
-        self.generic_visit(node)
-        return self._filter(node, _BUILT) if isinstance(node.arg, nodes.Slice) else node
-
-    def visit_Compare(self, node):
-        self.generic_visit(node)
-        if len(node.ops) == 1 and node.ops[0].op in _COMPARISONS:
-            sides = nodes.Tuple([node.expr, node.ops[0].expr], "load", lineno=node.lineno)
-            return self._filter(sides, _COMPARE, node.ops[0].op)
-        # `in` compares the left side with what the right one holds; chains are rare.
-        node.expr = self._filter(node.expr, _COMPARED)
-        for op in node.ops:
-            op.expr = self._filter(op.expr, _SEARCHED if len(node.ops) == 1 else _COMPARED)
-        return node
-
-
-class _Generation(Extension):
-    """`{% generation %}...{% endgeneration %}`: text that the assistant wrote, in a scope of its own."""
-
-    tags = {"generation"}  # noqa: RUF012
-
-    def parse(self, parser):
-        lineno = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        start, end = (
-            nodes.Output([_Rewriter._filter(nodes.Const(i, lineno=lineno), _MARK)], lineno=lineno) for i in range(len(MARKS))
-        )
-        return [start, nodes.Scope(body, lineno=lineno), end]
+_CONTAINERS = (list, tuple, dict)
 
 
 class TemplateEnvironment(ImmutableSandboxedEnvironment):
@@ -141,22 +176,31 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
-            extensions=[_Generation, loopcontrols],
+            extensions=[Generation, loopcontrols],
             finalize=_finalize,
             optimized=False,  # constants must not be reckoned where no budget runs
             cache_size=0,
         )
         self.filters = {
-            **{name: _counted(name, function) for name, function in self.filters.items() if name in _SHALLOW_FILTERS | _DEEP_FILTERS},
+            **{
+                name: _counted(name, function)
+                for name, function in self.filters.items()
+                if name in _SHALLOW_FILTERS | _DEEP_FILTERS
+            },
             **_OWN_FILTERS,
         }
         self.tests = {name: _counted_test(name, function) for name, function in self.tests.items()}
-        functions = {"range": _range, "dict": _dict, "raise_exception": _raise_exception, "strftime_now": _strftime_now}
+        functions = {
+            "range": _range,
+            "dict": _dict,
+            "raise_exception": _raise_exception,
+            "strftime_now": _strftime_now,
+        }
         self.globals = {**functions, "namespace": Namespace, "cycler": Cycler, "joiner": Joiner}
         self._functions = frozenset(functions.values())
 
     def _generate(self, source, name, filename, defer_init=False):
-        return super()._generate(_Rewriter().visit(source), name, filename, defer_init)
+        return super()._generate(Rewriter().visit(source), name, filename, defer_init)
 
     def is_safe_attribute(self, obj, attr, value) -> bool:
         if attr.startswith("_"):
@@ -171,7 +215,9 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         if isinstance(obj, MethodType):
             return isinstance(obj.__self__, (Cycler, LoopContext))
         # Functions only come in as globals or from the caller.
-        return obj in (Namespace, Cycler, Joiner) or isinstance(obj, (FunctionType, Macro, LoopContext, Joiner, BlockReference, Undefined))
+        return obj in (Namespace, Cycler, Joiner) or isinstance(
+            obj, (FunctionType, Macro, LoopContext, Joiner, BlockReference, Undefined)
+        )
 
     def unsafe_undefined(self, obj, attribute):
         raise Refusal(f"attribute {attribute!r} of a {type(obj).__name__} is not allowed in a template")
@@ -208,7 +254,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         check_operator(budget, operator, left, right)
         return self.binop_table[operator](left, right)
 
-    def call(__self, __context, __obj, *args, **kwargs):  # noqa: N805 (templates may pass any keyword)
+    def call(__self, __context, __obj, *args, **kwargs):
         budget = active.get()
         budget.step()
         owner = getattr(__obj, "__self__", None)
@@ -327,11 +373,17 @@ def _sum(environment, values, attribute=None, start=0):
 def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
     """JSON as json.dumps writes it, without the HTML escapes of Jinja's own filter."""
     budget = active.get()
-    if not (indent is None or (isinstance(indent, int) and indent <= 64) or (isinstance(indent, str) and len(indent) <= 64)):
+    if not (
+        indent is None
+        or (isinstance(indent, int) and indent <= 64)
+        or (isinstance(indent, str) and len(indent) <= 64)
+    ):
         raise Refusal("it indents JSON by more than 64 characters")
     budget.text(budget.walk(value))
     return budget.result(
-        json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+        json.dumps(
+            value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+        )
     )
 
 
@@ -389,7 +441,7 @@ def _raise_exception(message):
     raise Refusal(f"it says: {message}")
 
 
-def _strftime_now(format):  # noqa: A002 (the public name)
+def _strftime_now(format):
     if len(format) > 1000 or re.search(r"%[^a-zA-Z%]*\d", format):
         raise Refusal("it asks for a date in a format with widths, or longer than 1000 characters")
     return datetime.now().strftime(format)
@@ -403,13 +455,13 @@ _OWN_FILTERS = {
     "join": _join,
     "sum": _sum,
     "tojson": _tojson,
-    _TURNS: _turns,
-    _CONCAT: _concat,
-    _BUILT: _built,
-    _KEY: _key,
-    _COMPARE: _compare,
-    _COMPARED: _compared,
-    _SEARCHED: _searched,
-    _LITERAL: _literal,
-    _MARK: _mark,
+    TURNS: _turns,
+    CONCAT: _concat,
+    BUILT: _built,
+    KEY: _key,
+    COMPARE: _compare,
+    COMPARED: _compared,
+    SEARCHED: _searched,
+    LITERAL: _literal,
+    MARK: _mark,
 }

@@ -12,9 +12,7 @@ from phyla.errors import TokenizerFileError
 from phyla.preprocessing.text.sentencepiece_model import read_bytes
 
 # How cl100k_base and Llama 3 cut text into words.
-CL100K_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+CL100K_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _MAX_RANK = 1 << 24
 _MAX_TOKEN = 1 << 12  # bytes
 
@@ -43,7 +41,9 @@ def read_tiktoken(path: str | os.PathLike) -> dict[bytes, int]:
         except (ValueError, binascii.Error) as error:
             raise TokenizerFileError(f"{path} is not a tiktoken file: line {i}: {error}") from error
         if token in ranks or not token or len(token) > _MAX_TOKEN or rank > _MAX_RANK:
-            raise TokenizerFileError(f"{path} is not a tiktoken file: line {i} repeats a token or is out of bounds")
+            raise TokenizerFileError(
+                f"{path} is not a tiktoken file: line {i} repeats a token or is out of bounds"
+            )
         ranks[token] = rank
     if not ranks:
         raise TokenizerFileError(f"{path} is not a tiktoken file: it has no tokens")
@@ -86,7 +86,9 @@ def from_tiktoken(
         used = set(vocab.values())
         for name, number in special_tokens.items():
             if number in used or name in vocab:
-                raise TokenizerFileError(f"special token {name!r} cannot have id {number}: {path} has the token or the id")
+                raise TokenizerFileError(
+                    f"special token {name!r} cannot have id {number}: {path} has the token or the id"
+                )
             vocab[name] = number
             used.add(number)
     merges = [(text[left], text[right]) for left, right in rank_merges(ranks)]

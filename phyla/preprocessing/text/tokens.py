@@ -1,4 +1,6 @@
-"""Special and added tokens: the named roles (`bos_token`, `pad_token`, ...) and the tokens added to a vocabulary."""
+"""Special and added tokens: the named roles (`bos_token`, `pad_token`, ...) and the tokens added to a
+vocabulary.
+"""
 
 import copy
 from collections.abc import Iterable
@@ -11,7 +13,7 @@ ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_t
 LIST_ROLE = "additional_special_tokens"
 ALL_ROLES = (*ROLES, LIST_ROLE)
 
-__all__ = ["ALL_ROLES", "AddedToken", "LIST_ROLE", "ROLES", "SpecialTokens", "TokenIdError", "token_state"]
+__all__ = ["ALL_ROLES", "LIST_ROLE", "ROLES", "AddedToken", "SpecialTokens", "TokenIdError", "token_state"]
 
 
 class TokenIdError(TokenizerInputError, IndexError):
@@ -40,7 +42,7 @@ class SpecialTokens:
     def _init_special_tokens(self, values: dict) -> None:
         roles = [*ALL_ROLES, *(values.get("extra_special_tokens") or {})]
         object.__setattr__(self, "SPECIAL_TOKENS_ATTRIBUTES", roles)
-        object.__setattr__(self, "_special_tokens_map", {role: None for role in roles})
+        object.__setattr__(self, "_special_tokens_map", dict.fromkeys(roles))
         self._special_tokens_map[LIST_ROLE] = []
         for role, value in {**values, **(values.get("extra_special_tokens") or {})}.items():
             if value is not None and role in roles:
@@ -49,8 +51,12 @@ class SpecialTokens:
     @staticmethod
     def _checked(role: str, value):
         if role == LIST_ROLE:
-            if not isinstance(value, (list, tuple)) or not all(isinstance(t, (str, AddedToken)) for t in value):
-                raise TokenizerInputError(f"{role} must be a list of strings or AddedTokens, but is {value!r}")
+            if not isinstance(value, (list, tuple)) or not all(
+                isinstance(t, (str, AddedToken)) for t in value
+            ):
+                raise TokenizerInputError(
+                    f"{role} must be a list of strings or AddedTokens, but is {value!r}"
+                )
             return list(value)
         if value is not None and not isinstance(value, (str, AddedToken)):
             found = type(value).__name__
@@ -126,10 +132,14 @@ class SpecialTokens:
         for token in tokens:
             if not isinstance(token, (str, AddedToken)):
                 found = type(token).__name__
-                raise TokenizerInputError(f"a new token must be a string or an AddedToken, but is {token!r} ({found})")
+                raise TokenizerInputError(
+                    f"a new token must be a string or an AddedToken, but is {token!r} ({found})"
+                )
         return self._add_tokens(tokens, special_tokens=special_tokens)
 
-    def add_special_tokens(self, special_tokens_dict: dict, replace_additional_special_tokens: bool = True) -> int:
+    def add_special_tokens(
+        self, special_tokens_dict: dict, replace_additional_special_tokens: bool = True
+    ) -> int:
         """Set roles to tokens and add those that the vocabulary lacks; returns how many were new."""
         if not special_tokens_dict:
             return 0

@@ -39,12 +39,16 @@ def _emptied(model: dict, unk: str | None, kept: list) -> None:
         model["unk_token"] = unk or model["unk_token"]
 
 
-def trained(tokenizer, texts, vocab_size: int, length, new_special_tokens, special_tokens_map, settings: dict):
+def trained(
+    tokenizer, texts, vocab_size: int, length, new_special_tokens, special_tokens_map, settings: dict
+):
     """A tokenizer like `tokenizer` with a new vocabulary (see `train_new_from_iterator`)."""
     data = json.loads(tokenizer.backend_tokenizer.to_str())
     kind = data["model"]["type"]
     if kind not in _TRAINERS:
-        raise TokenizerFileError(f"a tokenizer of kind {kind!r} cannot be trained; kinds are {sorted(_TRAINERS)}")
+        raise TokenizerFileError(
+            f"a tokenizer of kind {kind!r} cannot be trained; kinds are {sorted(_TRAINERS)}"
+        )
     names = _renamed(tokenizer, special_tokens_map or {})
     added = data.pop("added_tokens")
     data["added_tokens"] = []
@@ -57,7 +61,9 @@ def trained(tokenizer, texts, vocab_size: int, length, new_special_tokens, speci
             state = {key: value for key, value in state.items() if key != "id"}
             state["content"] = names.get(state["content"], state["content"])
             specials.append(AddedToken(**state))
-    specials += [t if isinstance(t, AddedToken) else AddedToken(t, special=True) for t in new_special_tokens or ()]
+    specials += [
+        t if isinstance(t, AddedToken) else AddedToken(t, special=True) for t in new_special_tokens or ()
+    ]
     if kind == "Unigram" and data["model"].get("unk_id") is not None and unk is None:
         unk = tokenizer.backend_tokenizer.id_to_token(data["model"]["unk_id"])
     _emptied(data["model"], unk, [str(t) for t in specials])
@@ -91,6 +97,7 @@ def _with_ids(post: dict, names: dict, backend: Tokenizer) -> dict:
     if post["type"] == "Sequence":
         return {**post, "processors": [_with_ids(part, names, backend) for part in post["processors"]]}
     if post["type"] == "TemplateProcessing":
+
         def place(part):
             token = part.get("SpecialToken")
             return {"SpecialToken": {**token, "id": names.get(token["id"], token["id"])}} if token else part

@@ -1,4 +1,6 @@
-"""The best segmentation of a text by a unigram model, with SentencePiece's single-precision sums, which decide ties."""
+"""The best segmentation of a text by a unigram model, with SentencePiece's single-precision sums, which
+decide ties.
+"""
 
 from array import array
 
@@ -29,7 +31,9 @@ class UnigramPieces:
         """The pieces of a normalised text; a stretch of unknown characters is one piece (or its bytes)."""
         size = len(text)
         came_from = [-1] * (size + 1)
-        total = array("f", bytes(4 * (size + 2)))  # storing here rounds to single precision; the last is for scratch
+        total = array(
+            "f", bytes(4 * (size + 2))
+        )  # storing here rounds to single precision; the last is for scratch
         for start in range(size):
             here, single, end = total[start], False, start + 1
             while end <= size and text[start:end] in self.starts:

@@ -11,9 +11,15 @@ from .slow import PreTrainedTokenizer
 from .table import FromTable
 
 _CJK = (
-    (0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F),
-    (0x2B740, 0x2B81F), (0x2B820, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F),
-)  # fmt: skip
+    (0x4E00, 0x9FFF),
+    (0x3400, 0x4DBF),
+    (0x20000, 0x2A6DF),
+    (0x2A700, 0x2B73F),
+    (0x2B740, 0x2B81F),
+    (0x2B820, 0x2CEAF),
+    (0xF900, 0xFAFF),
+    (0x2F800, 0x2FA1F),
+)
 
 
 def read_vocabulary(path) -> dict[str, int]:
@@ -44,7 +50,9 @@ def is_control(char: str) -> bool:
 
 
 def is_punctuation(char: str) -> bool:
-    """Whether BERT makes a character a word of its own: all ASCII that is not letter, digit or space, and Unicode P."""
+    """Whether BERT makes a character a word of its own: all ASCII that is not letter, digit or space, and
+    Unicode P.
+    """
     code = ord(char)
     if 33 <= code <= 47 or 58 <= code <= 64 or 91 <= code <= 96 or 123 <= code <= 126:
         return True
@@ -79,13 +87,19 @@ _CUT_PUNCTUATION = _CharMap(lambda char: f"\0{char}\0" if is_punctuation(char) e
 
 
 class BasicTokenizer:
-    """Words and punctuation of a text: cleans it, puts spaces around Chinese characters, lowers case, strips accents.
+    """Words and punctuation of a text: cleans it, puts spaces around Chinese characters, lowers case, strips
+    accents.
 
     `strip_accents` None follows `do_lower_case`; words in `never_split` stay as they are.
     """
 
     def __init__(
-        self, do_lower_case=True, never_split=None, tokenize_chinese_chars=True, strip_accents=None, do_split_on_punc=True
+        self,
+        do_lower_case=True,
+        never_split=None,
+        tokenize_chinese_chars=True,
+        strip_accents=None,
+        do_split_on_punc=True,
     ):
         self.do_lower_case = do_lower_case
         self.never_split = set(never_split or ())
@@ -113,7 +127,9 @@ class BasicTokenizer:
 
     @staticmethod
     def _run_strip_accents(text: str) -> str:
-        return "".join(char for char in unicodedata.normalize("NFD", text) if unicodedata.category(char) != "Mn")
+        return "".join(
+            char for char in unicodedata.normalize("NFD", text) if unicodedata.category(char) != "Mn"
+        )
 
     def _run_split_on_punc(self, text: str, never_split=None) -> list[str]:
         if not self.do_split_on_punc or (never_split and text in never_split):
@@ -163,9 +179,11 @@ class PythonWordPiece(FromTable, PreTrainedTokenizer):
         self.do_basic_tokenize = settings.get("do_basic_tokenize", True)
         if self.do_basic_tokenize:
             self.basic_tokenizer = BasicTokenizer(
-                do_lower_case=settings["do_lower_case"], never_split=settings.get("never_split"),
-                tokenize_chinese_chars=settings["tokenize_chinese_chars"], strip_accents=settings.get("strip_accents"),
-            )  # fmt: skip
+                do_lower_case=settings["do_lower_case"],
+                never_split=settings.get("never_split"),
+                tokenize_chinese_chars=settings["tokenize_chinese_chars"],
+                strip_accents=settings.get("strip_accents"),
+            )
         self.wordpiece_tokenizer = WordpieceTokenizer(self.vocab, str(settings["unk_token"]))
 
     @property
@@ -183,7 +201,11 @@ class PythonWordPiece(FromTable, PreTrainedTokenizer):
         pieces = []
         kept = self.all_special_tokens if not split_special_tokens else None
         for word in self.basic_tokenizer.tokenize(text, never_split=kept):
-            pieces += [word] if word in self.basic_tokenizer.never_split else self.wordpiece_tokenizer.tokenize(word)
+            pieces += (
+                [word]
+                if word in self.basic_tokenizer.never_split
+                else self.wordpiece_tokenizer.tokenize(word)
+            )
         return pieces
 
     def _convert_token_to_id(self, token: str) -> int | None:

@@ -6,7 +6,7 @@ import re
 from .byte_level import PythonByteLevel, from_letters
 from .wordpiece import BasicTokenizer
 
-CLIP_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
+WORD_END_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 END_OF_WORD = "</w>"
 
 
@@ -18,10 +18,14 @@ def text_mender():
         return None
 
 
-class PythonCLIP(PythonByteLevel):
-    """CLIP's tokenizer in Python; texts are mended with ftfy where it is installed, else cleaned as BERT does."""
+class PythonWordEnd(PythonByteLevel):
+    """CLIP's tokenizer in Python; texts are mended with ftfy where it is installed, else cleaned as BERT
+    does.
+    """
 
-    pattern = r"<\|startoftext\|>|<\|endoftext\|>|(?i:'s|'t|'re|'ve|'m|'ll|'d)|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+    pattern = (
+        r"<\|startoftext\|>|<\|endoftext\|>|(?i:'s|'t|'re|'ve|'m|'ll|'d)|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+    )
     suffix = END_OF_WORD
     call_options = ()
 
@@ -31,7 +35,9 @@ class PythonCLIP(PythonByteLevel):
         self._mend = text_mender()
         self._clean = BasicTokenizer(strip_accents=False, do_split_on_punc=False)
 
-    def prepare_for_tokenization(self, text: str, is_split_into_words: bool = False, **options) -> tuple[str, dict]:
+    def prepare_for_tokenization(
+        self, text: str, is_split_into_words: bool = False, **options
+    ) -> tuple[str, dict]:
         """The text as it is."""
         return text, options
 
@@ -47,10 +53,12 @@ class PythonCLIP(PythonByteLevel):
         return from_letters("".join(tokens), self.errors or "replace").replace(END_OF_WORD, " ").strip()
 
 
-class FastCLIPDecoding:
+class WordEndDecoding:
     """Decoding of the fast CLIP tokenizer: a space after each word."""
 
-    def _decode(self, token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=None, **options) -> str:
+    def _decode(
+        self, token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=None, **options
+    ) -> str:
         text = super()._decode(token_ids, skip_special_tokens, False, **options)
         suffix = getattr(self._tokenizer.model, "end_of_word_suffix", None) or END_OF_WORD
         return self._cleaned(text.replace(suffix, " ").strip(), clean_up_tokenization_spaces)

@@ -1,0 +1,124 @@
+"""Maps that read the same stream as one product: q, k, v of attention and gate, up of a feed-forward.
+
+The parts stay where they are (`attn.q.weight`, sites, names in files): their weights become views of one tensor.
+"""
+
+from collections.abc import Sequence
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+from phyla.blocks.attention import Attention
+from phyla.blocks.ffn import GatedFFN
+from phyla.blocks.linear import Linear
+from phyla.blocks.matmul import linear
+from phyla.fast.nibbles import NibbleMatrix, concatenate
+from phyla.fast.packed import PackedLinear
+
+
+def pack(model: nn.Module) -> nn.Module:
+    """Join the maps of every attention and gated feed-forward where they can be joined; the model itself.
+
+    Values, names, sites and gradients stay. Pack anew after `model.to(...)`: until then the parts run alone.
+    """
+    for module in model.modules():
+        if isinstance(module, Attention) and not module.cross:
+            module.joined = join((module.q, module.k, module.v))
+        elif isinstance(module, GatedFFN):
+            module.joined = join((module.gate, module.up))
+    return model
+
+
+class Joined:
+    """Maps of one input as one product; a call gives each map's result, (..., out), with its bias and site.
+
+    No module: its maps are registered where they belong, and this only looks at them.
+    """
+
+    def __init__(self, maps: Sequence[nn.Module]) -> None:
+        self.maps = tuple(maps)
+        self.sizes = [m.out_features for m in maps]
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+        parts = self.product(x).split(self.sizes, -1)
+        return tuple(_finish(m, x, y) for m, y in zip(self.maps, parts, strict=True))
+
+    def product(self, x: Tensor) -> Tensor:
+        """All results side by side, (..., sum of outs), without biases and sites."""
+        raise TypeError(f"{type(self).__name__} must define product(x)")
+
+    def ready(self) -> bool:
+        """Whether the maps still look into the joined weight, and no gradient is wanted."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return False
+        return self.whole()
+
+    def whole(self) -> bool:
+        """Whether the maps still look into the joined weight (`model.to(...)` takes them apart)."""
+        raise TypeError(f"{type(self).__name__} must define whole()")
+
+    def __deepcopy__(self, memo: dict) -> "Joined | None":
+        return join([deepcopy(m, memo) for m in self.maps])
+
+
+class _JoinedDense(Joined):
+    def __init__(self, maps: Sequence[Linear], weight: Tensor) -> None:
+        super().__init__(maps)
+        self.weight = weight
+        self.places = [m.weight.data_ptr() for m in maps]
+
+    def product(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight)
+
+    def whole(self) -> bool:
+        return all(m.weight.data_ptr() == place for m, place in zip(self.maps, self.places, strict=True))
+
+
+class _JoinedPacked(Joined):
+    def __init__(self, maps: Sequence[PackedLinear], matrix: NibbleMatrix) -> None:
+        super().__init__(maps)
+        self.matrix = matrix
+        self.views = [m.packed.codes for m in maps]
+
+    def product(self, x: Tensor) -> Tensor:
+        return self.matrix.matmul(x.reshape(-1, self.matrix.shape[1])).view(*x.shape[:-1], -1)
+
+    def whole(self) -> bool:
+        return all(m.packed.codes is view for m, view in zip(self.maps, self.views, strict=True))
+
+
+def join(maps: Sequence[nn.Module]) -> Joined | None:
+    """The maps joined, or None where they differ in kind, input, dtype or device, or are one and the same."""
+    if len({(type(m), m.in_features) for m in maps}) != 1 or len({id(m) for m in maps}) != len(maps):
+        return None
+    if type(maps[0]) is Linear:
+        return _join_dense(maps)
+    return _join_packed(maps) if type(maps[0]) is PackedLinear else None
+
+
+def _join_dense(maps: Sequence[Linear]) -> Joined | None:
+    weights = [m.weight for m in maps]
+    alike = len({(w.dtype, w.device) for w in weights}) == 1
+    if not alike or weights[0].is_meta or len({id(w) for w in weights}) != len(maps):
+        return None
+    whole = torch.cat([w.data for w in weights])
+    for weight, rows in zip(weights, whole.split([len(w) for w in weights]), strict=True):
+        weight.data = rows
+    return _JoinedDense(maps, whole)
+
+
+def _join_packed(maps: Sequence[PackedLinear]) -> Joined | None:
+    parts = [m.packed.matrix for m in maps]
+    whole = concatenate(parts)
+    if whole is None:
+        return None
+    for m, part in zip(maps, whole.split([p.shape[0] for p in parts]), strict=True):
+        m.packed.look_at(part)
+    return _JoinedPacked(maps, whole)
+
+
+def _finish(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    if m.bias is not None:
+        y = y + m.bias
+    return y if m.site is None else m.site(x, y, m)

@@ -1,0 +1,173 @@
+"""Beam search: several continuations of each row side by side, the best by their mean log-probability."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from phyla.errors import GenerationError
+from phyla.generation.forward import Forward
+from phyla.generation.search import finished, noisy, not_finite, repeat
+from phyla.generation.task import Task
+
+_LOST = -1e9  # the score of a beam that is not there (the reference's value: it shows in returned scores)
+
+
+@dataclass
+class BeamSettings:
+    """How many beams to follow and to return for each row, and how lengths compare.
+
+    Scores of finished beams are divided by length ** length_penalty. early_stopping: True ends a row when it has
+    `count` finished beams; False when no running beam of the present length could beat them; "never" when none could
+    at any length.
+    """
+
+    count: int
+    returned: int
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
+
+
+@dataclass
+class Found:
+    """The returned beams, best first for each row: ids (rows, length), scores (rows,), origin (rows, new tokens).
+
+    origin names the beam, among batch * count, that each token was appended to; -1 behind the end.
+    """
+
+    ids: Tensor
+    scores: Tensor
+    origin: Tensor
+
+
+@dataclass
+class _Beams:
+    """ids (batch, count, length), scores (batch, count) and origin (batch, count, new tokens)."""
+
+    ids: Tensor
+    scores: Tensor
+    origin: Tensor
+
+    def take(self, index: Tensor) -> "_Beams":
+        """The beams `index` (batch, kept) of each row."""
+        wide = index[..., None]
+        return _Beams(self.ids.take_along_dim(wide, 1), self.scores.gather(1, index),
+                      self.origin.take_along_dim(wide, 1))  # fmt: skip
+
+    def join(self, other: "_Beams") -> "_Beams":
+        """The beams of both."""
+        pairs = ((self.ids, other.ids), (self.scores, other.scores), (self.origin, other.origin))
+        return _Beams(*(torch.cat(pair, dim=1) for pair in pairs))
+
+    def where(self, rows: Tensor, other: "_Beams") -> "_Beams":
+        """These beams in the `rows` (batch,) that are True, those of `other` elsewhere."""
+        wide = rows[:, None, None]
+        return _Beams(torch.where(wide, self.ids, other.ids), torch.where(rows[:, None], self.scores, other.scores),
+                      torch.where(wide, self.origin, other.origin))  # fmt: skip
+
+
+def beam_search(forward: Forward, task: Task, settings: BeamSettings) -> Found:
+    """The best continuations of each row of `task.ids`; a row that is settled does not change while others go on."""
+    count, (batch, total) = settings.count, task.ids.shape
+    device = task.ids.device
+    ids = task.ids[:, None].expand(batch, count, total).clone()
+    origin = torch.full((batch, count, task.limit), -1, dtype=torch.int32, device=device)
+    lost = torch.full((batch, count), _LOST, device=device)
+    first = torch.where(
+        torch.arange(count, device=device) == 0, 0.0, _LOST
+    )  # at first all beams are the same
+    running = _Beams(ids, first.expand(batch, count), origin)
+    best = _Beams(ids, lost, origin)
+    ended = torch.zeros(batch, count, dtype=torch.bool, device=device)
+    open_rows = torch.ones(batch, dtype=torch.bool, device=device)
+    for step in range(task.limit):
+        flat = running.ids[:, :, : task.start + step].flatten(0, 1)  # (batch * count, length)
+        out = forward(forward.prompt_ids if step == 0 else flat)
+        if step == 0:
+            out = repeat(forward, out, count)
+        logits = forward.logits(out)
+        scores = task.processors(flat, logits.log_softmax(-1))
+        if task.record is not None:
+            task.record.step(out, logits, scores)
+        del out
+        grown, hits, possible = _grow(running, scores, step, task)
+        alive = grown.scores + hits * _LOST
+        running = _Beams(grown.ids, alive, grown.origin).take(alive.topk(count).indices)
+        new_best, new_ended = _collect(best, ended, grown, hits, step, settings)
+        best = new_best.where(open_rows, best)
+        ended = torch.where(open_rows[:, None], new_ended, ended)
+        sound = (logits.amax(-1).isfinite() | task.allow_nonfinite).view(batch, count)
+        sound = sound.all(1) | ~open_rows
+        possible = possible | ~open_rows
+        open_rows = open_rows & _improvable(running, best, ended, hits, step, task.limit, settings)
+        # the only place of a step that waits for the device
+        all_sound, all_possible, more = torch.stack([sound.all(), possible.all(), open_rows.any()]).tolist()
+        if not all_sound:
+            raise not_finite(step, sound.repeat_interleave(count), logits, scores)
+        if not all_possible:
+            row = int((~possible).nonzero()[0])
+            raise GenerationError(
+                f"at least one token must be allowed, but all are ruled out at step {step}, row {row}"
+            )
+        if not more:
+            break
+        forward.select(running.origin[:, :, step].flatten())
+    return _returned(best, settings.returned, task.start)
+
+
+def _grow(beams: _Beams, scores: Tensor, step: int, task: Task) -> tuple[_Beams, Tensor, Tensor]:
+    """The best longer beams (batch, kept), which of them end, and which rows (batch,) have any."""
+    batch, count = beams.scores.shape
+    vocabulary = scores.shape[-1]
+    sums = (scores.view(batch, count, vocabulary) + beams.scores[:, :, None]).flatten(1)
+    # enough that `count` beams go on even if all others end
+    ends = 0 if task.eos is None else len(task.eos)
+    kept = min(max(2, 1 + ends) * count, count * vocabulary)
+    chances = noisy(sums.softmax(-1), task.generators) if task.do_sample else sums
+    index = chances.topk(kept).indices  # (batch, kept)
+    source, token = index // vocabulary, index % vocabulary
+    grown = beams.take(source)
+    grown.scores = sums.gather(1, index)
+    grown.ids[:, :, task.start + step] = token
+    offset = torch.arange(batch, device=index.device)[:, None] * count
+    grown.origin[:, :, step] = (source + offset).int()
+    if step + 1 == task.limit:
+        hits = torch.ones_like(index, dtype=torch.bool)
+    elif task.eos is None and not task.criteria:
+        hits = torch.zeros_like(index, dtype=torch.bool)
+    else:
+        ids = grown.ids[:, :, : task.start + step + 1].flatten(0, 1)
+        hits = finished(task, ids, token.flatten()).view(batch, kept)
+    return grown, hits, sums.amax(-1) > -torch.inf
+
+
+def _collect(best: _Beams, ended: Tensor, grown: _Beams, hits: Tensor, step: int,
+             settings: BeamSettings) -> tuple[_Beams, Tensor]:  # fmt: skip
+    """The best finished beams so far, with those that just ended among the first `count`."""
+    count = settings.count
+    just = hits & (torch.arange(hits.shape[1], device=hits.device) < count)
+    scores = grown.scores / (step + 1) ** settings.length_penalty
+    scores = scores + ~just * _LOST
+    if settings.early_stopping is True:
+        scores = scores + ended.all(1, keepdim=True) * _LOST
+    merged = best.join(_Beams(grown.ids, scores, grown.origin))
+    index = merged.scores.topk(count).indices
+    return merged.take(index), torch.cat([ended, just], dim=1).gather(1, index)
+
+
+def _improvable(running: _Beams, best: _Beams, ended: Tensor, hits: Tensor, step: int, limit: int,
+                settings: BeamSettings) -> Tensor:  # fmt: skip
+    """Rows (batch,) whose running beams may still beat the finished ones."""
+    penalty, early = settings.length_penalty, settings.early_stopping
+    length = limit if early == "never" and penalty > 0 else step + 1
+    hope = running.scores[:, :1] / length**penalty
+    worst = torch.where(ended, best.scores.amin(1, keepdim=True), _LOST)
+    better = (hope > worst).any(1) & ~hits.all(1)
+    return better & ~ended.all(1) if early is True else better
+
+
+def _returned(best: _Beams, returned: int, start: int) -> Found:
+    origin = best.origin[:, :returned].flatten(0, 1)
+    new = int((origin >= 0).sum(1).max()) if origin.shape[1] else 0
+    ids = best.ids[:, :returned].flatten(0, 1)[:, : start + new]
+    return Found(ids, best.scores[:, :returned].flatten(), origin[:, :new])

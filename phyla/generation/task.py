@@ -1,0 +1,130 @@
+"""What a decoding strategy works on, and what it keeps for the caller."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from phyla.errors import ArgumentError
+from phyla.generation.config import GenerationConfig
+from phyla.generation.forward import Forward
+from phyla.generation.logits import LogitsProcessorList
+from phyla.generation.outputs import (
+    GenerateBeamDecoderOnlyOutput,
+    GenerateBeamEncoderDecoderOutput,
+    GenerateDecoderOnlyOutput,
+    GenerateEncoderDecoderOutput,
+)
+from phyla.generation.plan import end_tokens, pad_token
+from phyla.generation.prompt import Prompt
+from phyla.generation.stopping import StoppingCriteriaList
+
+
+@dataclass
+class Task:
+    """What a strategy runs with.
+
+    ids: (rows, start + limit) int64, the prompt of `start` ids at the front and padding behind it; given: the
+    prompt as the caller gave it. repeats: sequences for each row of the prompt. generators: none, one, or one
+    a row.
+    """
+
+    ids: Tensor
+    given: Tensor
+    start: int
+    limit: int
+    repeats: int
+    pad_id: int
+    eos: Tensor | None
+    processors: LogitsProcessorList = field(default_factory=LogitsProcessorList)
+    criteria: StoppingCriteriaList = field(default_factory=StoppingCriteriaList)
+    do_sample: bool = False
+    allow_nonfinite: bool = False
+    generators: list[torch.Generator] = field(default_factory=list)
+    streamer: Any = None
+    record: "Record | None" = None
+
+
+class Record:
+    """What a call asked to get back beside the ids, step by step."""
+
+    def __init__(
+        self, scores: bool, logits: bool, attentions: bool, hidden_states: bool, encoder_decoder: bool
+    ):
+        self.scores: list[Tensor] | None = [] if scores else None
+        self.logits: list[Tensor] | None = [] if logits else None
+        prefix = "decoder_" if encoder_decoder else ""
+        # of the model's output -> of generate's
+        self.fields = {f"{prefix}attentions": [] if attentions else None,
+                       "cross_attentions": [] if attentions and encoder_decoder else None,
+                       f"{prefix}hidden_states": [] if hidden_states else None}  # fmt: skip
+        self.encoder_decoder = encoder_decoder
+
+    def step(self, out: Any, logits: Tensor, scores: Tensor) -> None:
+        """Keep what one step gave."""
+        if self.logits is not None:
+            self.logits.append(logits.clone())
+        if self.scores is not None:
+            self.scores.append(scores.clone() if scores is logits else scores)
+        for name, steps in self.fields.items():
+            if steps is not None:
+                steps.append(getattr(out, name))
+
+    def output(self, sequences: Tensor, forward: Forward, beams: dict[str, Any] | None = None) -> Any:
+        """The public output object; `beams` are the fields that only beam search has."""
+        kept = {name: tuple(steps) for name, steps in self.fields.items() if steps is not None}
+        kept |= {
+            name: tuple(steps) for name in ("scores", "logits") if (steps := getattr(self, name)) is not None
+        }
+        if self.encoder_decoder:
+            for name in ("attentions", "hidden_states"):
+                if f"decoder_{name}" in kept:
+                    kept[f"encoder_{name}"] = getattr(forward.encoded, name, None)
+        if beams is None:
+            kind = GenerateEncoderDecoderOutput if self.encoder_decoder else GenerateDecoderOnlyOutput
+            return kind(sequences=sequences, past_key_values=forward.cache, **kept)
+        kind = GenerateBeamEncoderDecoderOutput if self.encoder_decoder else GenerateBeamDecoderOnlyOutput
+        return kind(sequences=sequences, past_key_values=forward.cache, **beams, **kept)
+
+
+def make_task(
+    config: GenerationConfig, prompt: Prompt, limit: int, beams: bool, seed: Any, encoder_decoder: bool
+) -> Task:
+    """The task of one call, without its processors and criteria; with `beams` there is one row a prompt."""
+    repeats = 1 if beams else config.num_return_sequences or 1
+    given, ids = (
+        x.repeat_interleave(repeats, dim=0) if repeats > 1 else x for x in (prompt.given, prompt.ids)
+    )
+    rows, start = ids.shape
+    pad_id = pad_token(config)
+    buffer = torch.full((rows, start + limit), pad_id, dtype=torch.long, device=ids.device)
+    buffer[:, :start] = ids
+    record = None
+    if config.return_dict_in_generate:
+        record = Record(
+            bool(config.output_scores),
+            bool(config.output_logits),
+            bool(config.output_attentions),
+            bool(config.output_hidden_states),
+            encoder_decoder,
+        )
+    return Task(
+        ids=buffer, given=given, start=start, limit=limit, repeats=repeats, pad_id=pad_id,
+        eos=end_tokens(config, ids.device), do_sample=bool(config.do_sample),
+        allow_nonfinite=bool(config.remove_invalid_values), generators=_generators(seed, rows, ids.device),
+        record=record,
+    )  # fmt: skip
+
+
+def _generators(seed: int | Sequence[int] | None, rows: int, device: torch.device) -> list[torch.Generator]:
+    if seed is None:
+        return []
+    many = isinstance(seed, Sequence) and not isinstance(seed, str)
+    seeds = list(seed) if many else [seed]
+    if many and len(seeds) != rows:
+        raise ArgumentError(f"seed must be one number, or one for each of {rows} rows, but has {len(seeds)}")
+    if not all(isinstance(s, int) and not isinstance(s, bool) for s in seeds):
+        raise ArgumentError(f"seed must be an integer or a list of integers, but is {seed!r}")
+    return [torch.Generator(device).manual_seed(s) for s in seeds]

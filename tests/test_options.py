@@ -1,0 +1,57 @@
+"""Options that the tiny goldens do not use, against recorded outputs of the reference on other configurations.
+
+Format of tests/goldens/options/<family>.json.xz: goldens with class, config, tensor names and shapes (weights follow
+from them by phyla.testing.seeded), inputs, call, and of each output its shape and evenly spaced values.
+"""
+
+import functools
+import json
+import lzma
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import phyla
+from phyla.testing.parity import follow
+from phyla.testing.seeded import seeded_weight
+
+FOLDER = Path(__file__).with_name("goldens") / "options"
+TOLERANCE = 1e-4
+
+
+@functools.cache
+def cases(family: str) -> dict[str, dict]:
+    data = json.loads(lzma.decompress((FOLDER / f"{family}.json.xz").read_bytes()))
+    return {golden["name"]: golden for golden in data["goldens"]}
+
+
+def tensor(stored: dict) -> torch.Tensor:
+    return torch.tensor(stored["values"], dtype=getattr(torch, stored["dtype"])).reshape(stored["shape"])
+
+
+ALL = [(path.name.removesuffix(".json.xz"), name) for path in sorted(FOLDER.glob("*.json.xz")) for name in cases(path.name.removesuffix(".json.xz"))]
+
+
+@pytest.mark.parametrize(("family", "name"), ALL, ids=[name for _, name in ALL])
+@torch.no_grad()
+def test_option(family: str, name: str, tmp_path: Path) -> None:
+    golden = cases(family)[name]
+    weights = {n: torch.from_numpy(seeded_weight(n, shape)).reshape(shape) for n, shape, _ in golden["tensors"]}
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text(json.dumps(golden["config"]))
+    model = getattr(phyla, golden["cls"]).from_pretrained(tmp_path)
+    inputs = {k: tensor(v) for k, v in golden["inputs"].items()}
+    out = model(**inputs, **golden["call"])
+    faults = []
+    for path, wanted in golden["outputs"].items():
+        found = follow(out, path)
+        assert list(found.shape) == wanted["shape"], path
+        flat, values = found.float().flatten(), torch.tensor(wanted["values"])
+        if flat.numel() > values.numel():
+            flat = flat[torch.linspace(0, flat.numel() - 1, values.numel()).long()]
+        error = ((flat - values).abs().max() / values.abs().max().clamp(min=1)).item()
+        if not error <= TOLERANCE:
+            faults.append(f"{path} departs by {error:.1e}")
+    assert not faults, faults

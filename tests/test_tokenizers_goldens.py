@@ -1,0 +1,197 @@
+"""Recorded tokenizer behaviour: every case of the packed classes of goldens/tokenizers/ holds exactly."""
+
+import hashlib
+import json
+import math
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy
+import pytest
+from tokenizers import AddedToken
+
+import phyla
+from phyla.preprocessing._names import NAMES
+
+FOLDER = Path(__file__).parent / "goldens" / "tokenizers"
+PACKED = sorted(path.name.removesuffix(".tar.xz") for path in FOLDER.glob("*.tar.xz"))
+TOKEN_FIELDS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+def decoded(value):
+    """An argument from its JSON form."""
+    if isinstance(value, list):
+        return [decoded(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if len(value) != 1:
+        return {key: decoded(item) for key, item in value.items()}
+    ((key, inner),) = value.items()
+    if key == "__tuple__":
+        return tuple(decoded(item) for item in inner)
+    if key == "__added_token__":
+        return AddedToken(**inner)
+    if key == "__ndarray__":
+        return numpy.array(inner["data"], dtype=inner["dtype"])
+    if key == "__tensor__":
+        import torch
+
+        return torch.tensor(inner["data"], dtype=getattr(torch, inner["dtype"]))
+    if key == "__encoding__":
+        return decoded(inner)
+    if key == "__function__":
+        return _tool(inner)
+    return {key: decoded(inner)}
+
+
+def _tool(recorded: dict):
+    """The function whose source was recorded, as a tool of a chat."""
+    import typing
+
+    space = {name: getattr(typing, name) for name in ("List", "Dict", "Optional", "Union", "Any", "Tuple")}
+    exec(recorded["source"], space)  # the recordings are ours and stand in this repository
+    return space[recorded["name"]]
+
+
+def encoded(value):
+    """The JSON form of a result."""
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {"__float__": repr(value)}
+    if isinstance(value, AddedToken):
+        return {"__added_token__": {name: getattr(value, name) for name in TOKEN_FIELDS}}
+    if hasattr(value, "dtype"):
+        if isinstance(value, numpy.generic):
+            return encoded(value.item())
+        kind = "numpy" if isinstance(value, numpy.ndarray) else "torch"
+        dtype = str(value.dtype).replace("torch.", "")
+        return {
+            "__array__": kind,
+            "dtype": dtype,
+            "shape": list(value.shape),
+            "data": encoded(value.tolist()),
+        }
+    if isinstance(value, Mapping) or hasattr(value, "keys"):
+        return {str(key): encoded(value[key]) for key in value.keys()}
+    if isinstance(value, (list, tuple)):
+        return [encoded(item) for item in value]
+    if isinstance(value, type):
+        return value.__name__
+    raise AssertionError(f"a result of an unknown kind: {value!r}")
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha1(data).hexdigest()[:16]
+
+
+def saved_and_loaded(tokenizer, case: dict, folder: Path) -> dict:
+    """What `@resave` records: names and digests of the files, and a call after loading them."""
+    tokenizer.save_pretrained(folder)
+    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    result = {"files": files, "sha": {}}
+    for name in files:
+        data = (folder / name).read_bytes()
+        if name in ("tokenizer.json", "tokenizer_config.json", "added_tokens.json"):
+            continue
+        if name == "special_tokens_map.json":
+            tokens = json.loads(data)
+            short = len(json.dumps(tokens)) < 1200
+            result["special_tokens_map"] = (
+                tokens if short else digest(json.dumps(tokens, sort_keys=True).encode())
+            )
+        elif name.endswith(".json"):
+            result["sha"][name] = digest(json.dumps(json.loads(data), sort_keys=True).encode())
+        else:
+            result["sha"][name] = digest(data.replace(b"\r\n", b"\n"))
+    again = type(tokenizer).from_pretrained(folder)
+    args, kwargs = decoded(case.get("args", [])), decoded(case.get("kwargs", {}))
+    result["again"] = encoded(again(*args, **kwargs)) if case.get("again", True) else None
+    return result
+
+
+def outcome(tokenizer, case: dict, folder: Path):
+    """The result of one case, and the results of the calls on it."""
+    method, args, kwargs = case["method"], decoded(case.get("args", [])), decoded(case.get("kwargs", {}))
+    if method == "@attr":
+        result = getattr(tokenizer, args[0])
+    elif method == "@len":
+        result = len(tokenizer)
+    elif method == "@class":
+        result = type(tokenizer).__name__
+    elif method == "@vocab":
+        rows = sorted(
+            ([token, index] for token, index in tokenizer.get_vocab().items()),
+            key=lambda row: (row[1], row[0]),
+        )
+        result = {"size": len(rows), "sha": digest(json.dumps(rows).encode())}
+    elif method == "@roundtrip":
+        ids = tokenizer(args[0], **kwargs.get("encode", {}))["input_ids"]
+        result = tokenizer.decode(ids, **kwargs.get("decode", {}))
+    elif method == "@resave":
+        result = saved_and_loaded(tokenizer, case, folder)
+    else:
+        result = getattr(tokenizer, method)(*args, **kwargs)
+    then = [
+        encoded(getattr(result, name) if more is None else getattr(result, name)(*decoded(more)))
+        for name, more in case.get("then", [])
+    ]
+    return encoded(result), then
+
+
+def fresh(golden: dict, spec: dict, folder: Path):
+    """A tokenizer for one of a golden's loads."""
+    cls = getattr(phyla, spec.get("class") or golden["class"])
+    if "init" in spec:
+        tokenizer = cls(*decoded(spec["init"].get("args", [])), **decoded(spec["init"].get("kwargs", {})))
+    else:
+        tokenizer = cls.from_pretrained(folder / spec["folder"], **decoded(spec.get("kwargs", {})))
+    for step in spec.get("setup", []):
+        if "set" in step:
+            setattr(tokenizer, step["set"], decoded(step["value"]))
+        else:
+            getattr(tokenizer, step["call"])(
+                *decoded(step.get("args", [])), **decoded(step.get("kwargs", {}))
+            )
+    return tokenizer
+
+
+def fault(tokenizer, case: dict, folder: Path) -> str | None:
+    """What differs from the recording, or None."""
+    try:
+        result, then = outcome(tokenizer, case, folder)
+    except Exception as error:
+        names = [cls.__name__ for cls in type(error).__mro__]
+        return None if case.get("error") in names else f"{type(error).__name__}: {error}"
+    if "error" in case:
+        return f"expected {case['error']}, got a result"
+    if result != case["result"]:
+        return f"expected {str(case['result'])[:200]}, got {str(result)[:200]}"
+    wanted = case.get("then_result", [])
+    return None if then == wanted else f"then expected {str(wanted)[:200]}, got {str(then)[:200]}"
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_recorded_cases_hold(name, tmp_path):
+    with tarfile.open(FOLDER / f"{name}.tar.xz") as packed:
+        packed.extractall(tmp_path, filter="data")
+    folder = tmp_path / name
+    golden = json.loads((folder / "golden.json").read_text(encoding="utf-8"))
+    faults, count, tokenizer, last = [], 0, None, None
+    for load, case in sorted(
+        ((load, case) for case in golden["cases"] for load in case["load"]), key=lambda p: p[0]
+    ):
+        if load != last:
+            tokenizer, last = fresh(golden, golden["loads"][load], folder), load
+        count += 1
+        found = fault(tokenizer, case, tmp_path / f"saved{count}")
+        if found:
+            faults.append(f"{load} {case['id']} {case['method']}({str(case.get('args'))[:80]}): {found}")
+    assert not faults, f"{len(faults)} of {count} cases differ:\n" + "\n".join(faults[:10])
+    assert count > 10
+
+
+def test_classes_of_these_families_are_packed():
+    assert len(PACKED) >= 12
+    assert {name.split("@")[0] for name in PACKED} <= set(NAMES)
