@@ -161,7 +161,9 @@ class PretrainedConfig:
             return value
         if isinstance(value, int) and not isinstance(value, bool):
             if float in kinds and int not in kinds:
-                return value
+                if abs(value) > 2**1000:
+                    raise ConfigError(f"{name} is too large a number {where}")
+                return float(value)
         kind_names = "/".join(sorted(k.__name__ for k in kinds if k is not type(None)))
         if isinstance(value, bool):
             if bool not in kinds:

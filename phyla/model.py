@@ -32,6 +32,15 @@ LAZY_PROPERTIES: dict[str, tuple[str, str]] = {
 }
 
 
+# Public attention names -> ours. The fused call picks the flash kernel by itself wherever there is one.
+IMPLEMENTATIONS = {
+    "eager": "eager",
+    "sdpa": "sdpa",
+    "flash_attention_2": "sdpa",
+    "flex_attention": "sdpa",
+}
+
+
 class _Lazy:
     """Finds a method on a higher floor when it is first asked for."""
 
@@ -81,9 +90,10 @@ class PreTrainedModel(nn.Module):
             )
         head = self.head_spec
         self.config = config
-        self.implementation = getattr(config, "_attn_implementation", None) or "sdpa"
-        if self.implementation not in ("sdpa", "eager"):
-            raise ConfigError(f'attn_implementation must be "sdpa" or "eager", but is {self.implementation!r}')
+        asked = getattr(config, "_attn_implementation", None) or "sdpa"
+        if asked not in IMPLEMENTATIONS:
+            raise ConfigError(f"attn_implementation must be one of {sorted(IMPLEMENTATIONS)}, but is {asked!r}")
+        self.implementation = IMPLEMENTATIONS[asked]
         for name, value in head.changes.items():
             setattr(config, name, value)
         spec = (head.build or self.family.build)(config)

@@ -432,15 +432,24 @@ class DualModel(PreTrainedModel):
         input_ids: IdTensor = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
         token_type_ids: Tensor | None = None,
     ) -> Tensor:
-        """Vectors (B, E) of texts in the common space, not normed."""
-        return self.head.vector("text", self.read(input_ids, attention_mask, position_ids, token_type_ids, None, None))
+        """Vectors (B, E) of texts in the common space, not normed; the output_ options do not change them."""
+        out = self.read(input_ids, attention_mask, position_ids, token_type_ids, None, None)
+        return self.head.vector("text", out)
 
     def get_image_features(
-        self, pixel_values: Tensor | None = None, interpolate_pos_encoding: bool | None = None
+        self,
+        pixel_values: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        return_dict: bool | None = None,
     ) -> Tensor:
-        """Vectors (B, E) of images in the common space, not normed."""
+        """Vectors (B, E) of images in the common space, not normed; the output_ options do not change them."""
         return self.head.vector("image", self.look(pixel_values, None, None, interpolate_pos_encoding))
 
     def forward(
@@ -456,15 +465,13 @@ class DualModel(PreTrainedModel):
         return_dict: bool | None = None,
         token_type_ids: Tensor | None = None,
     ) -> Any:
-        """Compare input_ids (T, S) with pixel_values (I, C, Y, X): scores (T, I); return_loss wants T = I pairs."""
+        """Compare input_ids (T, S) with pixel_values (I, C, Y, X): scores (T, I); return_loss wants T = I."""
         states = output_hidden_states
         text = self.read(input_ids, attention_mask, position_ids, token_type_ids, output_attentions, states)
         image = self.look(pixel_values, output_attentions, states, interpolate_pos_encoding)
-        if return_loss and len(text.last_hidden_state) != len(image.last_hidden_state):
-            raise ArgumentError(
-                f"return_loss needs a text for each image, but there are {len(text.last_hidden_state)} texts and "
-                f"{len(image.last_hidden_state)} images"
-            )
+        texts, images = len(text.last_hidden_state), len(image.last_hidden_state)
+        if return_loss and texts != images:
+            raise ArgumentError(f"return_loss needs a text for each image, but got {texts} texts, {images} images")
         out = DualOutput(text, image)
         fields = self.head(out, Call(self.config, input_ids, attention_mask, return_loss=bool(return_loss)))
         for name, tower in (("text_model_output", text), ("vision_model_output", image)):
@@ -474,5 +481,7 @@ class DualModel(PreTrainedModel):
 
 def finish_tower(model: PreTrainedModel, out: StackOutput, return_dict: bool | None) -> Any:
     """The public output of one tower."""
-    result = BaseModelOutputWithPooling(out.last_hidden_state, out.pooler_output, out.hidden_states, out.attentions)
+    result = BaseModelOutputWithPooling(
+        out.last_hidden_state, out.pooler_output, out.hidden_states, out.attentions
+    )
     return result if flag(return_dict, model.config.return_dict) else result.to_tuple()

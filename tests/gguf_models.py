@@ -65,13 +65,34 @@ def experts(block: str) -> Shapes:
 
 def shapes(kind: str) -> Shapes:
     """Tensor names and shapes (slowest axis first) of a file."""
-    bias_norm = kind in ("starcoder2", "stablelm", "nemotron", "falcon", "falcon-groups", "bloom", "gpt2", "gptneox", "phi2", "bert")
+    bias_norm = kind in (
+        "starcoder2",
+        "stablelm",
+        "nemotron",
+        "falcon",
+        "falcon-groups",
+        "bloom",
+        "gpt2",
+        "gptneox",
+        "phi2",
+        "bert",
+    )
     found: Shapes = {"token_embd.weight": (VOCABULARY, WIDTH)}
     if kind.startswith("t5"):
         return {**found, **t5_shapes(gated=kind == "t5")}
     if kind != "bert":
         found |= norm("output_norm", bias_norm)
-    if kind in ("llama", "qwen2moe", "phi3", "starcoder2", "stablelm", "nemotron", "gptneox", "gpt2", "qwen3moe"):
+    if kind in (
+        "llama",
+        "qwen2moe",
+        "phi3",
+        "starcoder2",
+        "stablelm",
+        "nemotron",
+        "gptneox",
+        "gpt2",
+        "qwen3moe",
+    ):
         found["output.weight"] = (VOCABULARY, WIDTH)
     if kind == "phi2":
         found |= both("output", VOCABULARY, WIDTH)
@@ -80,7 +101,11 @@ def shapes(kind: str) -> Shapes:
     if kind == "gpt2":
         found["position_embd.weight"] = (CONTEXT, WIDTH)
     if kind == "bert":
-        found |= {"position_embd.weight": (CONTEXT, WIDTH), "token_types.weight": (2, WIDTH), **both("token_embd_norm", WIDTH)}
+        found |= {
+            "position_embd.weight": (CONTEXT, WIDTH),
+            "token_types.weight": (2, WIDTH),
+            **both("token_embd_norm", WIDTH),
+        }
     for i in range(LAYERS):
         found |= layer(kind, f"blk.{i}", bias_norm)
     return found
@@ -133,16 +158,26 @@ def layer(kind: str, block: str, bias_norm: bool) -> Shapes:
     if kind in ("mixtral", "qwen2moe", "qwen3moe"):
         found |= experts(block)
         if kind == "qwen2moe":
-            found |= {n.replace("ffn_", "ffn_").replace(".weight", "_shexp.weight"): s for n, s in ffn(block, True).items()}
+            found |= {n.replace(".weight", "_shexp.weight"): s for n, s in ffn(block, True).items()}
             found[f"{block}.ffn_gate_inp_shexp.weight"] = (WIDTH,)
         return found
+    if kind == "bloom":
+        # This family has no key for another width.
+        return found | {
+            **both(f"{block}.ffn_up", 4 * WIDTH, WIDTH),
+            **both(f"{block}.ffn_down", WIDTH, 4 * WIDTH),
+        }
     gated = kind in ("llama", "qwen2", "qwen3", "gemma", "gemma2", "stablelm")
-    biased = kind in ("starcoder2", "bloom", "gpt2", "gptneox", "phi2")
+    biased = kind in ("starcoder2", "gpt2", "gptneox", "phi2")
     return found | ffn(block, gated, biased, 2 * INNER if kind == "phi3" else INNER)
 
 
 def t5_shapes(gated: bool) -> Shapes:
-    found: Shapes = {"enc.output_norm.weight": (WIDTH,), "dec.output_norm.weight": (WIDTH,), "output.weight": (VOCABULARY, WIDTH)}
+    found: Shapes = {
+        "enc.output_norm.weight": (WIDTH,),
+        "dec.output_norm.weight": (WIDTH,),
+        "output.weight": (VOCABULARY, WIDTH),
+    }
     for side, kinds in (("enc", ("attn",)), ("dec", ("attn", "cross_attn"))):
         for i in range(LAYERS):
             block = f"{side}.blk.{i}"
@@ -167,7 +202,14 @@ KINDS = (
 RMS = ("llama", "mixtral", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "gemma", "gemma2", "phi3", "mamba")
 
 
-def write(kind: str, path: Path, quantise: str = "F32", skip: tuple[str, ...] = (), extra: dict | None = None) -> Path:
+def write(
+    kind: str,
+    path: Path,
+    quantise: str = "F32",
+    skip: tuple[str, ...] = (),
+    extra: dict | None = None,
+    base: float = 10000.0,
+) -> Path:
     """Write the file of one kind; weights of two axes are quantised, `extra` adds arrays under further names."""
     name = ARCHITECTURES.get(kind, kind)
     writer = gguf.GGUFWriter(path, name)
@@ -182,7 +224,7 @@ def write(kind: str, path: Path, quantise: str = "F32", skip: tuple[str, ...] = 
     (writer.add_layer_norm_rms_eps if kind in RMS else writer.add_layer_norm_eps)(1e-5)
     if kind in ("llama", "mixtral"):
         writer.add_vocab_size(VOCABULARY)
-        writer.add_rope_freq_base(10000.0)
+        writer.add_rope_freq_base(base)
         writer.add_rope_dimension_count(HEAD_WIDTH)
     if kind in ("stablelm", "nemotron", "gptneox", "phi2"):
         writer.add_rope_dimension_count(HEAD_WIDTH // 2)
@@ -213,7 +255,7 @@ def write(kind: str, path: Path, quantise: str = "F32", skip: tuple[str, ...] = 
         if tensor in skip:
             continue
         array = values(tensor, shape)
-        if quantise != "F32" and array.ndim > 1:
+        if quantise != "F32" and array.ndim > 1 and shape[-1] % 32 == 0:
             known = gguf.GGMLQuantizationType[quantise]
             writer.add_tensor(tensor, gguf.quants.quantize(array, known), raw_dtype=known)
         else:

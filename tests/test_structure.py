@@ -30,9 +30,9 @@ FLOORS = [
     ["blocks"],
     ["outputs"],
     ["heads"],
-    ["config", "registry", "checkpoints"],
-    ["model", "skeletons", "family"],
+    ["config", "registry", "model", "skeletons", "family", "checkpoints"],
     ["families"],
+    ["auto", "describe"],
     ["preprocessing"],
     ["generation"],
     ["adapters"],
@@ -51,25 +51,16 @@ LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 # Tables that map public names of families to something: data, although Python files.
 DATA_TABLES = {
     "phyla/__init__.py",  # public names
+    "phyla/checkpoints/gguf_config.py",  # GGUF architectures and the configs they stand for
+    "phyla/checkpoints/gguf_names.py",  # their tensor names
+    "phyla/preprocessing/_names.py",  # public names
+    "phyla/preprocessing/text/auto_table.py",  # model_type -> tokenizer classes
+    "phyla/preprocessing/text/rows.py",  # what sets the public tokenizer classes apart
     "phyla/preprocessing/text/gguf_tokenizer.py",  # the format calls its tokenizer kinds so
     "phyla/preprocessing/text/pretokenizer_names.py",  # likewise
 }
-# Families whose names are also common words: only their class names can be told apart.
-COMMON_WORDS = {
-    "opt",
-    "clip",
-    "t5",
-    "vit",
-    "bit",
-    "git",
-    "led",
-    "esm",
-    "dac",
-    "dab-detr",
-    "sam",
-    "ctrl",
-    "bert",
-}
+# Families whose names are also words of the field (a mixer, to clip): they cannot be told apart.
+COMMON_WORDS = {"opt", "clip", "t5", "vit", "bit", "git", "led", "esm", "dac", "sam", "ctrl", "bert", "mamba"}
 
 PEERS = "transformers adapters peft timm curated_transformers diffusers sentence_transformers llama_cpp"
 LONGEST_FILE, LONGEST_FAMILY, LONGEST_ODDBALL, MOST_FIELDS = 600, 120, 400, 12
@@ -184,6 +175,8 @@ def test_no_family_is_named_outside_families() -> None:
         if floor(path) in ("families", "testing") or name(path) in DATA_TABLES:
             continue
         for word, line in code_words(path):
+            if word.endswith("Output"):
+                continue  # public output classes keep their public names
             parts = set(re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", word).lower().replace("-", "_").split("_"))
             if word.lower() in families or parts & families:
                 wrong.append(f"{name(path)}:{line} says {word!r}")
@@ -218,16 +211,24 @@ def test_a_block_has_at_most_twelve_fields() -> None:
 def test_files_are_short() -> None:
     wrong = []
     for path in FILES:
-        lines = len(path.read_text(encoding="utf-8").splitlines())
-        budget = LONGEST_FILE
+        lines, budget = len(path.read_text(encoding="utf-8").splitlines()), LONGEST_FILE
         if floor(path) == "families" and not path.stem.startswith("_"):
             classes = [
                 n for n in tree(path).body if isinstance(n, ast.ClassDef) and not n.name.endswith("Config")
             ]
             budget = LONGEST_ODDBALL if classes else LONGEST_FAMILY
+            lines = code_lines(path)
         if lines > budget:
             wrong.append(f"{name(path)} has {lines} lines, its budget is {budget}")
     assert not wrong, "\n".join(wrong)
+
+
+def code_lines(path: Path) -> int:
+    """Lines that are neither blank nor part of the docstring at the top."""
+    first = tree(path).body[0]
+    documented = range(first.lineno, (first.end_lineno or 0) + 1) if isinstance(first, ast.Expr) else ()
+    lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+    return sum(bool(line.strip()) and number not in documented for number, line in lines)
 
 
 def test_no_code_comes_from_data() -> None:

@@ -50,7 +50,7 @@ def _tool(recorded: dict):
     import typing
 
     space = {name: getattr(typing, name) for name in ("List", "Dict", "Optional", "Union", "Any", "Tuple")}
-    exec(recorded["source"], space)  # the recordings are ours and stand in this repository
+    exec(recorded["source"], space)  # noqa: S102 - the recordings are ours and stand in this repository
     return space[recorded["name"]]
 
 
@@ -74,7 +74,7 @@ def encoded(value):
             "data": encoded(value.tolist()),
         }
     if isinstance(value, Mapping) or hasattr(value, "keys"):
-        return {str(key): encoded(value[key]) for key in value.keys()}
+        return {str(key): encoded(value[key]) for key in value.keys()}  # noqa: SIM118 - BatchEncoding is no dict
     if isinstance(value, (list, tuple)):
         return [encoded(item) for item in value]
     if isinstance(value, type):
@@ -172,6 +172,11 @@ def fault(tokenizer, case: dict, folder: Path) -> str | None:
     return None if then == wanted else f"then expected {str(wanted)[:200]}, got {str(then)[:200]}"
 
 
+def in_order(cases: list[dict]) -> list[tuple[str, dict]]:
+    """Every case with every load it holds for, load by load, in the recorded order."""
+    return sorted(((load, c) for c in cases for load in c["load"]), key=lambda pair: pair[0])
+
+
 @pytest.mark.parametrize("name", PACKED)
 def test_recorded_cases_hold(name, tmp_path):
     with tarfile.open(FOLDER / f"{name}.tar.xz") as packed:
@@ -179,9 +184,7 @@ def test_recorded_cases_hold(name, tmp_path):
     folder = tmp_path / name
     golden = json.loads((folder / "golden.json").read_text(encoding="utf-8"))
     faults, count, tokenizer, last = [], 0, None, None
-    for load, case in sorted(
-        ((load, case) for case in golden["cases"] for load in case["load"]), key=lambda p: p[0]
-    ):
+    for load, case in in_order(golden["cases"]):
         if load != last:
             tokenizer, last = fresh(golden, golden["loads"][load], folder), load
         count += 1

@@ -20,7 +20,16 @@ from phyla.blocks.residual import Mixer, residual
 from phyla.blocks.spec import Block, Spec, make
 from phyla.blocks.ssm import Mamba
 from phyla.blocks.stack import (
-    Decoder, Dual, DualOutput, Encoder, EncoderDecoder, Layer, Parallel, Stack, StackOutput, repeat,
+    Decoder,
+    Dual,
+    DualOutput,
+    Encoder,
+    EncoderDecoder,
+    Layer,
+    Parallel,
+    Stack,
+    StackOutput,
+    repeat,
 )  # fmt: skip
 
 __all__ = [

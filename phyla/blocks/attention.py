@@ -12,6 +12,8 @@ from phyla.blocks.linear import Linear
 from phyla.blocks.mask import Causal, Full, Mask, additive, is_plain_causal, self_mask
 from phyla.blocks.position import Position
 from phyla.blocks.residual import Mixer
+from phyla.blocks.shapes import Answers, Bias, Keys, Queries, Stream, Values
+from phyla.blocks.shapes import Mask as MaskTensor
 from phyla.blocks.spec import Spec, make
 from phyla.errors import ConfigError
 
@@ -28,11 +30,15 @@ class Heads:
         """(H, G, E) for a stream of `stream` elements; ConfigError where they do not fit."""
         kv = self.q if self.kv is None else self.kv
         if self.q <= 0 or kv <= 0:
-            raise ConfigError(f"the number of heads must be positive, but there are {self.q} query and {kv} key/value heads")
+            raise ConfigError(
+                f"the number of heads must be positive, but there are {self.q} query and {kv} key/value heads"
+            )
         if self.q % kv:
             raise ConfigError(f"num_heads must be a multiple of num_kv_heads ({kv}), but is {self.q}")
         if self.width is None and stream % self.q:
-            raise ConfigError(f"the width must be a multiple of the number of heads ({self.q}), but is {stream}")
+            raise ConfigError(
+                f"the width must be a multiple of the number of heads ({self.q}), but is {stream}"
+            )
         return self.q, kv, self.width or stream // self.q
 
 
@@ -101,12 +107,16 @@ class Attention(Mixer):
         q, k, v = self.q(x), self.k(source), self.v(source)
         if self.q_norm is not None and not self.norm_by_head:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = self._split(q, self.num_heads), self._split(k, self.num_kv_heads), self._split(v, self.num_kv_heads)
+        q, k, v = (
+            self._split(q, self.num_heads),
+            self._split(k, self.num_kv_heads),
+            self._split(v, self.num_kv_heads),
+        )
         if self.q_norm is not None and self.norm_by_head:
             q, k = self.q_norm(q), self.k_norm(k)
         return q, k, v
 
-    def mix(self, x: Tensor, ctx: Context) -> Tensor:
+    def mix(self, x: Stream, ctx: Context) -> Stream:
         cache = ctx.slot(self.slot)
         if self.cross:
             q, k, v = self._cross(x, ctx, cache)
@@ -125,7 +135,11 @@ class Attention(Mixer):
         plain = record is None and ctx.implementation != "eager" and ctx.head_mask is None
         causal = causal and plain and bias is None and self.kv_site is None
         if self.cross:
-            mask = None if ctx.memory_mask is None else ctx.once("memory", lambda: ctx.memory_mask[:, None, None])
+            mask = (
+                None
+                if ctx.memory_mask is None
+                else ctx.once("memory", lambda: ctx.memory_mask[:, None, None])
+            )
         else:
             mask = None if causal else self_mask(self.mask, ctx, first, keys)
         if self.kv_site is not None:
@@ -150,7 +164,14 @@ class Attention(Mixer):
         return q, k, v
 
     def _attend_openly(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor | None, dropout: float, ctx: Context
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        bias: Tensor | None,
+        dropout: float,
+        ctx: Context,
     ) -> tuple[Tensor, Tensor]:
         """Attention step by step, for soft caps and for callers who want the weights (B, H, S, K)."""
         groups = self.num_heads // self.num_kv_heads
@@ -172,15 +193,15 @@ class Attention(Mixer):
 
 
 def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    bias: Tensor | None,
+    q: Queries,
+    k: Keys,
+    v: Values,
+    mask: MaskTensor | None,
+    bias: Bias | None,
     causal: bool,
     scale: float,
     dropout: float,
-) -> Tensor:
+) -> Answers:
     """The one attention call: q (B, H, S, E), k and v (B, G, K, E) -> (B, H, S, E), by the fastest kernel there is.
 
     mask is bool or additive, broadcastable to (B, H, S, K); bias is added to the scaled scores.

@@ -1,6 +1,6 @@
 """Memory between decoding steps: preallocated, owned by the mixers that write it."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from phyla.errors import ArgumentError
 
 
+@runtime_checkable
 class Slot(Protocol):
     """What the cache of one mixer can do; rows are the first dimension of all its tensors."""
 
@@ -104,10 +105,14 @@ class StateCache:
         self.tensors[name] = value
 
     def reorder(self, index: Tensor) -> None:
-        self.tensors = {name: value.index_select(0, index.to(value.device)) for name, value in self.tensors.items()}
+        self.tensors = {
+            name: value.index_select(0, index.to(value.device)) for name, value in self.tensors.items()
+        }
 
     def truncate(self, length: int) -> None:
-        raise ArgumentError("the state of a recurrent layer cannot be cut back to an earlier position; keep a copy")
+        raise ArgumentError(
+            "the state of a recurrent layer cannot be cut back to an earlier position; keep a copy"
+        )
 
 
 class Cache:

@@ -62,7 +62,9 @@ class Embed(Block):
         """ids (B, S), or ready token vectors (B, S, D) in their place; segment_ids (B, S), default all 0."""
         x = self.tokens(ids) if vectors is None else vectors
         if self.scale is not None and (vectors is None or self.scale_rounded):
-            x = x * (torch.tensor(self.scale, dtype=x.dtype, device=x.device) if self.scale_rounded else self.scale)
+            x = x * (
+                torch.tensor(self.scale, dtype=x.dtype, device=x.device) if self.scale_rounded else self.scale
+            )
         if self.project is not None:
             x = self.project(x)
         if self.shares_segments and segment_ids is not None:

@@ -7,6 +7,7 @@ from phyla.blocks.act import activation
 from phyla.blocks.context import Context
 from phyla.blocks.linear import Linear
 from phyla.blocks.residual import Mixer
+from phyla.blocks.shapes import NewStream, Stream
 
 
 class FFN(Mixer):
@@ -16,14 +17,20 @@ class FFN(Mixer):
     """
 
     def __init__(
-        self, width: int, inner: int, act: str = "gelu", bias: bool = True, dropout: float = 0.0, out: int | None = None
+        self,
+        width: int,
+        inner: int,
+        act: str = "gelu",
+        bias: bool = True,
+        dropout: float = 0.0,
+        out: int | None = None,
     ) -> None:
         super().__init__()
         self.act, self.inner_dropout = activation(act), dropout
         self.up = Linear(width, inner, bias=bias)
         self.down = Linear(inner, out or width, bias=bias)
 
-    def mix(self, x: Tensor, ctx: Context) -> Tensor:
+    def mix(self, x: Stream, ctx: Context) -> NewStream:
         h = self.act(self.up(x))  # (B, S, F)
         if self.training and self.inner_dropout:
             h = F.dropout(h, self.inner_dropout)
@@ -33,14 +40,16 @@ class FFN(Mixer):
 class GatedFFN(Mixer):
     """down(act(gate(x)) * up(x)) (Shazeer 2020, arXiv:2002.05202, eq. 5). x (B, S, D)."""
 
-    def __init__(self, width: int, inner: int, act: str = "silu", bias: bool = False, dropout: float = 0.0) -> None:
+    def __init__(
+        self, width: int, inner: int, act: str = "silu", bias: bool = False, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.act, self.inner_dropout = activation(act), dropout
         self.gate = Linear(width, inner, bias=bias)
         self.up = Linear(width, inner, bias=bias)
         self.down = Linear(inner, width, bias=bias)
 
-    def mix(self, x: Tensor, ctx: Context) -> Tensor:
+    def mix(self, x: Stream, ctx: Context) -> NewStream:
         h = self.act(self.gate(x)) * self.up(x)  # (B, S, F)
         if self.training and self.inner_dropout:
             h = F.dropout(h, self.inner_dropout)

@@ -37,6 +37,8 @@ def _sliced(x: Tensor, weight: Tensor, bias: Tensor | None, rows: int) -> Tensor
     if not slices:
         return F.linear(x, weight, bias)
     flat = x.reshape(1, rows, width).expand(slices, rows, width)
-    y = torch.bmm(flat, weight.view(slices, out // slices, width).transpose(1, 2))  # (slices, rows, N / slices)
+    y = torch.bmm(
+        flat, weight.view(slices, out // slices, width).transpose(1, 2)
+    )  # (slices, rows, N / slices)
     y = y.view(*x.shape[:-1], out) if rows == 1 else y.transpose(0, 1).reshape(*x.shape[:-1], out)
     return y if bias is None else y + bias

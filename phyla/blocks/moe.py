@@ -8,6 +8,7 @@ from phyla.blocks.act import activation
 from phyla.blocks.context import Context
 from phyla.blocks.linear import Linear
 from phyla.blocks.residual import Mixer
+from phyla.blocks.shapes import Stream
 
 
 class Experts(Mixer):
@@ -35,7 +36,7 @@ class Experts(Mixer):
         self.up = nn.Parameter(torch.empty(experts, inner, width))
         self.down = nn.Parameter(torch.empty(experts, width, inner))
 
-    def mix(self, x: Tensor, ctx: Context) -> Tensor:
+    def mix(self, x: Stream, ctx: Context) -> Stream:
         if self.training and self.jitter:
             x = x * torch.empty_like(x).uniform_(1 - self.jitter, 1 + self.jitter)
         tokens = x.reshape(-1, x.shape[-1])  # (N, D)
@@ -64,5 +65,7 @@ class Experts(Mixer):
         """All experts on all tokens: static shapes for captured graphs."""
         share = torch.zeros(len(tokens), self.experts, dtype=tokens.dtype, device=tokens.device)
         share = share.scatter(1, index, weights)  # (N, X)
-        h = self.act(torch.einsum("nd,xfd->xnf", tokens, self.gate)) * torch.einsum("nd,xfd->xnf", tokens, self.up)
+        h = self.act(torch.einsum("nd,xfd->xnf", tokens, self.gate)) * torch.einsum(
+            "nd,xfd->xnf", tokens, self.up
+        )
         return torch.einsum("xnf,xdf,nx->nd", h, self.down, share)

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from phyla.blocks.shapes import Rows
 from phyla.blocks.spec import Block
 
 
@@ -19,7 +20,7 @@ class LayerNorm(Block):
         self.weight = nn.Parameter(torch.empty(width)) if affine else None
         self.bias = nn.Parameter(torch.empty(width)) if affine and bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Rows) -> Rows:
         return F.layer_norm(x, (self.width,), self.weight, self.bias, self.eps)
 
     def reset(self, std: float) -> bool:
@@ -42,7 +43,7 @@ class RMSNorm(Block):
         self.width, self.eps, self.offset, self.cast = width, eps, offset, cast
         self.weight = nn.Parameter(torch.empty(width))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Rows) -> Rows:
         if x.dtype == torch.float32 and not self.offset:
             return F.rms_norm(x, (self.width,), self.weight, self.eps)
         wide = x.float()

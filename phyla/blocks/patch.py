@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from phyla.blocks.context import Context
+from phyla.blocks.shapes import Patches, Pixels
 from phyla.blocks.spec import Block, Spec, make
 from phyla.errors import ArgumentError
 
@@ -49,7 +50,7 @@ class PatchEmbed(Block):
         table = F.interpolate(table, size=(rows, columns), mode="bicubic", align_corners=False)
         return torch.cat((self.position[:front], table.flatten(2)[0].T))
 
-    def forward(self, pixels: Tensor, hidden: Tensor | None, interpolate: bool) -> Tensor:
+    def forward(self, pixels: Pixels, hidden: Tensor | None, interpolate: bool) -> Patches:
         size = tuple(pixels.shape[-2:])
         if pixels.dim() != 4 or pixels.shape[1] != self.channels:
             raise ArgumentError(
@@ -65,7 +66,9 @@ class PatchEmbed(Block):
         x = x.flatten(2).transpose(1, 2)  # (B, P, D)
         if hidden is not None:
             if self.mask_token is None:
-                raise ArgumentError("bool_masked_pos needs a model with a mask token: pass use_mask_token=True")
+                raise ArgumentError(
+                    "bool_masked_pos needs a model with a mask token: pass use_mask_token=True"
+                )
             x = torch.where(hidden.bool()[..., None], self.mask_token.to(x.dtype), x)
         if self.class_token is not None:
             x = torch.cat((self.class_token.expand(len(x), 1, -1), x), 1)

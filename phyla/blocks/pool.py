@@ -44,7 +44,9 @@ class Pool(Block):
             y = first_token(x, ctx.attention_mask)
         else:
             if ids is None:
-                raise ArgumentError("the vector of a text is taken at its end token: pass input_ids, not inputs_embeds")
+                raise ArgumentError(
+                    "the vector of a text is taken at its end token: pass input_ids, not inputs_embeds"
+                )
             marked = ids.int() if self.end_id == 2 else (ids == self.end_id).int()
             y = x[torch.arange(len(x), device=x.device), marked.argmax(-1)]
         if self.norm is not None:

@@ -9,17 +9,18 @@ from torch import Tensor, nn
 
 from phyla.blocks.context import Context
 from phyla.blocks.rope import rope_table
+from phyla.blocks.shapes import Bias, Keys, NewKeys, Queries
 from phyla.blocks.spec import Block
 
 
 class Position(Block):
     """A position object of attention: by default it neither rotates nor biases."""
 
-    def rotate(self, q: Tensor, k: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
+    def rotate(self, q: Queries, k: NewKeys, ctx: Context) -> tuple[Queries, NewKeys]:
         """Queries (B, H, S, E) and new keys (B, G, S, E) with their positions turned in."""
         return q, k
 
-    def bias(self, q: Tensor, k: Tensor, first: int, scale: float, ctx: Context) -> Tensor | None:
+    def bias(self, q: Queries, k: Keys, first: int, scale: float, ctx: Context) -> Bias | None:
         """What to add to the scaled scores, broadcastable to (B, H, S, K), for key slots first .. first+K-1."""
         return None
 
@@ -51,7 +52,9 @@ class Rotary(Position):
         self.frequencies.copy_(self.table.frequencies(0))
         half = self.width // 2
         one = torch.ones(half)
-        self.signs.copy_(torch.cat((-one, one)) if self.layout == "half" else torch.stack((-one, one), -1).flatten())
+        self.signs.copy_(
+            torch.cat((-one, one)) if self.layout == "half" else torch.stack((-one, one), -1).flatten()
+        )
 
     def _angles(self, ctx: Context, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         frequencies = self.frequencies
@@ -75,7 +78,7 @@ class Rotary(Position):
         y = torch.addcmul(x * cos, other, sin)
         return y if rest is None else torch.cat((y, rest), -1)
 
-    def rotate(self, q: Tensor, k: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
+    def rotate(self, q: Queries, k: NewKeys, ctx: Context) -> tuple[Queries, NewKeys]:
         cos, sin = ctx.once(self.spec, lambda: self._angles(ctx, q.dtype))
         return self._turn(q, cos, sin), self._turn(k, cos, sin)
 
@@ -95,7 +98,7 @@ class Alibi(Position):
     def fill_buffers(self) -> None:
         self.slopes.copy_(torch.tensor(alibi_slopes(self.heads)))
 
-    def bias(self, q: Tensor, k: Tensor, first: int, scale: float, ctx: Context) -> Tensor:
+    def bias(self, q: Queries, k: Keys, first: int, scale: float, ctx: Context) -> Bias:
         return ctx.once((self.spec, first, k.shape[2]), lambda: self._bias(q, first, k.shape[2], scale, ctx))
 
     def _bias(self, q: Tensor, first: int, keys: int, scale: float, ctx: Context) -> Tensor:
@@ -157,10 +160,11 @@ class BucketBias(Block):
 class StackBias(Position):
     """Takes the bias that the stack owns and has put into the call (T5: one table for all layers)."""
 
-    def bias(self, q: Tensor, k: Tensor, first: int, scale: float, ctx: Context) -> Tensor:
+    def bias(self, q: Queries, k: Keys, first: int, scale: float, ctx: Context) -> Bias:
         owner = ctx.memo["stack-bias"]
         return ctx.once(
-            ("stack-bias", first, k.shape[2]), lambda: owner(ctx.start, ctx.length, first, k.shape[2]).to(q.dtype)
+            ("stack-bias", first, k.shape[2]),
+            lambda: owner(ctx.start, ctx.length, first, k.shape[2]).to(q.dtype),
         )
 
 
@@ -175,7 +179,7 @@ class RelativeKeys(Position):
         self.max_positions, self.queries = max_positions, queries
         self.weight = nn.Parameter(torch.empty(2 * max_positions - 1, width))
 
-    def bias(self, q: Tensor, k: Tensor, first: int, scale: float, ctx: Context) -> Tensor:
+    def bias(self, q: Queries, k: Keys, first: int, scale: float, ctx: Context) -> Bias:
         query = torch.arange(ctx.start, ctx.start + ctx.length, device=q.device)[:, None]
         key = torch.arange(first, first + k.shape[2], device=q.device)[None]
         table = F.embedding(query - key + self.max_positions - 1, self.weight)  # (S, K, E)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from phyla.blocks.context import Context
+from phyla.blocks.shapes import NewStream, Rows, Stream
 from phyla.blocks.spec import Block, Spec, make
 
 
@@ -42,7 +43,7 @@ class Mixer(Block):
         self.multiplier = scale if isinstance(scale, int | float) else None
         self.layer_scale = make(scale) if isinstance(scale, Spec) else None
 
-    def mix(self, x: Tensor, ctx: Context) -> Tensor:
+    def mix(self, x: Stream, ctx: Context) -> NewStream:
         """The mixer itself, without its residual. x (B, S, D)."""
         raise TypeError(f"{type(self).__name__} must define mix(x, ctx)")
 
@@ -54,7 +55,7 @@ class Mixer(Block):
         """Memory for `length` positions of `batch` rows, or None."""
         return None
 
-    def change(self, h: Tensor, x: Tensor, ctx: Context) -> Tensor:
+    def change(self, h: Stream, x: Stream, ctx: Context) -> Stream:
         """What the branch adds to the stream x, given the normed stream h."""
         y = self.mix(h, ctx)
         if self.out_norm is not None:
@@ -67,11 +68,11 @@ class Mixer(Block):
             y = y * self.multiplier
         return y if self.site is None else self.site(y, x, self)
 
-    def normed(self, x: Tensor) -> Tensor:
+    def normed(self, x: Stream) -> Stream:
         """The stream as the mixer sees it."""
         return x if self.pre_norm is None else self.pre_norm(x)
 
-    def forward(self, x: Tensor, ctx: Context) -> Tensor:
+    def forward(self, x: Stream, ctx: Context) -> NewStream:
         if not self.is_branch:
             y = self.mix(x, ctx)
             return y if self.site is None else self.site(y, x, self)
@@ -97,7 +98,14 @@ def residual(
     scale: a number or a `LayerScale` on the output. keep_norm: the sum starts from the normed input (BLOOM's and
     Falcon's `apply_residual_connection_post_layernorm`).
     """
-    branch = {"pre": pre, "post": post, "out": out, "dropout": dropout, "scale": scale, "keep_norm": keep_norm}
+    branch = {
+        "pre": pre,
+        "post": post,
+        "out": out,
+        "dropout": dropout,
+        "scale": scale,
+        "keep_norm": keep_norm,
+    }
     return Spec(mixer.block, mixer.args, branch)
 
 
@@ -109,7 +117,7 @@ class LayerScale(Block):
         self.init = init
         self.weight = nn.Parameter(torch.empty(width))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Rows) -> Rows:
         return x * self.weight
 
     def reset(self, std: float) -> bool:

@@ -51,7 +51,12 @@ def _plain(width: int, base: float) -> Tensor:
 def _number(scaling: dict[str, Any], key: str, default: float | None = None) -> float:
     value = scaling.get(key)
     value = default if value is None else value
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not math.isfinite(value)
+        or value <= 0
+    ):
         raise ConfigError(f"rope_scaling needs a positive number {key!r}, but has {value!r} (in {scaling!r})")
     return float(value)
 

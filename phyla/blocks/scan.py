@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor
 
+from phyla.blocks.shapes import State, Steps
 
-def scan(decay: Tensor, entry: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+
+def scan(decay: Steps, entry: Steps, state: State | None = None) -> tuple[Steps, State]:
     """h_t = decay_t * h_{t-1} + entry_t along dimension 1.
 
     decay, entry (B, S, ...); state (B, ...) is h_0 (default 0). Returns all h (B, S, ...) and the last one (B, ...).
@@ -24,7 +26,9 @@ def _doubling(decay: Tensor, entry: Tensor) -> Tensor:
     """Log-depth scan: after round r every element holds the recurrence over its last 2^r inputs."""
     length, reach = entry.shape[1], 1
     while reach < length:
-        entry = torch.cat((entry[:, :reach], torch.addcmul(entry[:, reach:], decay[:, reach:], entry[:, :-reach])), 1)
+        entry = torch.cat(
+            (entry[:, :reach], torch.addcmul(entry[:, reach:], decay[:, reach:], entry[:, :-reach])), 1
+        )
         if 2 * reach < length:
             decay = torch.cat((decay[:, :reach], decay[:, reach:] * decay[:, :-reach]), 1)
         reach *= 2

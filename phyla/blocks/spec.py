@@ -16,7 +16,9 @@ class Spec:
 
     __slots__ = ("args", "block", "branch")
 
-    def __init__(self, block: type, args: Mapping[str, Any], branch: "Mapping[str, Any] | None" = None) -> None:
+    def __init__(
+        self, block: type, args: Mapping[str, Any], branch: "Mapping[str, Any] | None" = None
+    ) -> None:
         self.block, self.args, self.branch = block, dict(args), branch
 
     def __getattr__(self, name: str) -> Any:
@@ -25,7 +27,9 @@ class Spec:
         try:
             return self.args[name]
         except KeyError:
-            raise AttributeError(f"{self.block.__name__} has no field {name!r}; it has {list(self.args)}") from None
+            raise AttributeError(
+                f"{self.block.__name__} has no field {name!r}; it has {list(self.args)}"
+            ) from None
 
     def but(self, **changes: Any) -> "Spec":
         """A copy with some arguments replaced."""
@@ -56,7 +60,9 @@ class Spec:
         return hash(self._key())
 
     def __repr__(self) -> str:
-        return f"{self.block.__name__}({', '.join(f'{k}={v!r}' for k, v in self.args.items() if v is not None)})"
+        return (
+            f"{self.block.__name__}({', '.join(f'{k}={v!r}' for k, v in self.args.items() if v is not None)})"
+        )
 
 
 class _BlockMeta(type):

@@ -13,6 +13,7 @@ from phyla.blocks.context import Context
 from phyla.blocks.linear import Linear
 from phyla.blocks.residual import Mixer
 from phyla.blocks.scan import scan
+from phyla.blocks.shapes import Stream
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class Mamba(Mixer):
     def new_cache(self, batch: int, length: int) -> StateCache:
         return StateCache()
 
-    def mix(self, x: Tensor, ctx: Context) -> Tensor:
+    def mix(self, x: Stream, ctx: Context) -> Stream:
         cache = ctx.slot(self.slot)
         given = ctx.attention_mask
         keep = None
@@ -113,7 +114,9 @@ class Mamba(Mixer):
         h = torch.cat((past, h), -1)
         if cache is not None:
             cache.set("conv", h[..., h.shape[-1] - (self.taps - 1) :].clone())
-        h = self.act(F.conv1d(h, self.conv.weight, self.conv.bias, groups=self.inner)).transpose(1, 2)  # (B, S, I)
+        h = self.act(F.conv1d(h, self.conv.weight, self.conv.bias, groups=self.inner)).transpose(
+            1, 2
+        )  # (B, S, I)
         if keep is not None:
             h = h * keep
         low, b, c = self.select(h).split((self.rank, self.state, self.state), -1)

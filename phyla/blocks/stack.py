@@ -124,7 +124,9 @@ class Stack(Block):
         self.dropout_prob, self.record, self.layer_drop = dropout, record, layer_drop
         self.gradient_checkpointing = False
 
-    def run(self, x: Tensor, ctx: Context, ids: Tensor | None = None, record_states: bool = False) -> StackOutput:
+    def run(
+        self, x: Tensor, ctx: Context, ids: Tensor | None = None, record_states: bool = False
+    ) -> StackOutput:
         """From embedded states x (B, S, D) to the output; `ids` only serve a pool that looks for the end token."""
         states: list[Tensor] | None = ([] if self.record == "layers" else [x]) if record_states else None
         if self.position is not None:

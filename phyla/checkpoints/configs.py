@@ -32,9 +32,7 @@ def make_config(
     """The configuration object for config.json's content; `cls` checks that the file is of that family."""
     model_type = data.get("model_type")
     if cls is not None and cls.model_type and model_type not in (None, cls.model_type):
-        inner = next(
-            (v for v in data.values() if isinstance(v, dict) and v.get("model_type") == cls.model_type), None
-        )
+        inner = _part_for(data, cls)
         if inner is None:
             raise ConfigError(
                 f"{cls.__name__} describes model_type {cls.model_type!r}, but {where} is {model_type!r}; "
@@ -53,6 +51,16 @@ def make_config(
         return config_class(model_type).from_dict(data, **changes)
     except ConfigError as error:
         raise type(error)(f"{error} (config of {where})") from None
+
+
+def _part_for(data: dict[str, Any], cls: type) -> dict[str, Any] | None:
+    """The part of a config.json that describes a model of cls: as the family of the whole reads it, else by name."""
+    try:
+        whole = config_class(str(data["model_type"])).from_dict(data)
+        parts = [p.to_dict() for p in whole.__dict__.values() if isinstance(p, cls)]
+    except ConfigError:
+        parts = [v for v in data.values() if isinstance(v, dict) and v.get("model_type") == cls.model_type]
+    return parts[0] if parts else None
 
 
 def load_config(source: str | os.PathLike, cls: type | None = None, **options: Any) -> PretrainedConfig:

@@ -1,4 +1,4 @@
-"""The header of a GGUF file (metadata and tensor table), read without its tensor data, torch or the package gguf.
+"""The header of a GGUF file (metadata and tensor table), read without tensor data, torch or the package gguf.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3.
 """
@@ -57,7 +57,8 @@ _BOOL, _STRING, _ARRAY = 7, 8, 9
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", _BOOL: "B", 10: "Q", 11: "q", 12: "d"}
 _MAX_DIMENSIONS = 8  # ggml has 4
 _MAX_ARRAY_DEPTH = 4
-# Every array entry costs a Python object; the largest public vocabularies need about two million entries with their merges.
+# Every array entry costs a Python object; the largest public vocabularies need about two million entries with
+# their merges.
 _MAX_ENTRIES = 1 << 23
 _MAX_ALIGNMENT = 1 << 20
 _CHUNK = 1 << 20
@@ -66,8 +67,8 @@ _CHUNK = 1 << 20
 class GGUFTensor(NamedTuple):
     """One line of the tensor table.
 
-    `shape` is row-major, slowest axis first (the reverse of the file's order), in values, not blocks; `offset` counts bytes from the
-    header's `data_offset`.
+    `shape` is row-major, slowest axis first (the reverse of the file's order), in values, not blocks;
+    `offset` counts bytes from the header's `data_offset`.
     """
 
     name: str
@@ -95,9 +96,10 @@ class GGUFHeader:
 
 
 def read_header(path: str | os.PathLike) -> GGUFHeader:
-    """Metadata and tensor table of a GGUF file; every count, length and offset is checked against the file's size first.
+    """Metadata and tensor table of a GGUF file.
 
-    Raises MissingFileError for no such file and CorruptFileError for anything that is not a whole GGUF file.
+    Every count, length and offset is checked against the file's size before it is used. Raises MissingFileError
+    for no such file and CorruptFileError for anything that is not a whole GGUF file.
     """
     path = Path(path)
     try:
@@ -273,7 +275,7 @@ class _Reader:
         return GGUFTensor(name, shape, kind, offset)
 
     def check_extents(self, tensors: list[GGUFTensor], alignment: int, data_offset: int) -> None:
-        """Each tensor lies whole inside the file, aligned, under its own name, and shares no byte with another."""
+        """Each tensor lies whole in the file, aligned, under its own name, and shares no byte."""
         names: set[str] = set()
         end, previous = 0, ""
         for tensor in sorted(tensors, key=lambda t: t.offset):

@@ -1,23 +1,23 @@
-"""BERT (Devlin et al. 2018, arXiv:1810.04805), and as a decoder with cross-attention (Rothe et al. 2019, arXiv:1907.12461).
+"""BERT (Devlin et al. 2018, arXiv:1810.04805), also as a decoder (Rothe et al. 2019, arXiv:1907.12461).
 
-Public checkpoints: google-bert/bert-base-uncased, sentence-transformers/all-MiniLM-L6-v2 and every `model_type: bert`.
-Differs from the plain encoder in: norm after each residual sum, segments, normed embeddings, a pooled first token.
+Public checkpoints: google-bert/bert-base-uncased, all-MiniLM-L6-v2 and every `model_type: bert`.
+Differs from the plain encoder in: norms after the residual sums, segments, normed embeddings, a pooled token.
 """
 
 import torch
 from torch import Tensor
 
 from phyla.blocks import (
-    FFN, Attention, Causal, Decoder, Embed, Encoder, Full, Heads, Layer, LayerNorm, Learned, Pool, RelativeKeys, Spec,
-    repeat, residual,
+    FFN, Attention, Causal, Decoder, Embed, Encoder, Full, Heads, Layer, LayerNorm, Learned, Pool,
+    RelativeKeys, Spec, repeat, residual,
 )  # fmt: skip
 from phyla.checkpoints.names import NameMap
 from phyla.config import PretrainedConfig
 from phyla.errors import ConfigError, nearest
 from phyla.family import family
 from phyla.heads import (
-    Backbone, CausalLM, Classify, Head, MaskedLM, MultipleChoice, NextSentence, Pretraining, Span, TokenClassify,
-    Transform,
+    Backbone, CausalLM, Classify, Head, MaskedLM, MultipleChoice, NextSentence, Pretraining, Span,
+    TokenClassify, Transform,
 )  # fmt: skip
 from phyla.outputs import BaseModelOutputWithPoolingAndCrossAttentions, CausalLMOutputWithCrossAttentions
 from phyla.skeletons import TextModel
@@ -53,7 +53,9 @@ def check_positions(c: PretrainedConfig) -> None:
     """Refuse an unknown position_embedding_type, and cross-attention in an encoder."""
     kind = c.position_embedding_type
     if kind not in POSITIONS:
-        raise ConfigError(f"position_embedding_type must be one of {POSITIONS}, but is {kind!r}.{nearest(kind, POSITIONS)}")
+        raise ConfigError(
+            f"position_embedding_type must be one of {POSITIONS}, but is {kind!r}.{nearest(kind, POSITIONS)}"
+        )
     if c.add_cross_attention and not c.is_decoder:
         raise ConfigError("add_cross_attention needs a decoder: set is_decoder to true")
 
@@ -74,24 +76,30 @@ def build(c: Config, table: Spec | None = None) -> Spec:
         table = Kept(c.max_position_embeddings, c.hidden_size)
         width, queries = heads.resolve(c.hidden_size)[2], c.position_embedding_type == "relative_key_query"
         relative = RelativeKeys(c.max_position_embeddings, width, queries=queries)
-    attn = Attention(
-        c.hidden_size, heads, position=relative, mask=Causal() if c.is_decoder else Full(),
-        dropout=c.attention_probs_dropout_prob,
-    )  # fmt: skip
-    branches = {"attn": attn}
+    attn = Attention(c.hidden_size, heads, dropout=c.attention_probs_dropout_prob)
+    branches = {"attn": attn.but(position=relative, mask=Causal() if c.is_decoder else Full())}
     if c.add_cross_attention:
-        branches["cross"] = Attention(c.hidden_size, heads, cross=True, dropout=c.attention_probs_dropout_prob)
+        branches["cross"] = attn.but(cross=True)
     branches["ffn"] = FFN(c.hidden_size, c.intermediate_size, act=c.hidden_act)
     layer = Layer(**{name: residual(mixer, post=norm, dropout=drop) for name, mixer in branches.items()})
     stack = Decoder if c.is_decoder else Encoder
     return stack(
         embed=Embed(
-            c.vocab_size, c.hidden_size, position=table, segments=c.type_vocab_size, norm=norm, dropout=drop,
-            padding=c.pad_token_id,
+            c.vocab_size, c.hidden_size, position=table, segments=c.type_vocab_size, norm=norm,
+            dropout=drop, padding=c.pad_token_id,
         ),
         layers=repeat(c.num_hidden_layers, layer, c.pruned_heads),
         pool=Pool(c.hidden_size),
     )  # fmt: skip
+
+
+def attention_names(ours: str, theirs: str) -> dict[str, str]:
+    """Lines of a layer's attention to itself or to the encoder."""
+    inner = {"q": "query", "k": "key", "v": "value", "position": "distance_embedding"}
+    outer = {"o": "dense", "post_norm": "LayerNorm"}
+    at, to = f"layers.{{i}}.{ours}", f"encoder.layer.{{i}}.{theirs}"
+    lines = {f"{at}.{part}": f"{to}.self.{name}" for part, name in inner.items()}
+    return lines | {f"{at}.{part}": f"{to}.output.{name}" for part, name in outer.items()}
 
 
 NAMES = NameMap(
@@ -100,17 +108,8 @@ NAMES = NameMap(
         "embed.position": "embeddings.position_embeddings",
         "embed.segment": "embeddings.token_type_embeddings",
         "embed.norm": "embeddings.LayerNorm",
-        "layers.{i}.attn.q": "encoder.layer.{i}.attention.self.query",
-        "layers.{i}.attn.k": "encoder.layer.{i}.attention.self.key",
-        "layers.{i}.attn.v": "encoder.layer.{i}.attention.self.value",
-        "layers.{i}.attn.position": "encoder.layer.{i}.attention.self.distance_embedding",
-        "layers.{i}.attn.o": "encoder.layer.{i}.attention.output.dense",
-        "layers.{i}.attn.post_norm": "encoder.layer.{i}.attention.output.LayerNorm",
-        "layers.{i}.cross.q": "encoder.layer.{i}.crossattention.self.query",
-        "layers.{i}.cross.k": "encoder.layer.{i}.crossattention.self.key",
-        "layers.{i}.cross.v": "encoder.layer.{i}.crossattention.self.value",
-        "layers.{i}.cross.o": "encoder.layer.{i}.crossattention.output.dense",
-        "layers.{i}.cross.post_norm": "encoder.layer.{i}.crossattention.output.LayerNorm",
+        **attention_names("attn", "attention"),
+        **attention_names("cross", "crossattention"),
         "layers.{i}.ffn.up": "encoder.layer.{i}.intermediate.dense",
         "layers.{i}.ffn.down": "encoder.layer.{i}.output.dense",
         "layers.{i}.ffn.post_norm": "encoder.layer.{i}.output.LayerNorm",

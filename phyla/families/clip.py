@@ -1,6 +1,6 @@
 """CLIP (Radford et al. 2021, arXiv:2103.00020): a text tower and a vision tower that learn to agree.
 
-Public checkpoints: openai/clip-vit-base-patch32, laion/CLIP-ViT-B-32-laion2B-s34B-b79K and every `model_type: clip`.
+Public checkpoints: openai/clip-vit-base-patch32, laion/CLIP-ViT-H-14-laion2B-s32B-b79K, ...
 The towers are the families clip_text_model and clip_vision_model, whole.
 """
 
@@ -30,9 +30,16 @@ class Config(PretrainedConfig):
     def __init__(self, *args: Any, **keys: Any) -> None:
         super().__init__(*args, **merge_parts(keys, self.PARTS))
 
+    @classmethod
+    def from_text_vision_configs(
+        cls, text_config: PretrainedConfig, vision_config: PretrainedConfig, **keys: Any
+    ) -> "Config":
+        """A configuration from those of the two towers."""
+        return cls(text_config=text_config.to_dict(), vision_config=vision_config.to_dict(), **keys)
+
 
 def merge_parts(keys: dict[str, Any], parts: dict[str, str]) -> dict[str, Any]:
-    """The keys with the old `text_config_dict` and its like, filled up with defaults, laid over `text_config`."""
+    """The keys with the old `text_config_dict` and its like, defaults and all, laid over `text_config`."""
     for name, model_type in parts.items():
         old = keys.pop(f"{name}_dict", None)
         if old is not None:
@@ -44,7 +51,7 @@ def build(c: Config) -> Dual:
     return Dual(text=clip_text_model.build(c.text_config), image=clip_vision_model.build(c.vision_config))
 
 
-NAMES = NameMap({}, parts={"text": ("", clip_text_model.NAMES), "image": ("", clip_vision_model.NAMES)})
+NAMES = NameMap({}, parts={"text": ("", clip_text_model.TOWER), "image": ("", clip_vision_model.TOWER)})
 
 HEADS: dict[str, Head] = {
     "CLIPModel": Contrast(

@@ -69,7 +69,7 @@ def build(c: Config) -> Encoder:
     )
 
 
-NAMES = NameMap(
+TOWER = NameMap(
     {
         "embed.tokens": "text_model.embeddings.token_embedding",
         "embed.position": "text_model.embeddings.position_embedding",
@@ -78,10 +78,22 @@ NAMES = NameMap(
     },
     ignore=(r"text_model\.embeddings\.position_ids",),
 )
+# Files of the whole CLIP hold the other tower too.
+NAMES = TOWER.but(
+    ignore=(*TOWER.ignore, r"(vision_model|visual_projection|text_projection)\..*", "logit_scale")
+)
 
 HEADS: dict[str, Head] = {
     "CLIPTextModel": Backbone(output=BaseModelOutputWithPooling, pool=True),
     "CLIPTextModelWithProjection": TextProjection(names={"out": "text_projection"}),
 }
 
-family("clip_text_model", config=Config, build=build, names=NAMES, heads=HEADS, skeleton=TextModel, public="CLIPText")
+family(
+    "clip_text_model",
+    config=Config,
+    build=build,
+    names=NAMES,
+    heads=HEADS,
+    skeleton=TextModel,
+    public="CLIPText",
+)

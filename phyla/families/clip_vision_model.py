@@ -1,8 +1,8 @@
 """The vision tower of CLIP (Radford et al. 2021, arXiv:2103.00020, section 2.4).
 
 Public checkpoints: the image encoders of openai/clip-vit-base-patch32, of LLaVA and of diffusion models.
-Differs from ViT in: a norm on the embeddings (`pre_layrnorm`, so spelled in public files), and the last norm on the
-class vector alone.
+Differs from ViT in: a norm on the embeddings (`pre_layrnorm`, so spelled in public files), and the last norm
+on the class vector alone.
 """
 
 from phyla.blocks import Encoder, Full, LayerNorm, PatchEmbed, Pool
@@ -43,7 +43,7 @@ def build(c: Config) -> Encoder:
     )
 
 
-NAMES = NameMap(
+TOWER = NameMap(
     {
         "embed.class_token": "vision_model.embeddings.class_embedding",
         "embed.projection": "vision_model.embeddings.patch_embedding",
@@ -54,6 +54,10 @@ NAMES = NameMap(
     },
     ignore=(r"vision_model\.embeddings\.position_ids",),
 )
+# Files of the whole CLIP hold the other tower too.
+NAMES = TOWER.but(
+    ignore=(*TOWER.ignore, r"(text_model|text_projection|visual_projection)\..*", "logit_scale")
+)
 
 HEADS: dict[str, Head] = {
     "CLIPVisionModel": Backbone(output=BaseModelOutputWithPooling, pool=True),
@@ -61,5 +65,11 @@ HEADS: dict[str, Head] = {
 }
 
 family(
-    "clip_vision_model", config=Config, build=build, names=NAMES, heads=HEADS, skeleton=VisionModel, public="CLIPVision"
+    "clip_vision_model",
+    config=Config,
+    build=build,
+    names=NAMES,
+    heads=HEADS,
+    skeleton=VisionModel,
+    public="CLIPVision",
 )

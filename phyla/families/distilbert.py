@@ -1,7 +1,7 @@
 """DistilBERT (Sanh et al. 2019, arXiv:1910.01108).
 
 Public checkpoints: distilbert/distilbert-base-uncased and every `model_type: distilbert`.
-Differs from BERT in: no segments, no pool, no dropout behind attention, names of its own, sinusoidal positions on demand.
+Differs from BERT in: no segments, no pool, no dropout behind attention; sines as positions on demand.
 """
 
 import torch
@@ -40,7 +40,7 @@ class Config(PretrainedConfig):
 
 
 class Sinusoids(Learned):
-    """A position table that starts as sines and cosines in turn and is not trained (Vaswani et al. 2017, section 3.5)."""
+    """A position table of sines and cosines in turn, not trained (Vaswani et al. 2017, section 3.5)."""
 
     def __init__(self, positions: int, width: int) -> None:
         super().__init__(positions, width)
@@ -61,8 +61,8 @@ def build(c: Config) -> Encoder:
     ffn = residual(FFN(c.dim, c.hidden_dim, act=c.activation), post=norm, dropout=c.dropout)
     return Encoder(
         embed=Embed(
-            c.vocab_size, c.dim, position=positions(c.max_position_embeddings, c.dim), norm=norm, dropout=c.dropout,
-            padding=c.pad_token_id,
+            c.vocab_size, c.dim, position=positions(c.max_position_embeddings, c.dim), norm=norm,
+            dropout=c.dropout, padding=c.pad_token_id,
         ),
         layers=repeat(c.n_layers, Layer(attn=residual(attn, post=norm), ffn=ffn), c.pruned_heads),
     )  # fmt: skip
@@ -97,11 +97,21 @@ SCORES = {"dense": "vocab_transform", "norm": "vocab_layer_norm", "out": "vocab_
 
 HEADS: dict[str, Head] = {
     "DistilBertModel": Backbone(output=BaseModelOutput),
-    "DistilBertForMaskedLM": MaskedLM(names=SCORES, transform=lambda c: Transform(c.activation, EPS), bias=True),
+    "DistilBertForMaskedLM": MaskedLM(
+        names=SCORES, transform=lambda c: Transform(c.activation, EPS), bias=True
+    ),
     "DistilBertForSequenceClassification": Classify(**ROW),
     "DistilBertForTokenClassification": TokenClassify(names={"out": "classifier"}, dropout=("dropout",)),
     "DistilBertForQuestionAnswering": Span(names={"out": "qa_outputs"}, dropout=("qa_dropout",)),
     "DistilBertForMultipleChoice": MultipleChoice(**ROW),
 }
 
-family("distilbert", config=Config, build=build, names=NAMES, heads=HEADS, skeleton=TextModel, public="DistilBert")
+family(
+    "distilbert",
+    config=Config,
+    build=build,
+    names=NAMES,
+    heads=HEADS,
+    skeleton=TextModel,
+    public="DistilBert",
+)

@@ -11,6 +11,7 @@ from phyla.blocks import (
 )  # fmt: skip
 from phyla.checkpoints.names import NameMap
 from phyla.config import PretrainedConfig
+from phyla.errors import ConfigError
 from phyla.family import family
 from phyla.heads import Backbone, CausalLM, Classify, Head, Span, TokenClassify
 from phyla.outputs import BaseModelOutputWithPast, SequenceClassifierOutputWithPast
@@ -22,6 +23,11 @@ def fill_heads(self: PretrainedConfig) -> None:
     if self.num_key_value_heads is None:
         self.num_key_value_heads = self.num_attention_heads
     if self.head_dim is None:
+        if self.hidden_size % self.num_attention_heads:
+            raise ConfigError(
+                f"hidden_size must be a multiple of num_attention_heads ({self.num_attention_heads}) where head_dim is not "
+                f"given, but is {self.hidden_size}"
+            )
         self.head_dim = self.hidden_size // self.num_attention_heads
 
 

@@ -1,7 +1,7 @@
 """RoBERTa (Liu et al. 2019, arXiv:1907.11692).
 
 Public checkpoints: FacebookAI/roberta-base, FacebookAI/roberta-large and every `model_type: roberta`.
-Differs from BERT in: positions counted over tokens other than padding, from pad_token_id + 1 on; heads of its own.
+Differs from BERT in: positions counted over tokens other than padding, from pad_token_id + 1 on; its heads.
 """
 
 from phyla.blocks import Learned, Spec
@@ -9,7 +9,17 @@ from phyla.checkpoints.names import NameMap
 from phyla.config import PretrainedConfig
 from phyla.families import bert
 from phyla.family import family
-from phyla.heads import Backbone, CausalLM, Classify, Head, MaskedLM, MultipleChoice, Span, TokenClassify, Transform
+from phyla.heads import (
+    Backbone,
+    CausalLM,
+    Classify,
+    Head,
+    MaskedLM,
+    MultipleChoice,
+    Span,
+    TokenClassify,
+    Transform,
+)
 from phyla.outputs import BaseModelOutputWithPoolingAndCrossAttentions, CausalLMOutputWithCrossAttentions
 from phyla.skeletons import TextModel
 

@@ -1,7 +1,7 @@
-"""Vision Transformer (Dosovitskiy et al. 2020, arXiv:2010.11929), with masked patches (SimMIM, arXiv:2111.09886).
+"""Vision Transformer (Dosovitskiy et al. 2020, arXiv:2010.11929); masked patches (SimMIM, arXiv:2111.09886).
 
 Public checkpoints: google/vit-base-patch16-224 and every `model_type: vit`.
-Differs from the plain encoder in: patches with a class vector in front, norms before each branch and at the end.
+Differs from the plain encoder in: patches behind a class vector, norms before each branch and at the end.
 """
 
 from functools import partial
@@ -49,7 +49,7 @@ def pair(size: int | list) -> tuple[int, int]:
 
 
 def build(c: Config, mask_token: bool = False) -> Encoder:
-    """ViT's stack; `use_mask_token` among the options of from_pretrained gives the bare backbone a mask token too."""
+    """ViT's stack; the option `use_mask_token` of from_pretrained gives the bare backbone a mask token."""
     norm, drop = LayerNorm(c.hidden_size, eps=c.layer_norm_eps), c.hidden_dropout_prob
     attn = Attention(
         c.hidden_size, Heads(c.num_attention_heads), bias=c.qkv_bias, out_bias=True,
@@ -98,7 +98,9 @@ def names(c: Config) -> NameMap:
 HEADS: dict[str, Head] = {
     "ViTModel": Backbone(output=BaseModelOutputWithPooling, pool=True),
     "ViTForImageClassification": ImageClassify(names={"out": "classifier"}),
-    "ViTForMaskedImageModeling": MaskedImage(names={"out": "decoder.0"}, build=partial(build, mask_token=True)),
+    "ViTForMaskedImageModeling": MaskedImage(
+        names={"out": "decoder.0"}, build=partial(build, mask_token=True)
+    ),
 }
 
 family("vit", config=Config, build=build, names=names, heads=HEADS, skeleton=VisionModel, public="ViT")

@@ -1,8 +1,8 @@
 """Quantised GGUF blocks as matrices of 4-bit codes.
 
 Layouts: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h. The kinds of LOSSLESS keep their
-values exactly. The others have scales for fewer than 32 values, or tables; they are expanded and coded anew with
-8 bits a value and a scale for each 32, which moves a value by at most 1/510 of the range of its 32.
+values exactly. The others have scales for fewer than 32 values, or tables; they are expanded and coded anew
+with 8 bits a value and a scale for each 32, which moves a value by at most 1/510 of the range of its 32.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def nibble_matrix(packed: PackedTensor, exact: bool) -> NibbleMatrix:
     """
     if len(packed.shape) != 2 or packed.shape[1] % GROUP or len(packed.blocks) != packed.shape[0]:
         raise ShapeMismatchError(
-            f"a packed weight must be a matrix with rows of a multiple of {GROUP} values, but is {packed.shape} in "
+            f"a packed weight must be a matrix with rows of a multiple of {GROUP}, but is {packed.shape} in "
             f"{tuple(packed.blocks.shape)} bytes of {packed.ggml_type} blocks"
         )
     read, bits = _READERS.get(packed.ggml_type, (None, 8))
@@ -41,7 +41,7 @@ def nibble_matrix(packed: PackedTensor, exact: bool) -> NibbleMatrix:
 
 
 def _planes(code: Tensor, scale: Tensor, offset: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
-    """One plane of 4-bit codes, or a high and a low one: (planes, N, K); scales and zeros (planes, N, K / 32)."""
+    """Codes (planes, N, K) in one plane of 4 bits or in two; scales and zeros (planes, N, K / 32)."""
     if bits == 4:
         return code[None], scale[None], (offset + 8 * scale)[None]
     # Codes are moved to the middle of 0..255, so that the zero stays small and bfloat16 keeps it well.

@@ -46,7 +46,7 @@ def _packed_parts(
         return []
     plain = type(line.op) is Same or line.op == Split()
     packed = weights.read_packed(spelled[line.theirs[0]]) if plain else None
-    shapes = [tuple(owner.weight.shape) for owner in owners]
+    shapes = [tuple(model.get_parameter(path).shape) for path in line.ours]
     sizes = [shape[0] for shape in shapes]
     # A wrong shape is for the ordinary way to report.
     if packed is None or packed.shape != (sum(sizes), shapes[0][1]) or packed.shape[1] % GROUP:
@@ -63,7 +63,7 @@ def _replace(model: nn.Module, path: str, weight: PackedWeight, dtype: torch.dty
     if isinstance(old, Tokens):
         new: nn.Module = PackedTokens(weight, dtype, old.padding)
     else:
-        new = PackedLinear(weight)
-        new.bias, new.site = old.bias, old.site
+        new = PackedLinear(weight, old.get_parameter("bias") if old.bias is not None else None)
+        new.register_module("site", old.get_submodule("site") if old.site is not None else None)
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, new.train(old.training))

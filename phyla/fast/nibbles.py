@@ -1,12 +1,13 @@
 """Matrices kept as 4-bit codes with a scale and a zero for every 32 inputs, and their products.
 
-A weight is w = sum over planes p of (code_p - 8) * scale_p + zero_p. One plane holds 4-bit weights exactly, two
-hold 8-bit weights (high and low half). The planes stand side by side along the inputs, so one kernel does all.
+A weight is w = sum over planes p of (code_p - 8) * scale_p + zero_p. One plane holds 4-bit weights exactly,
+two hold 8-bit weights (high and low half). Planes stand side by side along the inputs: one kernel does all.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from phyla.errors import ShapeMismatchError
 
 GROUP = 32
 # None in versions of torch that lack it; then weights are expanded piece by piece for each product.
-_KERNEL = getattr(torch, "_weight_int4pack_mm_for_cpu", None)
+_KERNEL: Any = getattr(torch, "_weight_int4pack_mm_for_cpu", None)
 # Rows up to which the 4-bit kernel beats expanding the weights once and multiplying them densely.
 _KERNEL_ROWS = {torch.bfloat16: 128, torch.float32: 4}
 # Elements of an expanded piece: enough for an efficient product, few enough for the second-level cache.
@@ -25,11 +26,12 @@ _PIECE = 1 << 18
 
 @dataclass(frozen=True)
 class NibbleMatrix:
-    """A matrix (N, K): codes uint8 (P / block, columns, block / 2), scales (scale, zero) bfloat16 (groups, P, 2).
+    """A matrix (N, K) as codes uint8 (P / block, columns, block / 2) and scales bfloat16 (groups, P, 2).
 
-    P is N rounded up to 64, block the rows that one kernel block holds. columns = planes * K, and 32 more where
-    `fine` is there; groups = columns / 32. In a byte the low half belongs to row j of the block, the high half to
-    row j + block / 2. fine is what bfloat16 rounds off the scales; with it float32 products are exact to 1e-5.
+    P is N rounded up to 64, block the rows that the kernel takes at once. columns = planes * K, and 32 more
+    where `fine` is there; groups = columns / 32. The low half of byte j belongs to row j of the block, the
+    high half to row j + block / 2. A scale stands before its zero. fine is what bfloat16 rounds off them;
+    with it float32 products are exact to 1e-5.
     """
 
     codes: Tensor
@@ -47,8 +49,8 @@ class NibbleMatrix:
         planes, rows, width = codes.shape
         if width % GROUP or scale.shape != (planes, rows, width // GROUP) or zero.shape != scale.shape:
             raise ShapeMismatchError(
-                f"codes (planes, N, K) need whole groups of {GROUP} in K and scales and zeros (planes, N, K / "
-                f"{GROUP}), but they are {tuple(codes.shape)}, {tuple(scale.shape)} and {tuple(zero.shape)}"
+                f"codes (planes, N, K) need K in whole groups of {GROUP}, and a scale and zero for each, "
+                f"but they are {tuple(codes.shape)}, {tuple(scale.shape)} and {tuple(zero.shape)}"
             )
         block = _block()
         half = block // 2
@@ -77,14 +79,16 @@ class NibbleMatrix:
         float32 with `fine`: as the float32 product of the expanded weights, to 1e-5 of the result's size.
         Otherwise x and the scales are rounded to bfloat16, sums are float32, and the result is rounded again.
         """
-        exact = self.fine is not None and x.dtype == torch.float32
-        most = _KERNEL_ROWS[torch.float32 if exact else torch.bfloat16]
+        if not len(x):
+            return x.new_empty(0, self.shape[0])
+        fine = self.fine if x.dtype == torch.float32 else None
+        most = _KERNEL_ROWS[torch.bfloat16 if fine is None else torch.float32]
         if len(x) > most or not _kernel_works(x.device.type):
             return self._dense_matmul(x)
-        if exact:
-            y = torch.cat([self._exact_row(row) for row in x.split(1)])
-        else:
+        if fine is None:
             y = self._kernel(self._columns(x.bfloat16()), self.scales).to(x.dtype)
+        else:
+            y = torch.cat([self._exact_row(row, fine) for row in x.split(1)])
         return y[:, : self.shape[0]]
 
     def _kernel(self, x: Tensor, scales: Tensor) -> Tensor:
@@ -97,11 +101,11 @@ class NibbleMatrix:
             x = x.repeat(1, self.planes)
         return F.pad(x, (0, GROUP)) if self.fine is not None else x
 
-    def _exact_row(self, x: Tensor) -> Tensor:
+    def _exact_row(self, x: Tensor, fine: Tensor) -> Tensor:
         """The float32 product of one row (1, K), from three bfloat16 products whose errors cancel.
 
-        x and the scales are split into a rounded part and its remainder. The kernel rounds its result; so it runs
-        again with the spare group subtracting the first result, and returns what that rounding lost.
+        x and the scales are split into a rounded part and its remainder. The kernel rounds its result; so it
+        runs again with the spare group subtracting the first result, and returns what that rounding lost.
         """
         coarse = x.bfloat16()
         both = self._columns(torch.cat((coarse, (x - coarse.float()).bfloat16())))  # (2, columns)
@@ -110,7 +114,7 @@ class NibbleMatrix:
         scales[-1, :, 1] = -first[0]
         both[0, -1] = 1
         rest = self._kernel(both, scales).float()
-        return first.float() + (rest[:1] + rest[1:] + self._kernel(both[:1], self.fine).float())
+        return first.float() + (rest[:1] + rest[1:] + self._kernel(both[:1], fine).float())
 
     def _dense_matmul(self, x: Tensor) -> Tensor:
         """The product with the weights expanded piece by piece, in the dtype of x."""
@@ -120,7 +124,7 @@ class NibbleMatrix:
         return y[:, : self.shape[0]]
 
     def _expanded(self, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
-        """The weights in pieces, transposed: the first row's number and (K, rows) in memory that the next reuses."""
+        """The weights in pieces: number of the first row, and (K, rows) in memory that the next reuses."""
         width, half = self.shape[1], self.codes.shape[2]
         columns, device = self.planes * width, self.codes.device
         table = self.scales[: columns // GROUP].float()
@@ -155,19 +159,19 @@ class NibbleMatrix:
                 yield rows.start, cast[: values[0].numel()].view_as(values[0]).copy_(values[0])
 
     def rows(self, index: Tensor, dtype: torch.dtype) -> Tensor:
-        """Rows of the matrix at `index` (any shape), expanded: (*index, K)."""
+        """Rows of the matrix at `index` (any shape), expanded: (*index, K); an error outside 0..N-1."""
         flat = index.reshape(-1)
-        half = self.codes.shape[2]
-        columns = self.planes * self.shape[1]
+        (count, width), half = self.shape, self.codes.shape[2]
+        columns = self.planes * width
+        table = self.scales[: columns // GROUP, :count].index_select(1, flat).float()  # (groups, n, 2)
+        if self.fine is not None:
+            table = table + self.fine[: columns // GROUP, :count].index_select(1, flat).float()
         place = flat % (2 * half)
         codes = self.codes[flat // (2 * half), :columns, place % half]  # (n, columns)
         codes = torch.where((place >= half)[:, None], codes >> 4, codes & 15)
-        table = self.scales[: columns // GROUP, flat].float()  # (groups, n, 2)
-        if self.fine is not None:
-            table = table + self.fine[: columns // GROUP, flat].float()
         scale, zero = table.permute(2, 1, 0)[..., None]  # (n, groups, 1) each
-        values = (codes.view(len(flat), -1, GROUP).float() - 8) * scale + zero
-        return values.view(len(flat), self.planes, -1).sum(1).to(dtype).view(*index.shape, self.shape[1])
+        values = (codes.view(len(flat), columns // GROUP, GROUP).float() - 8) * scale + zero
+        return values.view(len(flat), self.planes, width).sum(1).to(dtype).view(*index.shape, width)
 
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The whole matrix expanded: (N, K)."""
@@ -191,7 +195,7 @@ class NibbleMatrix:
 
 def concatenate(parts: Sequence[NibbleMatrix]) -> NibbleMatrix | None:
     """The rows of several matrices as one; None where one has padding or they differ in layout or device."""
-    first = parts[0]
+    first, fines = parts[0], [p.fine for p in parts if p.fine is not None]
     alike = {(p.shape[1], p.planes, p.fine is None, p.codes.device) for p in parts}
     if len(alike) != 1 or any(p.shape[0] % 64 for p in parts):
         return None
@@ -199,7 +203,7 @@ def concatenate(parts: Sequence[NibbleMatrix]) -> NibbleMatrix | None:
         first,
         codes=torch.cat([p.codes for p in parts]),
         scales=torch.cat([p.scales for p in parts], 1),
-        fine=None if first.fine is None else torch.cat([p.fine for p in parts], 1),
+        fine=torch.cat(fines, 1) if fines else None,
         shape=(sum(p.shape[0] for p in parts), first.shape[1]),
     )
 

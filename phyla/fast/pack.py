@@ -1,10 +1,11 @@
 """Maps that read the same stream as one product: q, k, v of attention and gate, up of a feed-forward.
 
-The parts stay where they are (`attn.q.weight`, sites, names in files): their weights become views of one tensor.
+The parts stay where they are (`attn.q.weight`, sites, public names); their weights become views of one.
 """
 
 from collections.abc import Sequence
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from phyla.blocks.linear import Linear
 from phyla.blocks.matmul import linear
 from phyla.fast.nibbles import NibbleMatrix, concatenate
 from phyla.fast.packed import PackedLinear
+
+Map = Linear | PackedLinear
 
 
 def pack(model: nn.Module) -> nn.Module:
@@ -36,7 +39,7 @@ class Joined:
     No module: its maps are registered where they belong, and this only looks at them.
     """
 
-    def __init__(self, maps: Sequence[nn.Module]) -> None:
+    def __init__(self, maps: Sequence[Map]) -> None:
         self.maps = tuple(maps)
         self.sizes = [m.out_features for m in maps]
 
@@ -79,22 +82,26 @@ class _JoinedPacked(Joined):
     def __init__(self, maps: Sequence[PackedLinear], matrix: NibbleMatrix) -> None:
         super().__init__(maps)
         self.matrix = matrix
-        self.views = [m.packed.codes for m in maps]
+        self.packed = [m.packed for m in maps]
+        self.views = [weight.codes for weight in self.packed]
 
     def product(self, x: Tensor) -> Tensor:
         return self.matrix.matmul(x.reshape(-1, self.matrix.shape[1])).view(*x.shape[:-1], -1)
 
     def whole(self) -> bool:
-        return all(m.packed.codes is view for m, view in zip(self.maps, self.views, strict=True))
+        return all(weight.codes is view for weight, view in zip(self.packed, self.views, strict=True))
 
 
-def join(maps: Sequence[nn.Module]) -> Joined | None:
+def join(maps: Sequence[Map]) -> Joined | None:
     """The maps joined, or None where they differ in kind, input, dtype or device, or are one and the same."""
-    if len({(type(m), m.in_features) for m in maps}) != 1 or len({id(m) for m in maps}) != len(maps):
+    if len({m.in_features for m in maps}) != 1 or len({id(m) for m in maps}) != len(maps):
         return None
-    if type(maps[0]) is Linear:
-        return _join_dense(maps)
-    return _join_packed(maps) if type(maps[0]) is PackedLinear else None
+    # Subclasses may compute something else.
+    dense = [m for m in maps if type(m) is Linear]
+    if len(dense) == len(maps):
+        return _join_dense(dense)
+    packed = [m for m in maps if type(m) is PackedLinear]
+    return _join_packed(packed) if len(packed) == len(maps) else None
 
 
 def _join_dense(maps: Sequence[Linear]) -> Joined | None:
@@ -118,7 +125,8 @@ def _join_packed(maps: Sequence[PackedLinear]) -> Joined | None:
     return _JoinedPacked(maps, whole)
 
 
-def _finish(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+def _finish(m: Map, x: Tensor, y: Tensor) -> Tensor:
     if m.bias is not None:
         y = y + m.bias
-    return y if m.site is None else m.site(x, y, m)
+    site: Any = m.site
+    return y if site is None else site(x, y, m)

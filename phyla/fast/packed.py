@@ -13,8 +13,12 @@ from phyla.fast.nibbles import NibbleMatrix
 class PackedWeight(nn.Module):
     """A quantised matrix (N, K) as buffers, so that it moves with its model; several modules may share one.
 
-    exact: float32 inputs get float32 products, in three passes; otherwise one pass of bfloat16, sums in float32.
+    exact: float32 inputs get float32 products, in three passes; otherwise one bfloat16 pass, sums in float32.
     """
+
+    codes: Tensor
+    scales: Tensor
+    fine: Tensor | None
 
     def __init__(self, matrix: NibbleMatrix) -> None:
         super().__init__()
@@ -57,9 +61,10 @@ class PackedWeight(nn.Module):
 
 
 class PackedLinear(nn.Module):
-    """y = x W^T + b with a quantised W and the site of a Linear. x (..., in), y (..., out); W gets no gradient."""
+    """y = x W^T + b with a quantised W that gets no gradient, and the site. x (..., in), y (..., out)."""
 
     site_kind = "linear"
+    site: nn.Module | None
 
     def __init__(self, weight: PackedWeight, bias: Tensor | None = None) -> None:
         super().__init__()
@@ -87,6 +92,8 @@ class PackedLinear(nn.Module):
 
 class PackedTokens(nn.Module):
     """A quantised table of token vectors, (V, width); give its `packed` to a PackedLinear for a tied head."""
+
+    like: Tensor
 
     def __init__(
         self, weight: PackedWeight, dtype: torch.dtype = torch.float32, padding: int | None = None

@@ -137,7 +137,7 @@ def _with_beams(forward: Forward, task: Task, beams: BeamSettings, mode: Any) ->
     with mode:
         found = beam_search(forward, task, beams)
     given = task.given.repeat_interleave(beams.returned, dim=0)
-    sequences = torch.cat([given, found.ids[:, task.start :].clone()], dim=1)
+    sequences = torch.cat([given, found.ids[:, task.start :]], dim=1)
     if task.record is None:
         return sequences
     fields = {"beam_indices": found.origin}

@@ -33,7 +33,7 @@ def softmax_loss(scores: Tensor) -> Tensor:
 
 
 def sigmoid_loss(scores: Tensor) -> Tensor:
-    """Every pair is a yes-or-no question of its own (Zhai et al. 2023, arXiv:2303.15343, algorithm 1). scores (B, B)."""
+    """Every pair is a question of its own (Zhai et al. 2023, arXiv:2303.15343). scores (B, B)."""
     signs = 2 * torch.eye(len(scores), device=scores.device, dtype=scores.dtype) - 1
     return -F.logsigmoid(signs * scores).sum(-1).mean()
 
@@ -78,9 +78,9 @@ class _Contrast(HeadModule):
 class Contrast(Head):
     """Compares texts with images: the public dual models.
 
-    text, other: config -> the projection of a tower's vector, or None. on: "pool" or the "first" state. scale: config
-    -> start of the logarithm of the scores' factor. bias: config -> start of a number added to the scores, or None.
-    modality: name of the other tower, in public outputs too. loss: "softmax" or "sigmoid".
+    text, other: config -> the projection of a tower's vector, or None. on: "pool" or the "first" state.
+    scale: config -> start of the logarithm of the scores' factor. bias: config -> start of a number added to
+    the scores, or None. modality: name of the other tower, in public outputs too. loss: "softmax" or "sigmoid".
     """
 
     task: ClassVar[str] = "base-model"

@@ -29,10 +29,6 @@ ACTIVATIONS: dict[str, Step] = {
     "SiLU": F.silu,
     "Sigmoid": torch.sigmoid,
 }
-ENCODER_CONFIGS = tuple(
-    f"sentence_{name}_config.json"
-    for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlnet")
-) + ("sentence_xlm-roberta_config.json",)
 
 
 @dataclass
@@ -286,11 +282,9 @@ def read_step(kind: str, folder: Path, model: Any) -> Step:
 
 
 def encoder_settings(folder: Path) -> dict[str, Any]:
-    """The first of the public files that hold the greatest length and the lower-casing."""
-    for name in ENCODER_CONFIGS:
-        if settings := optional_json(folder / name):
-            return settings
-    return {}
+    """Greatest length and lower-casing, from `sentence_*_config.json` (* is the kind of encoder)."""
+    found = sorted(folder.glob("sentence_*_config.json")) if folder.is_dir() else []
+    return read_json(found[0]) if found else {}
 
 
 def optional_json(path: Path) -> dict[str, Any]:

@@ -8,11 +8,12 @@ from phyla.errors import ArgumentError, TokenizerInputError
 from . import layout as layouts
 from .batch import BatchEncoding, framework_of, is_mapping, to_python
 from .strategy import PaddingStrategy, TruncationStrategy, resolve
+from .tokens import SpecialTokens
 
 log = logging.getLogger(__name__)
 
 
-class Assembly:
+class Assembly(SpecialTokens):
     """The part of a tokenizer that puts ids together; it needs no text."""
 
     layout = layouts.Layout()
@@ -35,7 +36,9 @@ class Assembly:
         token_ids_1: list[int] | None = None,
         already_has_special_tokens: bool = False,
     ) -> list[int]:
-        """1 for special tokens, 0 for others, along `build_inputs_with_special_tokens` or the ids as given."""
+        """1 for special tokens, 0 for others, along `build_inputs_with_special_tokens` or the ids as
+        given.
+        """
         if already_has_special_tokens:
             if token_ids_1 is not None:
                 raise ArgumentError("with already_has_special_tokens=True give one list of ids, not two")
@@ -172,14 +175,15 @@ class Assembly:
             )
         if overflow and plan.truncation is TruncationStrategy.LONGEST_FIRST and pair_ids is not None:
             raise TokenizerInputError(
-                "overflowing tokens of a pair cut longest_first are not defined: use only_first or only_second"
+                "overflowing tokens of a pair cut longest_first are not defined:"
+                " use only_first or only_second"
             )
         total = (
             len(ids)
             + len(pair_ids or ())
             + (self.num_special_tokens_to_add(pair_ids is not None) if add_special else 0)
         )
-        cut = []
+        cut: list[int] = []
         if (
             plan.truncation is not TruncationStrategy.DO_NOT_TRUNCATE
             and plan.max_length
@@ -188,7 +192,7 @@ class Assembly:
             ids, pair_ids, cut = self.truncate_sequences(
                 ids, pair_ids, total - plan.max_length, plan.truncation, stride
             )
-        inputs = {}
+        inputs: dict = {}
         if overflow:
             inputs["overflowing_tokens"] = cut
             inputs["num_truncated_tokens"] = total - plan.max_length if plan.max_length is not None else 0
@@ -232,15 +236,13 @@ class Assembly:
         if isinstance(encoded_inputs, (list, tuple)):
             if not encoded_inputs or not is_mapping(encoded_inputs[0]):
                 raise TokenizerInputError("pad wants a dictionary of inputs or a list of such dictionaries")
-            encoded_inputs = {
-                key: [example[key] for example in encoded_inputs] for key in encoded_inputs[0].keys()
-            }
+            encoded_inputs = {key: [example[key] for example in encoded_inputs] for key in encoded_inputs[0]}
         main = self.model_input_names[0]
         if main not in encoded_inputs:
             raise TokenizerInputError(
                 f"pad wants inputs with {main!r}, but got {list(encoded_inputs.keys())}"
             )
-        inputs = {key: encoded_inputs[key] for key in encoded_inputs.keys()}
+        inputs = {key: encoded_inputs[key] for key in encoded_inputs}
         required = inputs[main]
         if required is None or (isinstance(required, Sized) and len(required) == 0):
             if return_attention_mask:

@@ -3,6 +3,7 @@
 import importlib
 import logging
 from pathlib import Path
+from typing import Any
 
 from phyla.errors import ArgumentError, TokenizerFileError, nearest
 
@@ -16,7 +17,7 @@ _ALIASES = {"TokenizersBackend": _GENERIC}  # the name that Transformers 5 write
 _registered: dict[str, tuple[type | None, type | None]] = {}
 
 
-def class_named(name: str | None) -> type | None:
+def class_named(name: str | None) -> Any:
     """The tokenizer class of a public name that is registered or that phyla has, else None."""
     from .._names import NAMES
 
@@ -42,7 +43,9 @@ def _is_public(name: str) -> bool:
 
 
 class AutoTokenizer:
-    """Finds the class in tokenizer_config.json, else by the model_type of config.json; makes nothing itself."""
+    """Finds the class in tokenizer_config.json, else by the model_type of config.json; makes nothing
+    itself.
+    """
 
     def __init__(self):
         raise ArgumentError("AutoTokenizer is not made directly: use AutoTokenizer.from_pretrained(source)")
@@ -90,7 +93,7 @@ class AutoTokenizer:
         return chosen._from_path(found, name, inputs, settings)
 
     @classmethod
-    def _choose(cls, found: Path, tokenizer_type, config, use_fast: bool) -> type:
+    def _choose(cls, found: Path, tokenizer_type, config, use_fast: bool) -> Any:
         folder = found if found.is_dir() else found.parent
         if tokenizer_type is not None:
             if tokenizer_type not in TOKENIZER_NAMES:
@@ -117,12 +120,12 @@ class AutoTokenizer:
             return class_named(_GENERIC)
         hint = f" (its config.json says model_type {kind!r})" if kind else ""
         raise TokenizerFileError(
-            f"{folder} does not say which tokenizer it has{hint}: it needs {CONFIG_FILE} with `tokenizer_class`,"
-            f" config.json with a known `model_type`, or {TOKENIZER_FILE}"
+            f"{folder} does not say which tokenizer it has{hint}: it needs {CONFIG_FILE} with"
+            f" `tokenizer_class`, config.json with a known `model_type`, or {TOKENIZER_FILE}"
         )
 
     @classmethod
-    def _of_name(cls, name, origin: Path, folder: Path, use_fast: bool) -> type:
+    def _of_name(cls, name, origin: Path, folder: Path, use_fast: bool) -> Any:
         if not isinstance(name, str):
             raise TokenizerFileError(f"{origin}: tokenizer_class must be a string, but is {name!r}")
         found = class_named(f"{name}Fast") if use_fast and not name.endswith("Fast") else None
@@ -140,10 +143,10 @@ class AutoTokenizer:
         )
 
     @classmethod
-    def _of_type(cls, kind: str, folder: Path, use_fast: bool) -> type:
+    def _of_type(cls, kind: str, folder: Path, use_fast: bool) -> Any:
         if kind in _registered:
-            slow, fast = _registered[kind]
-            return fast if fast is not None and (use_fast or slow is None) else slow
+            python, rust = _registered[kind]
+            return rust if rust is not None and (use_fast or python is None) else python
         slow, fast = TOKENIZER_NAMES[kind]
         name = fast if fast is not None and (use_fast or slow is None) else slow
         found = class_named(name) or class_named(slow) or class_named(fast)

@@ -1,4 +1,6 @@
-"""Which tokenizer belongs to which public model_type: the name without `Tokenizer`, and which forms it has."""
+"""Which tokenizer belongs to which public model_type: the name without `Tokenizer`, and which forms it
+has.
+"""
 
 # model_type: (Python class or None, Rust class or None)
 TOKENIZER_NAMES: dict[str, tuple[str | None, str | None]] = {

@@ -264,11 +264,11 @@ def prefixed_pieces(owner, settings: dict) -> Tokenizer:
     prefix = settings.get("add_prefix_space") is not False
     legacy = settings.get("legacy") is not False
     if legacy:
-        steps = [normalizers.Prepend(SPACE)] if prefix else []
-        backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
+        before = [normalizers.Prepend(SPACE)] if prefix else []
+        backend.normalizer = normalizers.Sequence([*before, normalizers.Replace(" ", SPACE)])
     else:
         backend.pre_tokenizer = metaspace("first" if prefix else "never", split=False)
-    steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    steps: list = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     backend.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefix else steps)
     backend.add_tokens([AddedToken(text, normalized=False, special=True) for text in texts if text in vocab])
     return backend

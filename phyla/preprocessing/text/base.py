@@ -10,7 +10,7 @@ from .batch import BatchEncoding, to_python
 from .chatting import ChatTemplates
 from .files import TokenizerFiles
 from .strategy import UNBOUNDED, Plan
-from .tokens import SpecialTokens, TokenIdError
+from .tokens import TokenIdError
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ _CLEANUPS = (
 )
 
 
-class PreTrainedTokenizerBase(SpecialTokens, Assembly, ChatTemplates, TokenizerFiles):
+class PreTrainedTokenizerBase(Assembly, ChatTemplates, TokenizerFiles):
     """What Python ("slow") and Rust ("fast") tokenizers share; all keyword settings survive a save.
 
     Settings: `model_max_length`, `padding_side`, `truncation_side`, `model_input_names`,
@@ -150,7 +150,7 @@ class PreTrainedTokenizerBase(SpecialTokens, Assembly, ChatTemplates, TokenizerF
                 target = self._call_one(text_target, text_pair_target, options)
             finally:
                 self._switch_to_input_mode()
-        if encodings is None:
+        if encodings is None and target is not None:
             return target
         if target is not None:
             encodings["labels"] = target["input_ids"]
@@ -383,8 +383,9 @@ class PreTrainedTokenizerBase(SpecialTokens, Assembly, ChatTemplates, TokenizerF
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}(name_or_path={self.name_or_path!r}, vocab_size={self.vocab_size},"
-            f" model_max_length={self.model_max_length}, is_fast={self.is_fast}, padding_side={self.padding_side!r},"
-            f" truncation_side={self.truncation_side!r}, special_tokens={self.special_tokens_map})"
+            f" model_max_length={self.model_max_length}, is_fast={self.is_fast},"
+            f" padding_side={self.padding_side!r}, truncation_side={self.truncation_side!r},"
+            f" special_tokens={self.special_tokens_map})"
         )
 
 
@@ -407,7 +408,9 @@ def _short(value) -> str:
 
 
 def check_texts(value, name: str) -> None:
-    """Raise TokenizerInputError unless `value` is a string, a list of strings, or a list of lists of strings."""
+    """Raise TokenizerInputError unless `value` is a string, a list of strings, or a list of lists of
+    strings.
+    """
     if isinstance(value, str):
         return
     if not isinstance(value, (list, tuple)):

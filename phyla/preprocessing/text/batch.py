@@ -22,7 +22,9 @@ class TokenSpan(NamedTuple):
 
 
 def framework_of(value) -> str | None:
-    """The short name of the library an array comes from ("pt", "np", "tf", "jax"), or None for plain Python."""
+    """The short name of the library an array comes from ("pt", "np", "tf", "jax"), or None for plain
+    Python.
+    """
     root = type(value).__module__.split(".")[0]
     return {"torch": "pt", "numpy": "np", "tensorflow": "tf", "jax": "jax", "jaxlib": "jax"}.get(root)
 
@@ -231,7 +233,9 @@ class BatchEncoding(UserDict):
         return encoding.char_to_word(index, sequence_index)
 
     def convert_to_tensors(self, tensor_type=None, prepend_batch_axis: bool = False) -> "BatchEncoding":
-        """Turn every input into an array of `tensor_type`, in place; a batch axis is put before where asked."""
+        """Turn every input into an array of `tensor_type`, in place; a batch axis is put before where
+        asked.
+        """
         if tensor_type is None:
             return self
         make = converter(tensor_type)

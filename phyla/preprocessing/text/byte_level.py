@@ -1,4 +1,6 @@
-"""Byte-level BPE in Python (GPT-2, RoBERTa, BART, Qwen2, CLIP, ...): the pieces are cut by Rust, merged here."""
+"""Byte-level BPE in Python (GPT-2, RoBERTa, BART, Qwen2, CLIP, ...): the pieces are cut by Rust,
+merged here.
+"""
 
 import functools
 import heapq
@@ -15,7 +17,10 @@ from .table import FromTable
 from .wordpiece import read_lines
 
 WORD_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
-DIGIT_PATTERN = r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
+DIGIT_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 @functools.cache
@@ -106,7 +111,7 @@ class Merger:
         parts[-1] += self.suffix
         after = [*range(1, len(parts)), -1]
         before = list(range(-1, len(parts) - 1))
-        queue = []
+        queue: list[tuple[int, int, str, str]] = []
 
         def offer(left: int) -> None:
             right = after[left]
@@ -123,25 +128,25 @@ class Merger:
             if right == -1 or parts[left] != first or parts[right] != second:
                 continue  # one side was merged since
             parts[left] += parts[right]
-            parts[right] = None
+            parts[right] = ""
             after[left] = after[right]
             if after[right] != -1:
                 before[after[right]] = left
             if before[left] != -1:
                 offer(before[left])
             offer(left)
-        return [part for part in parts if part is not None]
+        return [part for part in parts if part]
 
 
 class PythonByteLevel(FromTable, PreTrainedTokenizer):
     """GPT-2's tokenizer in Python, and those that cut texts otherwise."""
 
-    call_options = ("add_prefix_space",)
+    call_options: tuple[str, ...] = ("add_prefix_space",)
     pattern = WORD_PATTERN
     suffix = ""
     prefix_always = True
 
-    def _load(self, settings: dict) -> None:
+    def _load(self, settings: dict, given: dict) -> None:
         vocab_file, merges_file = settings.get("vocab_file"), settings.get("merges_file")
         if vocab_file is None or merges_file is None:
             raise TokenizerFileError(
@@ -217,5 +222,14 @@ class PythonComposedByteLevel(PythonByteLevel):
         """Compose the text (NFC)."""
         return unicodedata.normalize("NFC", text), options
 
-    def _decode(self, *args, spaces_between_special_tokens: bool = False, **options) -> str:
-        return super()._decode(*args, spaces_between_special_tokens=spaces_between_special_tokens, **options)
+    def _decode(
+        self,
+        token_ids,
+        skip_special_tokens=False,
+        clean_up_tokenization_spaces=None,
+        spaces_between_special_tokens=False,
+        use_source_tokenizer=False,
+    ) -> str:
+        return super()._decode(
+            token_ids, skip_special_tokens, clean_up_tokenization_spaces, spaces_between_special_tokens
+        )

@@ -1,4 +1,4 @@
-"""The character map of SentencePiece models (a double-array trie and the texts it points to), checked before Rust code runs it."""
+"""The character map of SentencePiece models: a double-array trie and the texts it points to."""
 
 import struct
 
@@ -8,7 +8,7 @@ from phyla.errors import TokenizerFileError
 
 
 def charsmap_normalizer(charsmap: bytes, where: str = "the SentencePiece model") -> normalizers.Precompiled:
-    """The normaliser of a SentencePiece character map (a double-array trie, then its texts), checked in full first.
+    """The normaliser of a SentencePiece character map, checked in full first.
 
     The Rust code behind it aborts on indices that point outside; raises TokenizerFileError naming `where`.
     """

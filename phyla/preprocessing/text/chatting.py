@@ -5,11 +5,13 @@ import re
 
 from phyla.errors import ArgumentError, TemplateError
 
+from .tokens import SpecialTokens
+
 log = logging.getLogger(__name__)
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
-class ChatTemplates:
+class ChatTemplates(SpecialTokens):
     """The part of a tokenizer that knows its chat templates."""
 
     @staticmethod
@@ -108,7 +110,7 @@ class ChatTemplates:
             spans.append(assistant)
         if not tokenize:
             return texts if batched else texts[0]
-        inputs = self(
+        inputs = self.__call__(
             texts if batched else texts[0],
             padding=padding,
             truncation=truncation,

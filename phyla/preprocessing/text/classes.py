@@ -2,6 +2,8 @@
 `<Name>TokenizerFast` on Rust.
 """
 
+from collections.abc import Callable
+
 from . import backends
 from .byte_level import PythonByteLevel, PythonComposedByteLevel
 from .fast import PreTrainedTokenizerFast
@@ -20,21 +22,21 @@ __all__ = ["BasicTokenizer", "PreTrainedTokenizer", "PreTrainedTokenizerFast", "
 class TableFast(FromTable, PreTrainedTokenizerFast):
     """A fast tokenizer of the table."""
 
-    build = None
-    settle = None
+    build: Callable | None = None
+    settle: Callable | None = None
 
     def _load(self, settings: dict, given: dict) -> None:
         """Hook: complete the settings before the pipeline is read or built."""
 
     def _build_backend(self, settings: dict):
-        if type(self).build is None:
-            return super()._build_backend({})
-        return type(self).build(self, settings)
+        build = type(self).build
+        return super()._build_backend({}) if build is None else build(self, settings)
 
     def _settle(self, settings: dict) -> None:
         super()._settle(settings)
-        if type(self).settle is not None:
-            type(self).settle(self, settings, settings)
+        settle = type(self).settle
+        if settle is not None:
+            settle(self, settings, settings)
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
         """Write the vocabulary files of the slow class to a folder; returns their paths."""
@@ -48,7 +50,7 @@ class TableFast(FromTable, PreTrainedTokenizerFast):
         return self._copy_vocabulary(Path(save_directory), prefix, ["vocab_file"])
 
 
-class CopiesModel:
+class CopiesModel(TableFast):
     """Fast tokenizers whose vocabulary file can only be copied, so only while it is there."""
 
     @property
@@ -57,7 +59,7 @@ class CopiesModel:
         return backends.file_exists(self)
 
 
-class Switches:
+class Switches(TableFast):
     """`add_bos_token` and `add_eos_token` can be set at any time."""
 
     def __setattr__(self, name, value):
@@ -84,7 +86,7 @@ def _rebuild_if_asked(self, settings: dict, given: dict) -> None:
         settings["from_slow"] = True
 
 
-class FastPrefixedPieces(Switches, CopiesModel, TableFast):
+class FastPrefixedPieces(Switches, CopiesModel):
     """Llama on Rust."""
 
     build = staticmethod(backends.prefixed_pieces)
@@ -92,14 +94,14 @@ class FastPrefixedPieces(Switches, CopiesModel, TableFast):
     _load = _rebuild_if_asked
 
 
-class FastPlainPieces(Switches, CopiesModel, TableFast):
+class FastPlainPieces(Switches, CopiesModel):
     """Gemma on Rust."""
 
     build = staticmethod(backends.plain_pieces)
     settle = staticmethod(backends.settle_template)
 
 
-class FastSentinelPieces(CopiesModel, TableFast):
+class FastSentinelPieces(CopiesModel):
     """T5 on Rust."""
 
     build = staticmethod(backends.sentinel_pieces)
@@ -125,7 +127,7 @@ class FastByteLevel(TableFast):
     build = staticmethod(backends.byte_level_pipeline)
 
 
-class FastSwitchedByteLevel(Switches, TableFast):
+class FastSwitchedByteLevel(Switches):
     """GPT-NeoX on Rust."""
 
     build = staticmethod(backends.byte_level_pipeline)

@@ -6,7 +6,9 @@ from .base import PreTrainedTokenizerBase
 
 
 def first_parts(self, completion: str, truncate_before_pattern: list[str]) -> str:
-    """The completion before its second `print`, its second `def`, and the first match of any of the patterns."""
+    """The completion before its second `print`, its second `def`, and the first match of any of the
+    patterns.
+    """
     for keyword in ("print", "def"):
         starts = [match.start() for match in re.finditer(f"^{keyword}", completion, re.MULTILINE)]
         if len(starts) > 1:

@@ -78,11 +78,11 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
 
     def _add_missing(self, added: dict[int, AddedToken]) -> None:
         """Give the Rust tokenizer the added tokens of the settings and all special tokens."""
-        tokens = [token for _, token in sorted(added.items())]
+        tokens: list = [token for _, token in sorted(added.items())]
         names = {*self.added_tokens_encoder, *map(str, tokens)}
         tokens += [token for token in self.all_special_tokens_extended if str(token) not in names]
         special = set(self.all_special_tokens)
-        ready = []
+        ready: list[AddedToken] = []
         for token in tokens:
             is_special = str(token) in special or getattr(token, "special", False)
             if isinstance(token, str):
@@ -149,7 +149,7 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
         """Text to id of every token."""
         vocab = self._tokenizer.get_vocab(with_added_tokens=True)
         for index, text in self._renamed().items():
-            vocab.pop(self._tokenizer.id_to_token(index), None)
+            vocab.pop(str(self._tokenizer.id_to_token(index)), None)
             vocab[text] = index
         return vocab
 
@@ -248,7 +248,8 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
     def _batch_encode_plus(self, batch, options: CallOptions) -> BatchEncoding:
         if options.is_split_into_words and self.words_need_prefix_space and not self.add_prefix_space:
             raise TokenizerInputError(
-                f"is_split_into_words needs add_prefix_space=True with {type(self).__name__}: set it when you load"
+                f"is_split_into_words needs add_prefix_space=True with {type(self).__name__}:"
+                " set it when you load"
             )
         self._set_lengths(options)
         split = (
@@ -277,7 +278,7 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
             rows = {self.model_input_names[0]: []}
         if options.return_overflowing_tokens:
             rows["overflow_to_sample_mapping"] = source
-        for row in rows[self.model_input_names[0]] if self.model_input_names[0] in rows else ():
+        for row in rows.get(self.model_input_names[0], ()):
             self._warn_if_long(row, options.max_length)
         return BatchEncoding(rows, flat, tensor_type=options.return_tensors)
 

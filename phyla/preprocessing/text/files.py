@@ -7,7 +7,7 @@ from pathlib import Path
 from phyla.errors import MissingFileError, TokenizerFileError
 
 from .jsonfile import read_json, read_text, write_json, write_text
-from .tokens import ALL_ROLES, LIST_ROLE, AddedToken, as_plain, from_plain, token_state
+from .tokens import ALL_ROLES, LIST_ROLE, AddedToken, SpecialTokens, as_plain, from_plain, token_state
 
 CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_FILE = "special_tokens_map.json"
@@ -116,13 +116,14 @@ def read_added_tokens(folder: Path, settings: dict, given: dict, with_json: bool
         for index, token in added.items():
             if names.setdefault(token.content, index) != index:
                 raise TokenizerFileError(
-                    f"{path}: added_tokens_decoder gives {token.content!r} two ids, {names[token.content]} and {index}"
+                    f"{path}: added_tokens_decoder gives {token.content!r} two ids,"
+                    f" {names[token.content]} and {index}"
                 )
     else:
         if (folder / SPECIAL_FILE).is_file():
             _read_special_map(folder / SPECIAL_FILE, settings, given)
         if (folder / ADDED_FILE).is_file():
-            special = set()
+            special: set[str] = set()
             for role in ALL_ROLES:
                 value = settings.get(role)
                 special.update(
@@ -172,12 +173,17 @@ def _read_special_map(path: Path, settings: dict, given: dict) -> None:
         settings[role] = value
 
 
-class TokenizerFiles:
+class TokenizerFiles(SpecialTokens):
     """The part of a tokenizer that reads and writes folders."""
 
+    is_fast = False
     vocab_files_names: dict[str, str] = {}
     slow_tokenizer_class = None
-    can_save_slow_tokenizer = True
+
+    @property
+    def can_save_slow_tokenizer(self) -> bool:
+        """Whether the vocabulary files of the Python class can be written."""
+        return True
 
     @classmethod
     def from_pretrained(

@@ -1,11 +1,12 @@
 """Public tokenizer objects from GGUF files."""
 
 from pathlib import Path
+from typing import Any
 
 from .fast import PreTrainedTokenizerFast
 
 
-def load_gguf(path: Path, name: str, given: dict, cls: type | None) -> PreTrainedTokenizerFast:
+def load_gguf(path: Path, name: str, given: dict, cls: Any) -> PreTrainedTokenizerFast:
     """The tokenizer in a GGUF file as `cls`, or as the class that its metadata names where `cls` is None or
     in Python.
     """

@@ -62,14 +62,15 @@ _CLASSES = {
 def from_gguf(
     source: str | os.PathLike | GGUFHeader, pre_tokenizer: str | None = None
 ) -> tuple[Tokenizer, dict[str, object]]:
-    """The tokenizer of a GGUF file, given by path or by its header, and what tokenizer_config.json would say about it.
+    """The tokenizer of a GGUF file (by path or header) and what tokenizer_config.json would say about it.
 
-    `pre_tokenizer` stands in for the name that a byte-level file gives ("gpt-2" does what Transformers 4.50 does with llama files,
-    which cuts numbers otherwise than the model was trained with).
+    `pre_tokenizer` stands in for the name that a byte-level file gives ("gpt-2" does what Transformers 4.50
+    does with llama files, which cuts numbers otherwise than the model was trained with).
 
-    The second value has the special tokens by public name, `add_bos_token`, `add_eos_token`, `chat_template` (a string, or a list of
-    named ones), `model_max_length`, `additional_special_tokens` and `tokenizer_class`. Tensor data is not touched.
-    Raises MissingFileError, CorruptFileError, or TokenizerFileError naming the file and the key.
+    The second value has the special tokens by public name, `add_bos_token`, `add_eos_token`, `chat_template`
+    (a string, or a list of named ones), `model_max_length`, `additional_special_tokens` and
+    `tokenizer_class`. Tensor data is not touched. Raises MissingFileError, CorruptFileError, or
+    TokenizerFileError naming the file and the key.
     """
     header = source if isinstance(source, GGUFHeader) else read_header(Path(source))
     fields = _Fields(header)
@@ -127,7 +128,8 @@ class _Fields:
         for key, values in (("token_type", self.types), ("scores", self.scores)):
             if values and len(values) < len(self.tokens):
                 raise TokenizerFileError(
-                    f"{self.where}: tokenizer.ggml.{key} has {len(values)} entries for {len(self.tokens)} tokens"
+                    f"{self.where}: tokenizer.ggml.{key} has {len(values)} entries for {len(self.tokens)} "
+                    "tokens"
                 )
 
     def special_id(self, key: str) -> int | None:
@@ -140,7 +142,7 @@ class _Fields:
         return None if number is None else self.word(self.tokens[number])
 
     def word(self, token: str) -> str:
-        """A token as texts spell it: BERT files mark the start of words, also in names that are not in brackets."""
+        """A token as texts spell it: BERT files mark the start of words, also of names without brackets."""
         return token[1:] if self.kind == "bert" and token.startswith(SPACE) else token
 
     def kinds(self) -> list[PieceType]:
@@ -267,7 +269,7 @@ def _wordpiece(fields: _Fields) -> Tokenizer:
 
 
 def _add_named_tokens(tokenizer: Tokenizer, fields: _Fields) -> None:
-    """Make control and user-defined tokens match in texts, with the stripping that some files leave unsaid."""
+    """Make control and user-defined tokens match in texts, with stripping that some files leave unsaid."""
     kinds = fields.kinds()
     mask = fields.token("mask_token_id")
     named = {fields.token(key) for key in _SPECIAL_IDS} - {None}

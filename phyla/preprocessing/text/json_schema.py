@@ -1,4 +1,4 @@
-"""Tools for chat templates: a JSON schema from a Python function's type hints and its Google-style docstring."""
+"""Tools for chat templates: a JSON schema from a function's type hints and its Google-style docstring."""
 
 import inspect
 import json
@@ -19,8 +19,9 @@ _CHOICES = re.compile(r"\(choices:\s*(.*?)\)\s*$", re.IGNORECASE | re.DOTALL)
 def get_json_schema(func) -> dict:
     """The tool description of a function, in the form that chat templates take.
 
-    Every parameter needs a type hint and a line under `Args:` in the docstring; a line that ends in `(choices: ["a", "b"])` gives the
-    values allowed. Raises ArgumentError naming the function and the parameter.
+    Every parameter needs a type hint and a line under `Args:` in the docstring; a line that ends in
+    `(choices: ["a", "b"])` gives the values allowed. Raises ArgumentError naming the function and the
+    parameter.
     """
     name = getattr(func, "__name__", type(func).__name__)
     doc = inspect.getdoc(func)

@@ -53,6 +53,9 @@ class Layout(NamedTuple):
         return [p for p in parse(line) if not p.optional or getattr(tokenizer, f"add_{p.name}_token", False)]
 
 
+PLAIN = Layout()
+
+
 def token_of(tokenizer, name: str) -> str | None:
     """The text of a special token named in a layout."""
     return name if name.startswith(("<", "[")) else getattr(tokenizer, f"{name}_token")
@@ -66,10 +69,10 @@ def id_of(tokenizer, name: str) -> int | None:
 
 def build(tokenizer, layout: Layout, first: list[int], second: list[int] | None) -> list[int]:
     """Token ids of one sequence or a pair with the special tokens around them."""
-    ids = []
+    ids: list = []
     for place in layout.places(tokenizer, second is not None):
         if place.is_sequence:
-            ids += first if place.name == "A" else second
+            ids += first if place.name == "A" else second or []
         else:
             ids.append(id_of(tokenizer, place.name))
     return ids
@@ -79,7 +82,7 @@ def special_mask(tokenizer, layout: Layout, first: list[int], second: list[int] 
     """1 for special tokens and 0 for the sequences, along what `build` gives."""
     mask = []
     for place in layout.places(tokenizer, second is not None):
-        mask += [0] * len(first if place.name == "A" else second) if place.is_sequence else [1]
+        mask += [0] * len(first if place.name == "A" else second or []) if place.is_sequence else [1]
     return mask
 
 
@@ -90,7 +93,7 @@ def token_types(tokenizer, layout: Layout, first: list[int], second: list[int] |
     types = []
     for place in layout.places(tokenizer, second is not None):
         kind = 0 if layout.types == "zeros" else place.type
-        types += [kind] * (len(first if place.name == "A" else second) if place.is_sequence else 1)
+        types += [kind] * (len(first if place.name == "A" else second or []) if place.is_sequence else 1)
     return types
 
 

@@ -7,7 +7,9 @@ def with_tools(self, conversation, tools: list[dict], **options):
 
 
 def grounded(self, conversation, documents: list[dict], citation_mode: str = "accurate", **options):
-    """`apply_chat_template` with the template "rag", documents and how they are cited ("accurate" or "fast")."""
+    """`apply_chat_template` with the template "rag", documents and how they are cited ("accurate" or
+    "fast").
+    """
     return self.apply_chat_template(
         conversation, chat_template="rag", documents=documents, citation_mode=citation_mode, **options
     )

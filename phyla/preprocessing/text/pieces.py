@@ -85,7 +85,9 @@ class PieceModel:
         return self.ids.get(piece, self.unk_id)
 
     def decode(self, pieces: list[str]) -> str:
-        """The text of pieces: bytes joined, blocks made spaces, the space that encoding put first taken off."""
+        """The text of pieces: bytes joined, blocks made spaces, the space that encoding put first
+        taken off.
+        """
         text, raw, seen = "", bytearray(), False
         for piece in pieces:
             index = self.ids.get(piece, self.unk_id)
@@ -123,7 +125,7 @@ def _bytes_text(raw: bytes) -> str:
 class PythonPieces(FromTable, PreTrainedTokenizer):
     """A SentencePiece tokenizer in Python whose ids are those of the model file."""
 
-    def _load(self, settings: dict) -> None:
+    def _load(self, settings: dict, given: dict) -> None:
         path = settings.get("vocab_file")
         if path is None:
             names = ", ".join(self.vocab_files_names.values())
@@ -141,7 +143,7 @@ class PythonPieces(FromTable, PreTrainedTokenizer):
     def get_vocab(self) -> dict[str, int]:
         """Text to id of every token."""
         if not hasattr(self, "_base_vocab"):
-            self._base_vocab = {self._convert_id_to_token(i): i for i in range(self.vocab_size)}
+            self._base_vocab = {str(self._convert_id_to_token(i)): i for i in range(self.vocab_size)}
         return {**self._base_vocab, **self._added_tokens_encoder}
 
     def _tokenize(self, text: str) -> list[str]:
@@ -155,7 +157,8 @@ class PythonPieces(FromTable, PreTrainedTokenizer):
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """The text of tokens; special tokens stand as they are."""
-        text, current = "", []
+        text = ""
+        current: list[str] = []
         special = set(self.all_special_tokens)
         for token in tokens:
             if token in special:
@@ -171,7 +174,7 @@ class PythonPieces(FromTable, PreTrainedTokenizer):
         return self._copy_vocabulary(Path(save_directory), prefix, ["vocab_file"])
 
 
-class PrefixByHand:
+class PrefixByHand(PythonPieces):
     """Llama's and T5's newer text handling: with `legacy=False` the space before a text is put here, once,
     not by SentencePiece, which would put one after every special token too.
     """
@@ -203,7 +206,7 @@ class PrefixByHand:
         return tokens[length:] if len(tokens) >= length else tokens
 
 
-class PythonPrefixedPieces(PrefixByHand, PythonPieces):
+class PythonPrefixedPieces(PrefixByHand):
     """Llama's tokenizer in Python."""
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
@@ -212,7 +215,8 @@ class PythonPrefixedPieces(PrefixByHand, PythonPieces):
         if tokens and tokens[0].startswith(SPACE) and self.add_prefix_space:
             tokens[0] = tokens[0][1:]
         special = set(self.all_special_tokens)
-        text, current, after_special = "", [], False
+        text, after_special = "", False
+        current: list[str] = []
         for i, token in enumerate(tokens):
             if token in special:
                 if not after_special and i and self.legacy:
@@ -232,7 +236,8 @@ class PythonPlainPieces(PythonPieces):
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """The text of tokens."""
-        text, current = "", []
+        text = ""
+        current: list[str] = []
         for token in tokens:
             if token in self._added_tokens_encoder:
                 text += self.sp_model.decode(current) + token
@@ -267,13 +272,13 @@ class PythonPlainPieces(PythonPieces):
         return (" " if spaces_between_special_tokens else "").join(parts).replace(SPACE, " ")
 
 
-class PythonSentinelPieces(PrefixByHand, PythonPieces):
+class PythonSentinelPieces(PrefixByHand):
     """T5's tokenizer in Python, with sentinel tokens `<extra_id_0>` ... counted down from the end of the
     vocabulary.
     """
 
-    def _load(self, settings: dict) -> None:
-        super()._load(settings)
+    def _load(self, settings: dict, given: dict) -> None:
+        super()._load(settings, given)
         from .sentinels import sentinel, with_sentinels
 
         names = with_sentinels(settings, type(self).__name__)
@@ -305,7 +310,8 @@ class PythonSentinelPieces(PrefixByHand, PythonPieces):
         if tokens and tokens[0].startswith(SPACE) and self.add_prefix_space:
             tokens[0] = tokens[0][1:]
         special = set(self.all_special_tokens)
-        text, current, after_special = "", [], False
+        text, after_special = "", False
+        current: list[str] = []
         for token in tokens:
             if token in special:
                 if not after_special:

@@ -1,7 +1,7 @@
-"""How the pre-tokenisers that GGUF files name (`tokenizer.ggml.pre`) cut text, as regular expressions applied one after the other.
+"""How the pre-tokenisers that GGUF files name (`tokenizer.ggml.pre`) cut text: regular expressions in turn.
 
-Facts from src/llama-vocab.cpp of llama.cpp and from the public tokenizer.json files; every match is a word of its own, and so is what
-lies between matches.
+Facts from src/llama-vocab.cpp of llama.cpp and from the public tokenizer.json files; every match is a word of
+its own, and so is what lies between matches.
 """
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -122,7 +122,8 @@ PATTERNS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(
         ("bailingmoe", "bailingmoe2", "llada-moe"),
         (
-            r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",
+            r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| "
+            r"?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",
         ),
     ),
     "seed-coder": (

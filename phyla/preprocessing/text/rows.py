@@ -10,17 +10,30 @@ _BPE = {"vocab_file": "vocab.json", "merges_file": "merges.txt"}
 _TYPED = ("input_ids", "token_type_ids", "attention_mask")
 
 _BERT_SPECIAL = {
-    "unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]",
-}  # fmt: skip
+    "unk_token": "[UNK]",
+    "sep_token": "[SEP]",
+    "pad_token": "[PAD]",
+    "cls_token": "[CLS]",
+    "mask_token": "[MASK]",
+}
 _BERT_SETTINGS = {
-    "do_lower_case": True, "do_basic_tokenize": True, "never_split": None, "tokenize_chinese_chars": True,
-    "strip_accents": None, "clean_up_tokenization_spaces": True,
-}  # fmt: skip
+    "do_lower_case": True,
+    "do_basic_tokenize": True,
+    "never_split": None,
+    "tokenize_chinese_chars": True,
+    "strip_accents": None,
+    "clean_up_tokenization_spaces": True,
+}
 _BERT_LAYOUT = Layout("cls A sep", "cls A sep B:1 sep:1", "layout")
 _ROBERTA_SPECIAL = {
-    "bos_token": "<s>", "eos_token": "</s>", "sep_token": "</s>", "cls_token": "<s>", "unk_token": "<unk>",
-    "pad_token": "<pad>", "mask_token": "<mask>",
-}  # fmt: skip
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "sep_token": "</s>",
+    "cls_token": "<s>",
+    "unk_token": "<unk>",
+    "pad_token": "<pad>",
+    "mask_token": "<mask>",
+}
 _ROBERTA_LAYOUT = Layout("cls A sep", "cls A sep sep B sep", "zeros")
 _END = "<|endoftext|>"
 _LLAMA_LAYOUT = Layout("bos? A eos?", "bos? A eos? bos?:1 B:1 eos?:1", "layout")
@@ -30,7 +43,9 @@ _CODE_ENDS = {"decode": decode_until, "truncate": first_parts}
 _COMMAND_TEMPLATES = {"apply_tool_use_template": with_tools, "apply_grounded_generation_template": grounded}
 
 
-def _bert(inputs=_TYPED, special=None, layout=_BERT_LAYOUT, clean=True, **more) -> Row:
+def _bert(
+    inputs: tuple[str, ...] = _TYPED, special: dict | None = None, layout=_BERT_LAYOUT, clean=True, **more
+) -> Row:
     settings = {**_BERT_SETTINGS, "clean_up_tokenization_spaces": clean}
     return Row(
         "word_piece", _VOCAB, {**_BERT_SPECIAL, **(special or {})}, layout, settings, inputs=inputs, **more
@@ -41,9 +56,14 @@ def _roberta(flags=None, prefix=False, kind="framed_byte_level", **more) -> Row:
     settings = {"errors": "replace", "add_prefix_space": prefix}
     more = {"layout": _ROBERTA_LAYOUT, "slow_class": {"prefix_always": False}, **more}
     return Row(
-        kind, _BPE, _ROBERTA_SPECIAL, settings=settings, fast={"trim_offsets": True},
-        flags={"*": {}, "mask_token": {"lstrip": True, "normalized": True}, **(flags or {})}, **more,
-    )  # fmt: skip
+        kind,
+        _BPE,
+        _ROBERTA_SPECIAL,
+        settings=settings,
+        fast={"trim_offsets": True},
+        flags={"*": {}, "mask_token": {"lstrip": True, "normalized": True}, **(flags or {})},
+        **more,
+    )
 
 
 ROWS: dict[str, Row] = {
@@ -60,25 +80,38 @@ ROWS: dict[str, Row] = {
     "RetriBert": _bert(("input_ids", "attention_mask"), clean=False),
     "SqueezeBert": _bert(),
     "Funnel": _bert(
-        special={"unk_token": "<unk>", "sep_token": "<sep>", "pad_token": "<pad>", "cls_token": "<cls>", "mask_token": "<mask>",
-                 "bos_token": "<s>", "eos_token": "</s>"},
+        special={
+            "unk_token": "<unk>",
+            "sep_token": "<sep>",
+            "pad_token": "<pad>",
+            "cls_token": "<cls>",
+            "mask_token": "<mask>",
+            "bos_token": "<s>",
+            "eos_token": "</s>",
+        },
         layout=Layout("cls:2 A sep", "cls:2 A sep B:1 sep:1", "layout"),
     ),
     "MPNet": _bert(
-        ("input_ids", "attention_mask"), {**_ROBERTA_SPECIAL, "unk_token": "[UNK]"},
+        ("input_ids", "attention_mask"),
+        {**_ROBERTA_SPECIAL, "unk_token": "[UNK]"},
         Layout("cls A sep", "cls A sep sep B sep", "zeros"),
         flags={"*": _EXACT, "mask_token": {"lstrip": True, "normalized": False, "special": True}},
         fast_class={"layout": Layout("cls A sep", "cls A sep sep B:1 sep:1", "zeros")},
     ),
     # byte-level BPE
     "GPT2": Row(
-        "byte_level", _BPE, {"unk_token": _END, "bos_token": _END, "eos_token": _END, "pad_token": None},
+        "byte_level",
+        _BPE,
+        {"unk_token": _END, "bos_token": _END, "eos_token": _END, "pad_token": None},
         Layout("bos? A", "bos? A bos? B"),
-        {"errors": "replace", "add_prefix_space": False, "add_bos_token": False}, flags={"*": {}},
+        {"errors": "replace", "add_prefix_space": False, "add_bos_token": False},
+        flags={"*": {}},
         fast_class={"layout": Layout("bos? A", "bos? A B")},
     ),
     "Qwen2": Row(
-        "composed_byte_level", _BPE, {"unk_token": _END, "bos_token": None, "eos_token": _END, "pad_token": _END},
+        "composed_byte_level",
+        _BPE,
+        {"unk_token": _END, "bos_token": None, "eos_token": _END, "pad_token": _END},
         settings={"errors": "replace", "clean_up_tokenization_spaces": False, "split_special_tokens": False},
         flags={"*": {"normalized": False, "special": True}},
     ),
@@ -88,73 +121,145 @@ ROWS: dict[str, Row] = {
     "Mvp": _roberta({"*": _EXACT, "mask_token": {"lstrip": True, "normalized": False, "special": True}}),
     "Longformer": _roberta({"mask_token": {"lstrip": True, "normalized": False}}),
     "Blenderbot": _roberta(
-        {"mask_token": {"lstrip": True, "normalized": False}}, kind="typed_byte_level", layout=Layout("A eos", "A eos", "zeros"),
+        {"mask_token": {"lstrip": True, "normalized": False}},
+        kind="typed_byte_level",
+        layout=Layout("A eos", "A eos", "zeros"),
         slow_class={"prefix_always": False, "layout": Layout("A eos", "A eos", "zeros")},
         fast_class={"template": Layout("A eos", "A B:1")},
     ),
     "Deberta": Row(
-        "typed_byte_level", _BPE,
-        {"bos_token": "[CLS]", "eos_token": "[SEP]", "sep_token": "[SEP]", "cls_token": "[CLS]", "unk_token": "[UNK]",
-         "pad_token": "[PAD]", "mask_token": "[MASK]"}, _BERT_LAYOUT,
+        "typed_byte_level",
+        _BPE,
+        {
+            "bos_token": "[CLS]",
+            "eos_token": "[SEP]",
+            "sep_token": "[SEP]",
+            "cls_token": "[CLS]",
+            "unk_token": "[UNK]",
+            "pad_token": "[PAD]",
+            "mask_token": "[MASK]",
+        },
+        _BERT_LAYOUT,
         {"errors": "replace", "add_prefix_space": False, "add_bos_token": False},
         flags={"*": _EXACT, "mask_token": {"lstrip": True, "normalized": True}},
-        inputs=("input_ids", "attention_mask", "token_type_ids"), slow_class={"prefix_always": False},
+        inputs=("input_ids", "attention_mask", "token_type_ids"),
+        slow_class={"prefix_always": False},
     ),
     "CodeGen": Row(
-        "byte_level", _BPE, {"unk_token": _END, "bos_token": _END, "eos_token": _END, "pad_token": None},
+        "byte_level",
+        _BPE,
+        {"unk_token": _END, "bos_token": _END, "eos_token": _END, "pad_token": None},
         Layout("bos? A", "bos? A bos? B"),
-        {"errors": "replace", "add_prefix_space": False, "add_bos_token": False, "return_token_type_ids": False},
-        flags={"*": _EXACT}, slow_class=_CODE_ENDS, fast_class={"layout": Layout("bos? A", "bos? A B"), **_CODE_ENDS},
+        {
+            "errors": "replace",
+            "add_prefix_space": False,
+            "add_bos_token": False,
+            "return_token_type_ids": False,
+        },
+        flags={"*": _EXACT},
+        slow_class=_CODE_ENDS,
+        fast_class={"layout": Layout("bos? A", "bos? A B"), **_CODE_ENDS},
     ),
     "Cohere": Row(
-        "switched_byte_level", _BPE,
-        {"unk_token": "<UNK>", "bos_token": "<BOS_TOKEN>", "eos_token": "<|END_OF_TURN_TOKEN|>", "pad_token": None},
+        "switched_byte_level",
+        _BPE,
+        {
+            "unk_token": "<UNK>",
+            "bos_token": "<BOS_TOKEN>",
+            "eos_token": "<|END_OF_TURN_TOKEN|>",
+            "pad_token": None,
+        },
         Layout("bos? A eos?", "bos? A eos? bos?:1 B:1 eos?:1", "plain"),
-        {"add_bos_token": True, "add_eos_token": False, "use_default_system_prompt": False, "add_prefix_space": False,
-         "clean_up_tokenization_spaces": False}, slow=False,
+        {
+            "add_bos_token": True,
+            "add_eos_token": False,
+            "use_default_system_prompt": False,
+            "add_prefix_space": False,
+            "clean_up_tokenization_spaces": False,
+        },
+        slow=False,
         fast_class={"padding_side": "left", "words_need_prefix_space": True, **_COMMAND_TEMPLATES},
     ),
     "GPTNeoX": Row(
-        "switched_byte_level", _BPE, {"unk_token": _END, "bos_token": _END, "eos_token": _END, "pad_token": None},
+        "switched_byte_level",
+        _BPE,
+        {"unk_token": _END, "bos_token": _END, "eos_token": _END, "pad_token": None},
         Layout("bos? A eos?", "bos? A eos? bos?:1 B:1 eos?:1", "plain"),
-        {"add_bos_token": False, "add_eos_token": False, "add_prefix_space": False}, slow=False,
+        {"add_bos_token": False, "add_eos_token": False, "add_prefix_space": False},
+        slow=False,
     ),
     "Bloom": Row(
-        "from_file", {}, {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"},
-        settings={"add_prefix_space": False, "clean_up_tokenization_spaces": False}, slow=False,
+        "from_file",
+        {},
+        {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"},
+        settings={"add_prefix_space": False, "clean_up_tokenization_spaces": False},
+        slow=False,
         fast_class={"padding_side": "left"},
     ),
     "CLIP": Row(
-        "word_end", _BPE, {"unk_token": _END, "bos_token": "<|startoftext|>", "eos_token": _END, "pad_token": _END},
-        Layout("bos A eos", "bos A eos eos B eos", "zeros"), {"errors": "replace"},
+        "word_end",
+        _BPE,
+        {"unk_token": _END, "bos_token": "<|startoftext|>", "eos_token": _END, "pad_token": _END},
+        Layout("bos A eos", "bos A eos eos B eos", "zeros"),
+        {"errors": "replace"},
         flags={"bos_token": {}, "eos_token": {}, "unk_token": {}},
     ),
     # SentencePiece
     "Llama": Row(
-        "prefixed_pieces", {"vocab_file": "tokenizer.model"},
-        {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": None}, _LLAMA_LAYOUT,
-        {**_SPM, "add_bos_token": True, "add_eos_token": False, "use_default_system_prompt": False,
-         "spaces_between_special_tokens": False, "legacy": None, "add_prefix_space": True},
-        flags={"*": _EXACT}, fast={"add_prefix_space": None},
+        "prefixed_pieces",
+        {"vocab_file": "tokenizer.model"},
+        {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": None},
+        _LLAMA_LAYOUT,
+        {
+            **_SPM,
+            "add_bos_token": True,
+            "add_eos_token": False,
+            "use_default_system_prompt": False,
+            "spaces_between_special_tokens": False,
+            "legacy": None,
+            "add_prefix_space": True,
+        },
+        flags={"*": _EXACT},
+        fast={"add_prefix_space": None},
         fast_class={"padding_side": "left", "layout": _LLAMA_LAYOUT._replace(types="plain")},
     ),
     "Gemma": Row(
-        "plain_pieces", {"vocab_file": "tokenizer.model"},
-        {"unk_token": "<unk>", "bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}, _LLAMA_LAYOUT,
-        {**_SPM, "add_bos_token": True, "add_eos_token": False, "use_default_system_prompt": False,
-         "spaces_between_special_tokens": False},
-        flags={"*": _EXACT}, fast_class={"padding_side": "left", "layout": _LLAMA_LAYOUT._replace(types="plain")},
+        "plain_pieces",
+        {"vocab_file": "tokenizer.model"},
+        {"unk_token": "<unk>", "bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"},
+        _LLAMA_LAYOUT,
+        {
+            **_SPM,
+            "add_bos_token": True,
+            "add_eos_token": False,
+            "use_default_system_prompt": False,
+            "spaces_between_special_tokens": False,
+        },
+        flags={"*": _EXACT},
+        fast_class={"padding_side": "left", "layout": _LLAMA_LAYOUT._replace(types="plain")},
     ),
     "MT5": Row(
-        "sentinel_pieces", {"vocab_file": "spiece.model"}, {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
+        "sentinel_pieces",
+        {"vocab_file": "spiece.model"},
+        {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
         Layout("A eos", "A eos B eos", "zeros"),
         {**_SPM, "extra_ids": 0, "additional_special_tokens": None, "legacy": None, "add_prefix_space": True},
-        flags={"*": _EXACT}, fast={"add_prefix_space": None},
+        flags={"*": _EXACT},
+        fast={"add_prefix_space": None},
     ),
     "T5": Row(
-        "sentinel_pieces", {"vocab_file": "spiece.model"}, {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
+        "sentinel_pieces",
+        {"vocab_file": "spiece.model"},
+        {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
         Layout("A eos", "A eos B eos", "zeros"),
-        {**_SPM, "extra_ids": 100, "additional_special_tokens": None, "legacy": None, "add_prefix_space": True},
-        flags={"*": _EXACT}, fast={"add_prefix_space": None},
+        {
+            **_SPM,
+            "extra_ids": 100,
+            "additional_special_tokens": None,
+            "legacy": None,
+            "add_prefix_space": True,
+        },
+        flags={"*": _EXACT},
+        fast={"add_prefix_space": None},
     ),
-}  # fmt: skip
+}

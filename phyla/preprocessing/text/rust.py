@@ -1,4 +1,6 @@
-"""The border to the Rust library: files are checked before they pass it, and its panics become typed errors."""
+"""The border to the Rust library: files are checked before they pass it, and its panics become typed
+errors.
+"""
 
 import contextlib
 from pathlib import Path
@@ -61,7 +63,8 @@ def _check(data, path: Path) -> None:
     kind = model.get("type")
     if kind is not None and kind not in _MODELS:
         raise TokenizerFileError(
-            f"{path}: /model/type must be one of {', '.join(_MODELS)}, but is {kind!r}.{nearest(kind, _MODELS)}"
+            f"{path}: /model/type must be one of {', '.join(_MODELS)},"
+            f" but is {kind!r}.{nearest(kind, _MODELS)}"
         )
     ids = _check_vocabulary(model.get("vocab"), path)
     _check_added(data.get("added_tokens"), ids, path)
@@ -115,7 +118,8 @@ def _check_added(added, vocab: dict, path: Path) -> None:
             names = {i: t for t, i in vocab.items()} if names is None else names
             if index in names and names[index] != text:
                 raise TokenizerFileError(
-                    f"{path}: /added_tokens/{i} and /model/vocab give {text!r} and {names[index]!r} the same id {index}"
+                    f"{path}: /added_tokens/{i} and /model/vocab give {text!r} and {names[index]!r}"
+                    f" the same id {index}"
                 )
 
 
@@ -165,8 +169,8 @@ def encode_batch(
     except BaseException as error:
         if is_panic(error):
             raise TokenizerFileError(
-                f"the tokenizer.json of {name} cannot handle this text: {error}; a pattern in its pre_tokenizer or normalizer"
-                " that repeats a repeat, such as (a+)+, takes exponential time"
+                f"the tokenizer.json of {name} cannot handle this text: {error}; a pattern in its"
+                " pre_tokenizer or normalizer that repeats a repeat, such as (a+)+, takes exponential time"
             ) from None
         if not isinstance(error, Exception):
             raise

@@ -1,6 +1,6 @@
-"""A SentencePiece .model file as data: pieces, scores, kinds, and how text was normalised and segmented in training.
+"""A SentencePiece .model file as data: pieces, scores, kinds, and how text is normalised and cut.
 
-Format: sentencepiece_model.proto of https://github.com/google/sentencepiece, read straight off the protobuf wire.
+Format: sentencepiece_model.proto of https://github.com/google/sentencepiece, read off the protobuf wire.
 """
 
 import enum
@@ -132,7 +132,7 @@ def read_bytes(path: Path, kind: str) -> bytes:
 
 
 def parse_sentencepiece(data: bytes, where: str = "the model") -> SentencePieceModel:
-    """The model in the bytes of a SentencePiece file; `where` names the file in errors (TokenizerFileError)."""
+    """The model in the bytes of a SentencePiece file; `where` names it in errors (TokenizerFileError)."""
     try:
         return _model(data)
     except (_WireError, UnicodeDecodeError, ValueError) as error:
@@ -144,8 +144,9 @@ def bpe_merges(
 ) -> list[tuple[str, str]]:
     """Merges in rank order that make BPE pick pairs by the score of what they make, highest first.
 
-    Each way to cut a piece of `scored` into two pieces of `vocab` (by default those of `scored`) is a merge. Of equal scores the
-    longer left part goes first, then the longer right part, then the earlier piece: the order of public tokenizer.json files.
+    Each way to cut a piece of `scored` into two pieces of `vocab` (by default those of `scored`) is a merge.
+    Of equal scores the longer left part goes first, then the longer right part, then the earlier piece: the
+    order of public tokenizer.json files.
     """
     scores = dict(scored)
     vocab = scores if vocab is None else vocab

@@ -26,11 +26,11 @@ def from_sentencepiece(
     add_dummy_prefix: bool | None = None,
     byte_fallback: bool | None = None,
 ) -> Tokenizer:
-    """A tokenizer with the ids that SentencePiece itself gives, for a .model file or what `read_sentencepiece` found in one.
+    """A tokenizer with the ids that SentencePiece itself gives, for a .model file or what was read from one.
 
-    With `match_control` the names of control pieces ("</s>") in a text become their ids; SentencePiece itself takes them for plain
-    text. `add_dummy_prefix` and `byte_fallback` stand in for the file's own settings. No post-processor is set.
-    Raises MissingFileError or TokenizerFileError naming the path.
+    With `match_control` the names of control pieces ("</s>") in a text become their ids; SentencePiece itself
+    takes them for plain text. `add_dummy_prefix` and `byte_fallback` stand in for the file's own settings. No
+    post-processor is set. Raises MissingFileError or TokenizerFileError naming the path.
     """
     if isinstance(source, SentencePieceModel):
         model, where = source, "the SentencePiece model"

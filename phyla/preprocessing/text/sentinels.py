@@ -26,7 +26,7 @@ def with_sentinels(settings: dict, owner: str) -> list[str]:
         return names
     if count > 0 and count != len(found):
         raise ArgumentError(
-            f"{owner}: extra_ids ({count}) must be the number of <extra_id_...> tokens in additional_special_tokens"
-            f" ({len(found)})"
+            f"{owner}: extra_ids ({count}) must be the number of <extra_id_...> tokens in"
+            f" additional_special_tokens ({len(found)})"
         )
     return found

@@ -57,9 +57,10 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
 
     def __len__(self) -> int:
         """The size of the vocabulary with added tokens."""
-        if not hasattr(self, "_length") or self._length[0] is not self._added_tokens_encoder:
-            self._length = (self._added_tokens_encoder, len(self.get_vocab()))
-        return self._length[1]
+        kept = self.__dict__.get("_length")
+        if kept is None or kept[0] is not self._added_tokens_encoder:
+            kept = self._length = (self._added_tokens_encoder, len(self.get_vocab()))
+        return kept[1]
 
     def _add_tokens(self, new_tokens, special_tokens: bool = False) -> int:
         vocabulary = dict(self.get_vocab())
@@ -161,7 +162,7 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
     def _pieces(self, text: str) -> list[str]:
         """The text cut at added tokens, with the spaces that these swallow taken off their neighbours."""
         pieces, end = [], 0
-        for match in self._splitter.finditer(text):
+        for match in self._splitter.finditer(text) if self._splitter is not None else ():
             if match.start() > end:
                 pieces.append(text[end : match.start()])
             pieces.append(match.group())
@@ -300,7 +301,8 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
             for t in self.additional_special_tokens
             if (self.convert_tokens_to_ids(t) or 0) >= self.vocab_size
         }
-        parts, current = [], []
+        parts: list[str] = []
+        current: list[str] = []
         for token in tokens:
             if skip_special_tokens and token in special:
                 continue

@@ -102,7 +102,7 @@ def resolve(
         if cuts is not TruncationStrategy.DO_NOT_TRUNCATE and pad_to_multiple_of and max_length is not None:
             if max_length % pad_to_multiple_of:
                 raise ArgumentError(
-                    f"max_length ({max_length}) must be a multiple of pad_to_multiple_of ({pad_to_multiple_of})"
-                    " when both padding and truncation are on"
+                    f"max_length ({max_length}) must be a multiple of pad_to_multiple_of"
+                    f" ({pad_to_multiple_of}) when both padding and truncation are on"
                 )
     return Plan(pads, cuts, max_length)

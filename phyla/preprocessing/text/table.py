@@ -2,11 +2,12 @@
 share.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from phyla.errors import ArgumentError
 
-from .layout import Layout
+from .layout import PLAIN, Layout
 from .tokens import ALL_ROLES, ROLES, AddedToken
 
 
@@ -21,8 +22,8 @@ class Row:
 
     kind: str
     files: dict[str, str]
-    special: dict[str, str | None]
-    layout: Layout = Layout()
+    special: Mapping[str, str | None]
+    layout: Layout = PLAIN
     settings: dict = field(default_factory=dict)
     flags: dict[str, dict] = field(default_factory=dict)
     inputs: tuple[str, ...] = ("input_ids", "attention_mask")
@@ -49,6 +50,10 @@ class FromTable:
     """Constructor of the classes of the table: vocabulary files in order, then settings by name."""
 
     row: Row
+    is_fast = False
+
+    def _load(self, settings: dict, given: dict) -> None:
+        """Hook: complete the settings, and read the vocabulary where Python needs it."""
 
     def __init__(self, *files, **settings):
         row, fast = type(self).row, type(self).is_fast
@@ -61,5 +66,5 @@ class FromTable:
         merged = row.wrapped({**row.defaults(fast), **given})
         for name in (*names, *(n for n in row.defaults(fast) if n not in ALL_ROLES)):
             object.__setattr__(self, name, merged.get(name))
-        self._load(merged, given) if fast else self._load(merged)
+        self._load(merged, given)
         super().__init__(**merged)

@@ -9,7 +9,7 @@ from jinja2.utils import Namespace
 
 # A run on n input values with b bytes of input text may use:
 _STEPS, _STEPS_PER_VALUE = 1_000_000, 200
-_SECONDS, _SECONDS_PER_VALUE = 0.4, 100e-6
+_SECONDS, _SECONDS_PER_VALUE = 0.3, 100e-6
 _TEXT_BYTES, _TEXT_PER_BYTE = 4 << 20, 8  # one text, and all of the output
 _LIST_BYTES, _LIST_PER_BYTE = 16 << 20, 64  # one list, or all texts collected for macros and set blocks
 _MEMORY_BYTES, _MEMORY_PER_BYTE = 40 << 20, 64  # growth of the process
@@ -97,7 +97,7 @@ class Budget:
             raise Refusal(f"it makes a number of {value.bit_length()} bits; {_MAX_BITS} are allowed")
 
     def walk(self, value) -> int:
-        """Count every value inside a nested one, shared ones each time; gives the bytes of all texts in it."""
+        """Count every value inside a nested one, shared ones each time; gives the characters of its texts."""
         size = 0
         stack = [value]
         while stack:

@@ -1,4 +1,4 @@
-"""What chat templates compile to: loops, ~, comparisons, literals and collected text go through counted filters."""
+"""What chat templates compile to: loops, ~, comparisons, literals and collected text go through filters."""
 
 from jinja2 import nodes
 from jinja2.ext import Extension
@@ -6,20 +6,16 @@ from jinja2.visitor import NodeTransformer
 
 # Jinja compiles these straight to Python, where no environment could count them. The names hold spaces, so no
 # template can spell them.
-TURNS, CONCAT, BUILT, KEY, COMPARE, COMPARED, SEARCHED, LITERAL, MARK = (
-    f"{name} of phyla"
-    for name in (
-        "turns",
-        "concat",
-        "built",
-        "key",
-        "compare",
-        "compared",
-        "searched",
-        "literal",
-        "mark",
-    )
-)
+TURNS = "turns of phyla"
+CONCAT = "concat of phyla"
+BUILT = "built of phyla"
+KEY = "key of phyla"
+COMPARE = "compare of phyla"
+COMPARED = "compared of phyla"
+SEARCHED = "searched of phyla"
+LITERAL = "literal of phyla"
+MARK = "mark of phyla"
+
 COMPARISONS = frozenset(("eq", "ne", "lt", "lteq", "gt", "gteq"))
 MARKS = ("\x02phyla assistant\x03", "\x02phyla end of assistant\x03")
 

@@ -1,4 +1,4 @@
-"""The environment that chat templates run in: Jinja's immutable sandbox, with closed lists of what may be called and a budget."""
+"""Where chat templates run: Jinja's immutable sandbox, closed lists of what may be called, a budget."""
 
 import functools
 import json
@@ -31,53 +31,16 @@ from phyla.preprocessing.text.template_rewrite import (
     Rewriter,
 )
 
-_STR_METHODS = frozenset(
-    [
-        "capitalize",
-        "casefold",
-        "center",
-        "count",
-        "endswith",
-        "expandtabs",
-        "find",
-        "format",
-        "format_map",
-        "index",
-        "isalnum",
-        "isalpha",
-        "isascii",
-        "isdecimal",
-        "isdigit",
-        "isidentifier",
-        "islower",
-        "isnumeric",
-        "isprintable",
-        "isspace",
-        "istitle",
-        "isupper",
-        "join",
-        "ljust",
-        "lower",
-        "lstrip",
-        "partition",
-        "removeprefix",
-        "removesuffix",
-        "replace",
-        "rfind",
-        "rindex",
-        "rjust",
-        "rpartition",
-        "rsplit",
-        "rstrip",
-        "split",
-        "splitlines",
-        "startswith",
-        "strip",
-        "swapcase",
-        "title",
-        "upper",
-        "zfill",
-    ]
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_STR_METHODS = _names(
+    "capitalize casefold center count endswith expandtabs find format format_map index isalnum isalpha "
+    "isascii isdecimal isdigit isidentifier islower isnumeric isprintable isspace istitle isupper join "
+    "ljust lower lstrip partition removeprefix removesuffix replace rfind rindex rjust rpartition "
+    "rsplit rstrip split splitlines startswith strip swapcase title upper zfill"
 )
 _DICT_METHODS = frozenset(("get", "items", "keys", "values", "copy"))
 # Type -> names of its attributes that templates may reach.
@@ -92,56 +55,12 @@ _ATTRIBUTES: tuple[tuple[type, frozenset[str]], ...] = (
     (Cycler, frozenset(("next", "reset", "current"))),
 )
 # Filters that look at the outside of a nested value only.
-_SHALLOW_FILTERS = frozenset(
-    [
-        "batch",
-        "count",
-        "d",
-        "default",
-        "first",
-        "items",
-        "last",
-        "length",
-        "list",
-        "map",
-        "reject",
-        "rejectattr",
-        "reverse",
-        "select",
-        "selectattr",
-        "slice",
-    ]
+_SHALLOW_FILTERS = _names(
+    "batch count d default first items last length list map reject rejectattr reverse select selectattr slice"
 )
-_DEEP_FILTERS = frozenset(
-    [
-        "abs",
-        "capitalize",
-        "center",
-        "dictsort",
-        "e",
-        "escape",
-        "float",
-        "forceescape",
-        "format",
-        "groupby",
-        "indent",
-        "int",
-        "lower",
-        "max",
-        "min",
-        "replace",
-        "round",
-        "safe",
-        "sort",
-        "string",
-        "title",
-        "trim",
-        "truncate",
-        "unique",
-        "upper",
-        "urlencode",
-        "wordcount",
-    ]
+_DEEP_FILTERS = _names(
+    "abs capitalize center dictsort e escape float forceescape format groupby indent int lower max min "
+    "replace round safe sort string title trim truncate unique upper urlencode wordcount"
 )
 _COMPARISONS = {"eq": eq, "ne": ne, "lt": lt, "lteq": le, "gt": gt, "gteq": ge}
 _COMPARING_TESTS = frozenset(
@@ -284,7 +203,7 @@ def _finalize(_context, value):
 
 
 def _counted(name: str, function):
-    """A filter of Jinja's that counts, refuses what would grow too large, and measures nested values that it goes through."""
+    """A filter of Jinja's that counts, refuses what would grow too large, and measures nested values."""
     check = FILTER_CHECKS.get(name)
     deep = name in _DEEP_FILTERS
     skip = 1 if hasattr(function, "jinja_pass_arg") else 0

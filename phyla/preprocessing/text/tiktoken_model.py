@@ -12,13 +12,16 @@ from phyla.errors import TokenizerFileError
 from phyla.preprocessing.text.sentencepiece_model import read_bytes
 
 # How cl100k_base and Llama 3 cut text into words.
-CL100K_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+CL100K_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _MAX_RANK = 1 << 24
 _MAX_TOKEN = 1 << 12  # bytes
 
 
 def byte_alphabet() -> dict[int, str]:
-    """The printable character that byte-level vocabularies write for each byte (GPT-2, Radford et al. 2019)."""
+    """The printable character that byte-level vocabularies write for each byte (GPT-2, 2019)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     alphabet = {byte: chr(byte) for byte in printable}
     hidden = [byte for byte in range(256) if byte not in alphabet]
@@ -72,9 +75,10 @@ def from_tiktoken(
     special_tokens: Mapping[str, int] | Iterable[str] = (),
     add_prefix_space: bool = False,
 ) -> Tokenizer:
-    """A byte-level BPE tokenizer from mergeable ranks; `special_tokens` are names (numbered on from the last) or ids by name.
+    """A byte-level BPE tokenizer from mergeable ranks.
 
-    Raises MissingFileError, or TokenizerFileError naming path and line, or the special token whose id is taken.
+    `special_tokens` are names (numbered on from the last rank) or ids by name.
+    Raises MissingFileError, or TokenizerFileError naming path and line, or the special token with a taken id.
     """
     ranks = read_tiktoken(path)
     alphabet = byte_alphabet()

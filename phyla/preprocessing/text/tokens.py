@@ -108,7 +108,7 @@ class SpecialTokens:
     @property
     def all_special_tokens_extended(self) -> list[str | AddedToken]:
         """All special tokens once, in the order of the roles, as text or AddedToken."""
-        found = {}
+        found: dict[str, str | AddedToken] = {}
         for value in self.special_tokens_map_extended.values():
             for token in value if isinstance(value, list) else [value]:
                 found.setdefault(str(token), token)

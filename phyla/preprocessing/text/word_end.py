@@ -4,6 +4,7 @@ import importlib
 import re
 
 from .byte_level import PythonByteLevel, from_letters
+from .fast import PreTrainedTokenizerFast
 from .wordpiece import BasicTokenizer
 
 WORD_END_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
@@ -29,8 +30,8 @@ class PythonWordEnd(PythonByteLevel):
     suffix = END_OF_WORD
     call_options = ()
 
-    def _load(self, settings: dict) -> None:
-        super()._load(settings)
+    def _load(self, settings: dict, given: dict) -> None:
+        super()._load(settings, given)
         self._merger.kept.update({token: [token] for token in ("<|startoftext|>", "<|endoftext|>")})
         self._mend = text_mender()
         self._clean = BasicTokenizer(strip_accents=False, do_split_on_punc=False)
@@ -53,7 +54,7 @@ class PythonWordEnd(PythonByteLevel):
         return from_letters("".join(tokens), self.errors or "replace").replace(END_OF_WORD, " ").strip()
 
 
-class WordEndDecoding:
+class WordEndDecoding(PreTrainedTokenizerFast):
     """Decoding of the fast CLIP tokenizer: a space after each word."""
 
     def _decode(

@@ -142,7 +142,9 @@ class BasicTokenizer:
 
 
 class WordpieceTokenizer:
-    """Greedy longest-match pieces of words that are already split by spaces; continuations begin with `##`."""
+    """Greedy longest-match pieces of words that are already split by spaces; continuations begin with
+    `##`.
+    """
 
     def __init__(self, vocab, unk_token: str, max_input_chars_per_word: int = 100):
         self.vocab = vocab
@@ -170,7 +172,7 @@ class WordpieceTokenizer:
 class PythonWordPiece(FromTable, PreTrainedTokenizer):
     """BERT's tokenizer in Python."""
 
-    def _load(self, settings: dict) -> None:
+    def _load(self, settings: dict, given: dict) -> None:
         path = settings.get("vocab_file")
         if path is None:
             raise TokenizerFileError(f"{type(self).__name__} needs vocab_file (vocab.txt), but got none")
@@ -222,4 +224,4 @@ class PythonWordPiece(FromTable, PreTrainedTokenizer):
         """Write vocab.txt; returns its path."""
         name = next(iter(self.vocab_files_names.values()))
         path = Path(save_directory) / (f"{filename_prefix}-{name}" if filename_prefix else name)
-        return (write_lines(path, sorted(self.vocab, key=self.vocab.get)),)
+        return (write_lines(path, sorted(self.vocab, key=self.vocab.__getitem__)),)
