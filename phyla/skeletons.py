@@ -437,7 +437,7 @@ class DualModel(PreTrainedModel):
         return_dict: bool | None = None,
         token_type_ids: Tensor | None = None,
     ) -> Tensor:
-        """Vectors (B, E) of texts in the common space, not normed; the output_ options do not change them."""
+        """Vectors (B, E) of texts in the common space, not normed; output_ options do not change them."""
         out = self.read(input_ids, attention_mask, position_ids, token_type_ids, None, None)
         return self.head.vector("text", out)
 
@@ -449,7 +449,7 @@ class DualModel(PreTrainedModel):
         interpolate_pos_encoding: bool | None = None,
         return_dict: bool | None = None,
     ) -> Tensor:
-        """Vectors (B, E) of images in the common space, not normed; the output_ options do not change them."""
+        """Vectors (B, E) of images in the common space, not normed; output_ options do not change them."""
         return self.head.vector("image", self.look(pixel_values, None, None, interpolate_pos_encoding))
 
     def forward(
@@ -471,7 +471,7 @@ class DualModel(PreTrainedModel):
         image = self.look(pixel_values, output_attentions, states, interpolate_pos_encoding)
         texts, images = len(text.last_hidden_state), len(image.last_hidden_state)
         if return_loss and texts != images:
-            raise ArgumentError(f"return_loss needs a text for each image, but got {texts} texts, {images} images")
+            raise ArgumentError(f"return_loss needs a text for each image, but got {texts} for {images}")
         out = DualOutput(text, image)
         fields = self.head(out, Call(self.config, input_ids, attention_mask, return_loss=bool(return_loss)))
         for name, tower in (("text_model_output", text), ("vision_model_output", image)):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -97,9 +98,13 @@ def test_models_are_searchable() -> None:
 def test_piped_output_is_plain() -> None:
     assert "\x1b" not in phyla("models").stdout
     assert "\x1b" not in phyla("describe", "llama").stdout
-    assert "\x1b" not in phyla("models", FORCE_COLOR="1", NO_COLOR="1").stdout.replace("\x1b[1m", "").replace(
-        "\x1b[0m", ""
-    )
+
+
+def test_no_color_leaves_out_colours() -> None:
+    coloured = phyla("describe", "./no-such-folder", FORCE_COLOR="1").stderr
+    plain = phyla("describe", "./no-such-folder", FORCE_COLOR="1", NO_COLOR="1").stderr
+    assert "\x1b[1;31m" in coloured
+    assert not re.search(r"\x1b\[[\d;]*3\dm", plain)
 
 
 def test_describe_shows_sites_and_public_names() -> None:
@@ -138,6 +143,36 @@ def test_generate_json() -> None:
     done = phyla("generate", MODEL, "The sea", "-n", "6", "--num", "2", "--seed", "1", "--json")
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(rows) == 2 and all(row["prompt"] == "The sea" and row["text"] for row in rows)
+
+
+@pytest.fixture
+def translator(tmp_path: Path) -> Path:
+    """A tiny encoder-decoder with a tokenizer."""
+    from phyla import AutoTokenizer, BartConfig, BartForConditionalGeneration
+
+    tokenizer = AutoTokenizer.from_pretrained(ENCODER)
+    tokenizer.save_pretrained(tmp_path)
+    sizes = dict.fromkeys(("encoder_layers", "decoder_layers", "encoder_attention_heads"), 1)
+    heads = {"decoder_attention_heads": 1, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
+    config = BartConfig(vocab_size=len(tokenizer), d_model=8, max_position_embeddings=32, **sizes, **heads)
+    BartForConditionalGeneration(config).save_pretrained(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_generate_with_an_encoder_decoder(translator: Path) -> None:
+    streamed = phyla("generate", str(translator), "a small text", "-n", "4", "-t", "0")
+    assert streamed.returncode == 0, streamed.stderr
+    row = json.loads(
+        phyla("generate", str(translator), "a small text", "-n", "4", "-t", "0", "--json").stdout
+    )
+    assert row["text"] == streamed.stdout.rstrip("\n")
+
+
+@pytest.mark.slow
+def test_a_model_without_a_template_cannot_chat(translator: Path) -> None:
+    done = phyla("chat", str(translator), "--prompt", "hello")
+    assert done.returncode == 1 and "chat template" in done.stderr and "phyla generate" in done.stderr
 
 
 @pytest.mark.slow

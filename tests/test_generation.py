@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tiny_model import FixedScores, TinyDecoder, TinyEncoderDecoder
 
 import phyla.generation as g
-from phyla.generation import generate
+from phyla.generation import generate, search
 
 DECODER = TinyDecoder()
 ENCODER_DECODER = TinyEncoderDecoder()
@@ -371,15 +371,20 @@ def test_frequencies_of_sampling(options, expected):
         assert abs(share - chance) <= 6 * (chance * (1 - chance) / draws) ** 0.5 + 1e-9
 
 
-def test_draws_are_those_of_torch_multinomial():
-    from phyla.generation.search import draw
+weights_of_tokens = st.lists(st.sampled_from([0.0, 1.0, 0.5, 1e-7, 1e-30]), min_size=1, max_size=30)
 
-    scores = torch.randn(5, 300, generator=torch.Generator().manual_seed(0))
-    for seed in range(20):
-        torch.manual_seed(seed)
-        want = torch.multinomial(scores.softmax(-1), 1)[:, 0]
-        torch.manual_seed(seed)
-        assert torch.equal(draw(scores, []), want)
+
+@given(weights_of_tokens, st.floats(0, 1, exclude_max=True))
+def test_a_draw_is_the_token_at_its_point_of_the_summed_chances(weights, point):
+    weights[len(weights) // 2] = 1.0
+    chance = torch.tensor([weights], dtype=torch.float64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "_uniform", lambda *_: torch.full((1, 1), point, dtype=torch.float64))
+        token = int(search.draw(chance.log(), []))
+    assert weights[token] > 0
+    total = sum(weights)
+    assert sum(weights[:token]) / total <= point + 1e-9
+    assert sum(weights[: token + 1]) / total >= point - 1e-9
 
 
 def test_your_own_processors_and_criteria_are_used():

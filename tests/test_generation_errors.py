@@ -127,7 +127,7 @@ def test_misspelt_names_get_the_nearest():
         UnknownArgumentError, match=r"'max_new_tokenz' is neither .* Did you mean 'max_new_tokens'"
     ):
         generate(DECODER, IDS, max_new_tokenz=3)
-    with pytest.raises(UnknownArgumentError, match="'pixel_value'.*'pixel_values'"):
+    with pytest.raises(UnknownArgumentError, match=r"'pixel_value'.*'pixel_values'"):
         generate(DECODER, IDS, pixel_value=torch.ones(1), max_new_tokens=3)
     assert generate(DECODER, IDS, max_new_tokens=3, pixel_values=None, labels=IDS).shape == (2, 6)
 
@@ -141,7 +141,7 @@ def test_logits_that_are_no_numbers(settings, value):
     table[5, 1] = 50.0
     table[1, 1] = 50.0
     model = FixedScores(table)
-    with pytest.raises(NonFiniteLogitsError, match="at step 1, row 1 .first at token id 2"):
+    with pytest.raises(NonFiniteLogitsError, match=r"at step 1, row 1 .first at token id 2"):
         generate(model, torch.tensor([[5], [4]]), max_new_tokens=4, **settings)
     # a row that is finished may hold what it likes
     out = generate(
@@ -162,7 +162,7 @@ def test_settings_that_break_the_scores():
         def __call__(self, input_ids, scores):
             return scores * math.nan
 
-    with pytest.raises(GenerationError, match="scores must stay finite.*step 0, row 0"):
+    with pytest.raises(GenerationError, match=r"scores must stay finite.*step 0, row 0"):
         generate(DECODER, IDS, max_new_tokens=2, logits_processor=[Breaks()])
     with pytest.raises(GenerationError, match="scores must stay finite"):
         generate(DECODER, IDS, max_new_tokens=2, do_sample=True, temperature=1e-320)
@@ -184,7 +184,7 @@ def test_seeds():
 
 def test_caches_that_do_not_fit_the_prompt():
     first = generate(DECODER, IDS, max_new_tokens=4, return_dict_in_generate=True)
-    with pytest.raises(ArgumentError, match="must hold the whole text so far, but has 3 ids where .* has 6"):
+    with pytest.raises(ArgumentError, match=r"must hold the whole text so far, but has 3 ids where .* has 6"):
         generate(DECODER, IDS, past_key_values=first.past_key_values, max_new_tokens=2)
     longer = torch.cat([first.sequences, first.sequences[:, -2:]], dim=1)
     mask = torch.ones_like(longer)

@@ -295,9 +295,6 @@ def test_a_step_must_have_a_token_for_each_row():
         streamer.put(torch.tensor([1, 2, 3]))
 
 
-# ---------------------------------------------------------------------------------------------------- stop strings
-
-
 @given(texts.filter(len), st.data())
 def test_stop_strings_are_found_when_they_are_complete_and_not_before(text, data):
     start = data.draw(st.integers(0, len(text) - 1))

@@ -1,7 +1,8 @@
 """Options that the tiny goldens do not use, against recorded outputs of the reference on other configurations.
 
 Format of tests/goldens/options/<family>.json.xz: goldens with class, config, tensor names and shapes (weights follow
-from them by phyla.testing.seeded), inputs, call, and of each output its shape and evenly spaced values.
+from them by phyla.testing.seeded), inputs (without `values` where they follow from name and shape), call, and of each
+output its shape and evenly spaced values; some with options of from_pretrained, labels and loss, generate and generated.
 """
 
 import functools
@@ -15,7 +16,7 @@ from safetensors.torch import save_file
 
 import phyla
 from phyla.testing.parity import follow
-from phyla.testing.seeded import seeded_weight
+from phyla.testing.seeded import seeded_input, seeded_weight
 
 FOLDER = Path(__file__).with_name("goldens") / "options"
 TOLERANCE = 1e-4
@@ -27,7 +28,9 @@ def cases(family: str) -> dict[str, dict]:
     return {golden["name"]: golden for golden in data["goldens"]}
 
 
-def tensor(stored: dict) -> torch.Tensor:
+def tensor(stored: dict, name: str = "") -> torch.Tensor:
+    if "values" not in stored:
+        return torch.from_numpy(seeded_input(name, stored["shape"]))
     return torch.tensor(stored["values"], dtype=getattr(torch, stored["dtype"])).reshape(stored["shape"])
 
 
@@ -41,8 +44,8 @@ def test_option(family: str, name: str, tmp_path: Path) -> None:
     weights = {n: torch.from_numpy(seeded_weight(n, shape)).reshape(shape) for n, shape, _ in golden["tensors"]}
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "config.json").write_text(json.dumps(golden["config"]))
-    model = getattr(phyla, golden["cls"]).from_pretrained(tmp_path)
-    inputs = {k: tensor(v) for k, v in golden["inputs"].items()}
+    model = getattr(phyla, golden["cls"]).from_pretrained(tmp_path, **golden.get("options", {}))
+    inputs = {k: tensor(v, k) for k, v in golden["inputs"].items()}
     out = model(**inputs, **golden["call"])
     faults = []
     for path, wanted in golden["outputs"].items():
@@ -55,3 +58,8 @@ def test_option(family: str, name: str, tmp_path: Path) -> None:
         if not error <= TOLERANCE:
             faults.append(f"{path} departs by {error:.1e}")
     assert not faults, faults
+    if "loss" in golden:
+        labels = {k: tensor(v) for k, v in golden["labels"].items()}
+        assert float(model(**inputs, **labels).loss) == pytest.approx(golden["loss"], rel=TOLERANCE)
+    if "generate" in golden:
+        assert model.generate(**inputs, **golden["generate"]).tolist() == tensor(golden["generated"]).tolist()

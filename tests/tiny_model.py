@@ -88,7 +88,7 @@ class TinyDecoder(nn.Module):
         pixel_values=None,
     ):
         x = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
-        rows, new = x.shape[:2]
+        new = x.shape[1]
         past = past_key_values.length if past_key_values is not None else 0
         self.calls.append(
             SimpleNamespace(

@@ -219,6 +219,8 @@ def attend(
         if mask is not None and mask.shape[1] > 1:
             mask = mask.expand(-1, heads, -1, -1).reshape(mask.shape[0], k.shape[1], groups, -1)
         return F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scale).view(batch, heads, 1, -1)
+    if length == 1:
+        causal = False  # a branch, because kernels take no symbolic truth value
     return F.scaled_dot_product_attention(
-        q, k, v, mask, dropout, is_causal=causal and length > 1, scale=scale, enable_gqa=groups > 1
+        q, k, v, mask, dropout, is_causal=causal, scale=scale, enable_gqa=groups > 1
     )

@@ -63,7 +63,8 @@ def self_mask(mask: Mask, ctx: Context, first: int, keys: int) -> Tensor | None:
 
     A rule without effect and an absent padding mask give None.
     """
-    return ctx.once((mask, first, keys), lambda: _self_mask(mask, ctx, first, keys))
+    # Layers of one rule see the same slots in one call; lengths are no part of the key, as they may be symbolic.
+    return ctx.once(mask, lambda: _self_mask(mask, ctx, first, keys))
 
 
 def _self_mask(mask: Mask, ctx: Context, first: int, keys: int) -> Tensor | None:

@@ -79,7 +79,7 @@ class Rotary(Position):
         return y if rest is None else torch.cat((y, rest), -1)
 
     def rotate(self, q: Queries, k: NewKeys, ctx: Context) -> tuple[Queries, NewKeys]:
-        cos, sin = ctx.once(self.spec, lambda: self._angles(ctx, q.dtype))
+        cos, sin = ctx.once(self.signature, lambda: self._angles(ctx, q.dtype))
         return self._turn(q, cos, sin), self._turn(k, cos, sin)
 
 
@@ -99,7 +99,7 @@ class Alibi(Position):
         self.slopes.copy_(torch.tensor(alibi_slopes(self.heads)))
 
     def bias(self, q: Queries, k: Keys, first: int, scale: float, ctx: Context) -> Bias:
-        return ctx.once((self.spec, first, k.shape[2]), lambda: self._bias(q, first, k.shape[2], scale, ctx))
+        return ctx.once(self.signature, lambda: self._bias(q, first, k.shape[2], scale, ctx))
 
     def _bias(self, q: Tensor, first: int, keys: int, scale: float, ctx: Context) -> Tensor:
         given = ctx.attention_mask
@@ -163,7 +163,7 @@ class StackBias(Position):
     def bias(self, q: Queries, k: Keys, first: int, scale: float, ctx: Context) -> Bias:
         owner = ctx.memo["stack-bias"]
         return ctx.once(
-            ("stack-bias", first, k.shape[2]),
+            "stack-bias-values",
             lambda: owner(ctx.start, ctx.length, first, k.shape[2]).to(q.dtype),
         )
 

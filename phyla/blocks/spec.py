@@ -44,7 +44,7 @@ class Spec:
         args = dict(self.args)
         extra = args.pop(variadic, {}) if variadic else {}
         module = type.__call__(self.block, **args, **extra)
-        module.spec = self
+        module.spec, module.signature = self, repr(self)
         if self.branch is not None:
             module.attach(**self.branch)
         return module
@@ -79,6 +79,7 @@ class Block(nn.Module, metaclass=_BlockMeta):
     """Base of all parts. `B(...)` is a frozen description; `make(B(...))` is a module whose `spec` is that description."""
 
     spec: Spec
+    signature: str  # text of the description: parts of equal text may share what one call computes
 
     def __init__(self) -> None:
         super().__init__()

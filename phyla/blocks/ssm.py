@@ -110,7 +110,7 @@ class Mamba(Mixer):
         h = h.transpose(1, 2)  # (B, I, S)
         past = None if cache is None else cache.get("conv")
         if past is None:
-            past = h.new_zeros(len(h), self.inner, self.taps - 1)
+            past = h.new_zeros(h.shape[0], self.inner, self.taps - 1)
         h = torch.cat((past, h), -1)
         if cache is not None:
             cache.set("conv", h[..., h.shape[-1] - (self.taps - 1) :].clone())

@@ -98,8 +98,8 @@ class GGUFHeader:
 def read_header(path: str | os.PathLike) -> GGUFHeader:
     """Metadata and tensor table of a GGUF file.
 
-    Every count, length and offset is checked against the file's size before it is used. Raises MissingFileError
-    for no such file and CorruptFileError for anything that is not a whole GGUF file.
+    Every count, length and offset is checked against the file's size before it is used. Raises
+    MissingFileError for no such file and CorruptFileError for anything that is not a whole GGUF file.
     """
     path = Path(path)
     try:

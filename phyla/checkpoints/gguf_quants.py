@@ -27,22 +27,24 @@ _PIECE = 1 << 15
 Decoder = Callable[[torch.Tensor, torch.Tensor], None]
 
 
-def dequantize(raw: torch.Tensor, ggml_type: str) -> torch.Tensor:
-    """Float32 values, flat, of uint8 blocks, flat, of one ggml type; integer types stay integers."""
+def dequantize(raw: torch.Tensor, ggml_type: str, out: torch.Tensor | None = None) -> torch.Tensor:
+    """Float32 values, flat, of uint8 blocks, flat, of one ggml type (integer types stay integers); written to `out` if given."""
+    if ggml_type in _DECODERS and len(raw):
+        decode, size, width = _DECODERS[ggml_type]
+        blocks = raw.view(-1, width)
+        values = (torch.empty(len(blocks) * size) if out is None else out).view(-1, size)
+        step = _PIECE // size
+        for start in range(0, len(blocks), step):
+            decode(blocks[start : start + step], values[start : start + step])
+        return values.view(-1)
     if not len(raw):
-        return torch.empty(0, dtype=_result_dtype(ggml_type))
-    if ggml_type in PLAIN_TYPES:
+        values = torch.empty(0, dtype=_result_dtype(ggml_type))
+    elif ggml_type in PLAIN_TYPES:
         values = raw.view(PLAIN_TYPES[ggml_type])
-        return values.float() if values.is_floating_point() else values
-    if ggml_type not in _DECODERS:
-        return _by_gguf(raw, ggml_type)
-    decode, size, width = _DECODERS[ggml_type]
-    blocks = raw.view(-1, width)
-    out = torch.empty(len(blocks), size)
-    step = _PIECE // size
-    for start in range(0, len(blocks), step):
-        decode(blocks[start : start + step], out[start : start + step])
-    return out.view(-1)
+        values = values.float() if values.is_floating_point() else values
+    else:
+        values = _by_gguf(raw, ggml_type)
+    return values if out is None else out.copy_(values)
 
 
 def _result_dtype(ggml_type: str) -> torch.dtype:

@@ -65,8 +65,11 @@ class Conversation:
         printer = Printer(self.tokenizer)
         try:
             context = getattr(self.model.config, "max_position_embeddings", None) or sys.maxsize
-            ids = self.prompt(context - self.arguments["max_new_tokens"])
-            self.model.generate(ids, streamer=printer, **self.arguments)
+            most = self.arguments["max_new_tokens"]
+            # A small context is shared evenly before an answer is refused.
+            ids = self.prompt(max(context - most, context // 2))
+            limit = min(most, context - ids.shape[1])
+            self.model.generate(ids, streamer=printer, **{**self.arguments, "max_new_tokens": limit})
         except BaseException:
             # A question without its answer would leave two user turns in a row, which templates refuse.
             if printer.text:

@@ -88,7 +88,7 @@ def read_lines() -> list[str]:
     """Lines of stdin that hold text."""
     if not piped():
         raise ArgumentError("texts are needed: give them as arguments or pipe lines in (phyla embed --help)")
-    lines = [line for line in sys.stdin.read().splitlines() if line.strip()]
+    lines = [line.removesuffix("\n") for line in sys.stdin if line.strip()]
     if not lines:
         raise ArgumentError("texts are needed, but the piped text is empty")
     return lines

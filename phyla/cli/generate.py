@@ -75,7 +75,8 @@ def generate(
         return
     with waiting("generating"):
         rows = loaded.generate(**given, **arguments)
-    start = 0 if loaded.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+    # What was given stands first: the prompt, or the decoder's start token.
+    start = 1 if loaded.config.is_encoder_decoder else inputs["input_ids"].shape[1]
     for row in rows.tolist():
         ids = row[start:]
         made = tokenizer.decode(ids, skip_special_tokens=True)

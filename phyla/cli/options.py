@@ -118,7 +118,8 @@ class Sampling:
             if (value := getattr(self, name)) is not None
         }
         if self.temperature == 0:
-            return {"do_sample": False, "repetition_penalty": self.repetition_penalty or 1.0}
+            kept = {n: v for n, v in given.items() if n == "repetition_penalty"}
+            return {"do_sample": False, **kept}
         if self.temperature is not None:
             given["temperature"] = self.temperature
         if given.keys() - {"repetition_penalty"}:

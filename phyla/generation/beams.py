@@ -7,7 +7,7 @@ from torch import Tensor
 
 from phyla.errors import GenerationError
 from phyla.generation.forward import Forward
-from phyla.generation.search import finished, noisy, not_finite, repeat
+from phyla.generation.search import finished, not_finite, repeat
 from phyla.generation.task import Task
 
 _LOST = -1e9  # the score of a beam that is not there (the reference's value: it shows in returned scores)
@@ -17,9 +17,9 @@ _LOST = -1e9  # the score of a beam that is not there (the reference's value: it
 class BeamSettings:
     """How many beams to follow and to return for each row, and how lengths compare.
 
-    Scores of finished beams are divided by length ** length_penalty. early_stopping: True ends a row when it has
-    `count` finished beams; False when no running beam of the present length could beat them; "never" when none could
-    at any length.
+    Scores of finished beams are divided by length ** length_penalty. early_stopping: True ends a row when it
+    has `count` finished beams; False when no running beam of the present length could beat them; "never" when
+    none could at any length.
     """
 
     count: int
@@ -30,7 +30,7 @@ class BeamSettings:
 
 @dataclass
 class Found:
-    """The returned beams, best first for each row: ids (rows, length), scores (rows,), origin (rows, new tokens).
+    """The returned beams, best first for each row: ids (rows, length), scores (rows,), origin (rows, new).
 
     origin names the beam, among batch * count, that each token was appended to; -1 behind the end.
     """
@@ -62,12 +62,13 @@ class _Beams:
     def where(self, rows: Tensor, other: "_Beams") -> "_Beams":
         """These beams in the `rows` (batch,) that are True, those of `other` elsewhere."""
         wide = rows[:, None, None]
-        return _Beams(torch.where(wide, self.ids, other.ids), torch.where(rows[:, None], self.scores, other.scores),
-                      torch.where(wide, self.origin, other.origin))  # fmt: skip
+        scores = torch.where(rows[:, None], self.scores, other.scores)
+        ids, origin = torch.where(wide, self.ids, other.ids), torch.where(wide, self.origin, other.origin)
+        return _Beams(ids, scores, origin)
 
 
 def beam_search(forward: Forward, task: Task, settings: BeamSettings) -> Found:
-    """The best continuations of each row of `task.ids`; a row that is settled does not change while others go on."""
+    """The best continuations of each row of `task.ids`; a settled row does not change while others go on."""
     count, (batch, total) = settings.count, task.ids.shape
     device = task.ids.device
     ids = task.ids[:, None].expand(batch, count, total).clone()
@@ -123,7 +124,7 @@ def _grow(beams: _Beams, scores: Tensor, step: int, task: Task) -> tuple[_Beams,
     # enough that `count` beams go on even if all others end
     ends = 0 if task.eos is None else len(task.eos)
     kept = min(max(2, 1 + ends) * count, count * vocabulary)
-    chances = noisy(sums.softmax(-1), task.generators) if task.do_sample else sums
+    chances = _noisy(sums.softmax(-1), task.generators) if task.do_sample else sums
     index = chances.topk(kept).indices  # (batch, kept)
     source, token = index // vocabulary, index % vocabulary
     grown = beams.take(source)
@@ -139,6 +140,17 @@ def _grow(beams: _Beams, scores: Tensor, step: int, task: Task) -> tuple[_Beams,
         ids = grown.ids[:, :, : task.start + step + 1].flatten(0, 1)
         hits = finished(task, ids, token.flatten()).view(batch, kept)
     return grown, hits, sums.amax(-1) > -torch.inf
+
+
+def _noisy(chance: Tensor, generators: list[torch.Generator]) -> Tensor:
+    """Numbers (rows, choices) whose greatest n are n draws without return by `chance` (Gumbel's trick)."""
+    noise = torch.empty_like(chance)
+    if len(generators) > 1:
+        for row, generator in zip(noise, generators, strict=True):
+            row.exponential_(1, generator=generator)
+    else:
+        noise.exponential_(1, generator=generators[0] if generators else None)
+    return chance / noise
 
 
 def _collect(best: _Beams, ended: Tensor, grown: _Beams, hits: Tensor, step: int,

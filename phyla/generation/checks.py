@@ -85,7 +85,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "typical_p": _number(0, 1, open_low=True), "epsilon_cutoff": _number(0, 1, open_high=True),
     "eta_cutoff": _number(0, 1, open_high=True), "diversity_penalty": _number(0),
     "repetition_penalty": _number(0, open_low=True), "encoder_repetition_penalty": _number(0, open_low=True),
-    "length_penalty": _number(-math.inf), "no_repeat_ngram_size": _COUNT, "encoder_no_repeat_ngram_size": _COUNT,
+    "length_penalty": _number(-math.inf),
+    "no_repeat_ngram_size": _COUNT, "encoder_no_repeat_ngram_size": _COUNT,
     "bad_words_ids": (_words, "a non-empty list of lists of token ids"), "renormalize_logits": _FLAG,
     "forced_bos_token_id": _COUNT, "forced_eos_token_id": _IDS, "remove_invalid_values": _FLAG,
     "exponential_decay_length_penalty": (_decay, "a pair (start, factor)"),
@@ -126,12 +127,13 @@ def check_relations(config: Any) -> None:
     if config.num_return_sequences is not None and config.num_return_sequences > 1:
         if beams == 1 and not config.do_sample:
             raise GenerationError(
-                f"num_return_sequences must be 1 for greedy decoding, but is {config.num_return_sequences}: all would "
-                "be the same; set do_sample=True or num_beams"
+                f"num_return_sequences must be 1 for greedy decoding, but is {config.num_return_sequences}: "
+                "all would be the same; set do_sample=True or num_beams"
             )
         if 1 < beams < config.num_return_sequences:
             raise GenerationError(
-                f"num_return_sequences must be at most num_beams ({beams}), but is {config.num_return_sequences}"
+                f"num_return_sequences must be at most num_beams ({beams}), but is "
+                f"{config.num_return_sequences}"
             )
     if beams % groups:
         raise GenerationError(f"num_beams must be a multiple of num_beam_groups ({groups}), but is {beams}")

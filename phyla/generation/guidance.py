@@ -26,7 +26,8 @@ class ClassifierFreeGuidanceLogitsProcessor(LogitsProcessor):
         """Scores (rows, vocabulary) for ids (rows, length)."""
         if scores.shape[0] != 2 * input_ids.shape[0]:
             raise ArgumentError(
-                f"scores must have twice the rows of input_ids ({input_ids.shape[0]}), but have {scores.shape[0]}"
+                f"scores must have twice the rows of input_ids ({input_ids.shape[0]}), but have "
+                f"{scores.shape[0]}"
             )
         guided, unguided = scores.chunk(2)
         return unguided + (guided - unguided) * self.guidance_scale

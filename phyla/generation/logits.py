@@ -30,7 +30,7 @@ class LogitsProcessorList(list):
     """Processors applied in order."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **extra: object) -> Tensor:
-        """Scores after all processors; those that take more than ids and scores get it from `extra` by name."""
+        """Scores after all processors; those that take more than ids and scores get it by name."""
         for processor in self:
             names = _extra_arguments(type(processor))
             if not names:
@@ -211,7 +211,7 @@ class EncoderNoRepeatNGramLogitsProcessor(LogitsProcessor):
 
 
 def _forbid_next(scores: Tensor, windows: Tensor, tail: Tensor, real: Tensor | None) -> Tensor:
-    """Rule out the last token of every window (rows, count, n) that begins with the n - 1 tokens of `tail`."""
+    """Rule out the last token of each window (rows, count, n) that begins with the n - 1 tokens of `tail`."""
     match = (windows[..., :-1] == tail[:, None]).all(-1)  # (rows, count)
     if real is not None:
         match = match & real
@@ -251,7 +251,8 @@ class SequenceBiasLogitsProcessor(LogitsProcessor):
         for ids in self.sequence_bias:
             if max(ids) >= vocabulary:
                 raise GenerationError(
-                    f"sequence_bias must use token ids below the vocabulary size {vocabulary}, but has {max(ids)}"
+                    f"sequence_bias must use token ids below the vocabulary size {vocabulary}, but has "
+                    f"{max(ids)}"
                 )
         tables = []
         for size in sorted({len(ids) for ids in self.sequence_bias}):
@@ -281,7 +282,7 @@ class NoBadWordsLogitsProcessor(SequenceBiasLogitsProcessor):
 
 
 class PrefixConstrainedLogitsProcessor(LogitsProcessor):
-    """Only the tokens that `prefix_allowed_tokens_fn(row, ids so far)` lists may follow (De Cao et al. 2020)."""
+    """Only tokens that `prefix_allowed_tokens_fn(row, ids so far)` lists may follow (De Cao et al. 2020)."""
 
     def __init__(self, prefix_allowed_tokens_fn: Callable[[int, Tensor], list[int]], num_beams: int = 1):
         self.allowed = prefix_allowed_tokens_fn

@@ -60,7 +60,7 @@ def generate(
     the model's own; and inputs of the model. Any other name is an UnknownArgumentError. Without a length, 20
     tokens (max_length=20) are generated. `seed` makes sampling repeatable: a number for the call, or one for
     each returned row, which then does not depend on the other rows; without it torch's global generator is
-    used, drawing as the reference does. truncate="left" cuts a prompt that is too long for the context at its
+    used. truncate="left" cuts a prompt that is too long for the context at its
     start. `tokenizer` serves stop_strings. `streamer` gets the prompt, then the tokens of each step (rows,).
 
     Raises GenerationError for settings, ArgumentError for prompts, NonFiniteLogitsError where the model
@@ -112,8 +112,8 @@ def generate(
             model, prompt, prompt.positions + limit, config.use_cache is not False, task.pad_id,
             flags if task.record is not None else {},
         )  # fmt: skip
-    # tensors born in inference mode may not take part in later training or be written to: nothing that leaves this
-    # call, or that the caller gave to be filled, is touched in it
+    # tensors born in inference mode may not be trained on or written to later: nothing that leaves this call,
+    # or that the caller gave to be filled, is touched in it
     leaves = task.record is not None or prompt.cache is not None
     mode = torch.no_grad() if leaves else torch.inference_mode()
     if beams is not None:

@@ -28,8 +28,8 @@ _ABSENT = ("watermarking_config", "forced_decoder_ids", "prompt_lookup_num_token
 _BEAMS = (GenerationMode.BEAM_SEARCH, GenerationMode.BEAM_SAMPLE)
 _STRATEGIES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE, *_BEAMS)
 SUPPORTED = (
-    "greedy decoding and sampling (do_sample), with beams (num_beams) or without, num_return_sequences, all logits "
-    "processors of the configuration, guidance_scale, and your own processors and criteria"
+    "greedy decoding and sampling (do_sample), with beams (num_beams) or without, num_return_sequences, all "
+    "logits processors of the configuration, guidance_scale, and your own processors and criteria"
 )
 
 

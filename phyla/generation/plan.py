@@ -103,15 +103,15 @@ def new_token_limit(config: GenerationConfig, prompt: Prompt, context: int | Non
         limit, name = config.max_length - length, f"max_length={config.max_length}"
         if limit <= 0:
             raise GenerationError(
-                f"{name} must be more than the length of the prompt, which has {length} tokens; to set the number of "
-                "new tokens, pass max_new_tokens"
+                f"{name} must be more than the length of the prompt, which has {length} tokens; to set the "
+                "number of new tokens, pass max_new_tokens"
             )
     if context is None or length + limit <= context or limit == 0:
         return limit
     if given or length >= context:
         raise GenerationError(
-            f"prompt and new tokens must fit the context of {context} positions, but {length} + {limit} ({name}) do "
-            f"not: shorten the prompt (truncate='left' keeps its end) or ask for fewer new tokens"
+            f"prompt and new tokens must fit the context of {context} positions, but {length} + {limit} "
+            f"({name}) do not: shorten the prompt (truncate='left' keeps its end) or ask for fewer new tokens"
         )
     return context - length
 

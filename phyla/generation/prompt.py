@@ -89,7 +89,7 @@ def main_input(model: nn.Module) -> str:
 
 
 def read_prompt(model: nn.Module, inputs: Any, named: dict[str, Any], config: GenerationConfig) -> Prompt:
-    """The prompt of one call; `inputs` is the unnamed main input. Encodes the source of an encoder-decoder."""
+    """The prompt of one call; `inputs` is the unnamed main input. Runs the encoder of an encoder-decoder."""
     main, named = main_input(model), dict(named)
     if isinstance(inputs, Mapping):
         raise ArgumentError(
@@ -217,8 +217,8 @@ def _decoder_start(model: nn.Module, ids: Any, mask: Tensor | None, rows: int, c
         start = getattr(model.config, "decoder_start_token_id", None)
     if start is None and ids is None:
         raise GenerationError(
-            "decoder_start_token_id or bos_token_id must be set for an encoder-decoder, but neither is: pass one to "
-            "generate, or pass decoder_input_ids"
+            "decoder_start_token_id or bos_token_id must be set for an encoder-decoder, but neither is: pass "
+            "one to generate, or pass decoder_input_ids"
         )
     first = None
     if start is not None:
@@ -308,7 +308,8 @@ def _mask(mask: Any, ids: Tensor, positions: int, config: GenerationConfig | Non
         if tuple(mask.shape) != (ids.shape[0], positions):
             what = "input_ids" if ids.shape[1] == positions else "inputs_embeds"
             raise ArgumentError(
-                f"{name} must have the shape of {what}, {(ids.shape[0], positions)}, but has {tuple(mask.shape)}"
+                f"{name} must have the shape of {what}, {(ids.shape[0], positions)}, but has "
+                f"{tuple(mask.shape)}"
             )
         if bool(((mask != 0) & (mask != 1)).any()):
             raise ArgumentError(f"{name} must hold 1 at real tokens and 0 at padding, but holds other values")

@@ -21,12 +21,13 @@ def decode(forward: Forward, task: Task) -> int:
             out = repeat(forward, out, task.repeats)
         logits = forward.logits(out)
         scores = task.processors(ids[:, :length], logits) if task.processors else logits
-        best, token = scores.max(dim=-1)
+        if task.do_sample:
+            best, token = scores.amax(-1), draw(scores, task.generators)
+        else:
+            best, token = scores.max(dim=-1)
         finite = best.isfinite()
         if scores is not logits and not task.allow_nonfinite:
             finite = finite & logits.amax(-1).isfinite()
-        if task.do_sample:
-            token = draw(scores, task.generators)
         finite = finite | done
         if may_end:
             token = torch.where(done, task.pad_id, token)
@@ -65,19 +66,24 @@ def finished(task: Task, ids: Tensor, token: Tensor) -> Tensor:
 
 def draw(scores: Tensor, generators: list[torch.Generator]) -> Tensor:
     """One token a row (rows,) by the probabilities of the scores (rows, vocabulary)."""
-    return noisy(scores.softmax(-1), generators).argmax(-1)
+    # one uniform number a row, looked up in the summed probabilities: noise for a whole vocabulary, which
+    # torch.multinomial draws, takes a millisecond a row on a CPU
+    exact = torch.float32 if scores.device.type == "mps" else torch.float64
+    sums = scores.softmax(-1).to(exact).cumsum(-1)  # cumsum(dtype=...) is ten times slower on a CPU
+    total = sums[:, -1:]
+    point = total * _uniform(scores.shape[0], generators, exact, scores.device)
+    point = torch.minimum(point, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(sums, point, right=True)[:, 0].clamp(max=scores.shape[1] - 1)
 
 
-def noisy(chance: Tensor, generators: list[torch.Generator]) -> Tensor:
-    """Numbers (rows, choices) whose greatest one is a draw by `chance`, and whose greatest n are n without return."""
-    # p/q with exponential q: the draws of torch.multinomial, without its wait for the device
-    noise = torch.empty_like(chance)
-    if len(generators) == chance.shape[0] and len(generators) > 1:
-        for row, generator in zip(noise, generators, strict=True):
-            row.exponential_(1, generator=generator)
-    else:
-        noise.exponential_(1, generator=generators[0] if generators else None)
-    return chance / noise
+def _uniform(
+    rows: int, generators: list[torch.Generator], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Numbers (rows, 1) from 0 to 1, from torch's generator, from one for all rows, or from one a row."""
+    if len(generators) > 1:
+        return torch.cat([torch.rand(1, 1, generator=g, dtype=dtype, device=device) for g in generators])
+    generator = generators[0] if generators else None
+    return torch.rand(rows, 1, generator=generator, dtype=dtype, device=device)
 
 
 def repeat(forward: Forward, out: Any, times: int) -> Any:
@@ -105,18 +111,18 @@ def not_finite(step: int, finite: Tensor, logits: Tensor, scores: Tensor) -> Exc
     if bool(wrong.any()):
         token = int(wrong.nonzero()[0])
         return NonFiniteLogitsError(
-            f"logits must be finite, but are {logits[row, token].item()} at step {step}, row {row} (first at token id "
-            f"{token}): the weights or the prompt's vectors hold NaN or infinity, or the dtype overflows (bfloat16 or "
-            "float32 do where float16 does)"
+            f"logits must be finite, but are {logits[row, token].item()} at step {step}, row {row} (first at "
+            f"token id {token}): the weights or the prompt's vectors hold NaN or infinity, or the dtype "
+            "overflows (load in bfloat16 or float32 instead of float16)"
         )
     if not bool(logits[row].isfinite().any()):
         return NonFiniteLogitsError(f"logits must be finite, but all are -inf at step {step}, row {row}")
     if bool(scores[row].isnan().any() | (scores[row] == torch.inf).any()):
         return GenerationError(
-            f"scores must stay finite, but the settings made them NaN or infinite at step {step}, row {row}: a "
-            "temperature or penalty is too extreme, or a processor is wrong"
+            f"scores must stay finite, but the settings made them NaN or infinite at step {step}, row {row}: "
+            "a temperature or penalty is too extreme, or a processor is wrong"
         )
     return GenerationError(
-        f"at least one token must be allowed, but the settings rule out all at step {step}, row {row}: loosen "
-        "suppress_tokens, bad_words_ids, prefix_allowed_tokens_fn or the like"
+        f"at least one token must be allowed, but the settings rule out all at step {step}, row {row}: "
+        "loosen suppress_tokens, bad_words_ids, prefix_allowed_tokens_fn or the like"
     )

@@ -86,7 +86,7 @@ class SettledText:
         return max(text.rfind(" ", 0, whole), self.given)
 
     def _shrink(self, text: str) -> None:
-        """Let go of old tokens if the rest decodes to the same end of the text, what is held back included."""
+        """Let go of old tokens if the rest decodes to the same end of the text, held back part included."""
         held = len(text) - self.given
         for keep in range(_KEEP, 2 * _KEEP):  # a cut inside a character or word is no good: try the next one
             tail = self.decode(self.ids[-keep:])

@@ -19,7 +19,8 @@ class TemperatureLogitsWarper(LogitsProcessor):
         check_field("temperature", temperature)
         if not temperature > 0:
             raise GenerationError(
-                f"temperature must be above 0, but is {temperature!r}; for greedy decoding leave do_sample=False"
+                f"temperature must be above 0, but is {temperature!r}; for greedy decoding leave "
+                "do_sample=False"
             )
         self.temperature = temperature
 
@@ -109,7 +110,7 @@ class MinPLogitsWarper(_Filter):
 
 
 class TypicalLogitsWarper(_Filter):
-    """Keep the tokens whose surprise is nearest to the entropy until they hold `mass` (Meister et al. 2022)."""
+    """Keep the tokens whose surprise is nearest to the entropy, up to `mass` (Meister et al. 2022)."""
 
     def __init__(self, mass: float = 0.9, filter_value: float = NEVER, min_tokens_to_keep: int = 1):
         super().__init__(filter_value, min_tokens_to_keep)

@@ -56,7 +56,7 @@ class _Rows(HeadModule):
             return out.pooler_output
         if on == "first":
             return first_token(x, call.attention_mask)
-        rows = torch.arange(len(x), device=x.device)
+        rows = torch.arange(x.shape[0], device=x.device)
         if on == "last":
             return x[rows, last_token(call, x)]
         ends = call.input_ids == call.config.eos_token_id

@@ -80,7 +80,7 @@ class Contrast(Head):
 
     text, other: config -> the projection of a tower's vector, or None. on: "pool" or the "first" state.
     scale: config -> start of the logarithm of the scores' factor. bias: config -> start of a number added to
-    the scores, or None. modality: name of the other tower, in public outputs too. loss: "softmax" or "sigmoid".
+    the scores, or None. modality: name of the other tower in public outputs. loss: "softmax" or "sigmoid".
     """
 
     task: ClassVar[str] = "base-model"

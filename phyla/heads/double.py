@@ -40,7 +40,7 @@ class Summary(HeadModule):
         if self.pick == "mean":
             return x.mean(1)
         if self.pick == "cls_index" and index is not None:
-            return x[torch.arange(len(x), device=x.device), index.reshape(-1)]
+            return x[torch.arange(x.shape[0], device=x.device), index.reshape(-1)]
         return x[:, 0] if self.pick == "first" else x[:, -1]
 
     def read(self, x: Tensor, index: Tensor | None = None) -> Tensor:

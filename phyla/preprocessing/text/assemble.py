@@ -313,6 +313,8 @@ class Assembly(SpecialTokens):
             "special_tokens_mask": 1,
             self.model_input_names[0]: self.pad_token_id,
         }
+        if not self._wants("attention_mask", return_attention_mask):
+            del fill["attention_mask"]
         for key, value in fill.items():
             if key in inputs:
                 rest = [value] * missing

@@ -240,6 +240,60 @@ def sentinel_pieces(owner, settings: dict) -> Tokenizer:
     return backend
 
 
+def unigram_pieces(owner, settings: dict) -> Tokenizer:
+    """Pieces of a SentencePiece file, numbered and cleaned as the class says (`front`, `skip`, `tail`, `quotes_cleaned`)."""
+    cls = type(owner)
+    _need(settings, owner, "vocab_file")
+    data = read_sentencepiece(settings["vocab_file"])
+    scored = [*((token, 0.0) for token in cls.front), *data.scored[cls.skip :], *((token, 0.0) for token in cls.tail)]
+    if cls.commas_apart:
+        scored = [(piece, score - 100 if _is_number_comma(piece) else score) for piece, score in scored]
+    if cls.worst:
+        scored = [(piece, -100.0 if piece in cls.worst else score) for piece, score in scored]
+    unk_id = data.unk_id if cls.unk_id is None else cls.unk_id
+    model, data = _spm_model(settings["vocab_file"], scored, unk_id)
+    backend = Tokenizer(model)
+    backend.normalizer = quotes_normalizer(data, settings, cls.cleaned_after) if cls.quotes_cleaned else spm_normalizer(data)
+    backend.pre_tokenizer = metaspace()
+    backend.decoder = decoders.Metaspace(replacement=SPACE, prepend_scheme="always")
+    _add_marked(backend, data, settings.get("additional_special_tokens"))
+    vocab = {piece: index for index, (piece, _) in enumerate(scored)}
+    if cls.layout.single != "A":
+        backend.post_processor = _templated(owner, settings, vocab)
+    return backend
+
+
+def punctuated_pieces(owner, settings: dict) -> Tokenizer:
+    """Stripped, perhaps lower-cased text in unigram pieces, perhaps cut at punctuation first; `[CLS] A [SEP] B [SEP]`."""
+    backend = unigram_pieces(owner, settings)
+    charsmap = read_sentencepiece(settings["vocab_file"]).normalizer.precompiled_charsmap
+    steps: list = [normalizers.Lowercase()] if settings.get("do_lower_case") else []
+    steps.append(normalizers.Strip())
+    steps += [charsmap_normalizer(charsmap)] if charsmap else []
+    backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(Regex(" {2,}"), " ")])
+    cuts: list = [pre_tokenizers.Punctuation(behavior="isolated")] if settings.get("split_by_punct") else []
+    backend.pre_tokenizer = pre_tokenizers.Sequence([*cuts, metaspace()])
+    return backend
+
+
+def _is_number_comma(piece: str) -> bool:
+    """Whether a piece ends in a digit and a comma, which Python classes cut apart."""
+    return len(piece) > 1 and piece[-1] == "," and piece[-2].isdigit()
+
+
+def quotes_normalizer(data, settings: dict, map_last: bool):
+    """Plain quotes, accents and capitals as the settings say, then the file's character map and single spaces."""
+    steps: list = [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
+    if not settings.get("keep_accents"):
+        steps += [normalizers.NFKD(), normalizers.StripAccents()]
+    if settings.get("do_lower_case"):
+        steps.append(normalizers.Lowercase())
+    charsmap = data.normalizer.precompiled_charsmap
+    mapped = [charsmap_normalizer(charsmap)] if charsmap else []
+    single = [normalizers.Replace(Regex(" {2,}"), " ")]
+    return normalizers.Sequence(steps + (single + mapped if map_last else mapped + single))
+
+
 def _byte_fallback_bpe(settings: dict, owner, first: tuple[str, ...] = (), renamed: dict | None = None):
     """The model of a SentencePiece file with byte fallback; `first` and `renamed` give pieces other names."""
     _need(settings, owner, "vocab_file")

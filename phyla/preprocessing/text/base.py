@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass, fields
+from typing import Any
 
 from phyla.errors import ArgumentError, TokenizerInputError, UnknownArgumentError, nearest
 
@@ -140,7 +141,8 @@ class PreTrainedTokenizerBase(Assembly, ChatTemplates, TokenizerFiles):
             raise TokenizerInputError(
                 "text must be a string or a list of strings, but is None; text_target is None too"
             )
-        encodings = target = None
+        encodings: Any = None
+        target: Any = None
         if text is not None:
             self._switch_to_input_mode()
             encodings = self._call_one(text, text_pair, options)
@@ -150,10 +152,9 @@ class PreTrainedTokenizerBase(Assembly, ChatTemplates, TokenizerFiles):
                 target = self._call_one(text_target, text_pair_target, options)
             finally:
                 self._switch_to_input_mode()
-        if encodings is None and target is not None:
-            return target
-        if target is not None:
-            encodings["labels"] = target["input_ids"]
+        if encodings is None or target is None:
+            return target if encodings is None else encodings
+        encodings["labels"] = target["input_ids"]
         return encodings
 
     def _options(self, given: dict) -> CallOptions:

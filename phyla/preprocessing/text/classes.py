@@ -8,7 +8,19 @@ from . import backends
 from .byte_level import PythonByteLevel, PythonComposedByteLevel
 from .fast import PreTrainedTokenizerFast
 from .files import TOKENIZER_FILE
-from .pieces import PythonPlainPieces, PythonPrefixedPieces, PythonSentinelPieces
+from .more_pieces import (
+    PythonPaddedPieces,
+    PythonPunctuatedPieces,
+    PythonWholePieces,
+    PythonBracketPieces,
+    PythonTightPieces,
+    PythonCleanedPieces,
+    PythonFrontedPieces,
+    PythonJoinedPieces,
+    PythonShiftedPieces,
+    PythonSpacedPieces,
+)
+from .pieces import PythonPieces, PythonPlainPieces, PythonPrefixedPieces, PythonSentinelPieces
 from .rows import ROWS
 from .sentinels import with_sentinels
 from .slow import PreTrainedTokenizer
@@ -167,6 +179,26 @@ class FastWordEnd(WordEndDecoding, TableFast):
     build = staticmethod(backends.word_end)
 
 
+class FastPieces(CopiesModel):
+    """Unigram pieces on Rust: what a row may change of the numbering and the cleaning."""
+
+    build = staticmethod(backends.unigram_pieces)
+    front: tuple[str, ...] = ()
+    skip = 0
+    tail: tuple[str, ...] = ()
+    worst: tuple[str, ...] = ()
+    unk_id: int | None = None
+    commas_apart = False
+    quotes_cleaned = False
+    cleaned_after = False
+
+
+class FastPunctuatedPieces(FastPieces):
+    """Unigram pieces on Rust, cut at punctuation where `split_by_punct` says so."""
+
+    build = staticmethod(backends.punctuated_pieces)
+
+
 KINDS: dict[str, tuple[type | None, type | None]] = {
     "word_piece": (PythonWordPiece, FastWordPiece),
     "byte_level": (PythonByteLevel, FastByteLevel),
@@ -178,6 +210,17 @@ KINDS: dict[str, tuple[type | None, type | None]] = {
     "word_end": (PythonWordEnd, FastWordEnd),
     "prefixed_pieces": (PythonPrefixedPieces, FastPrefixedPieces),
     "plain_pieces": (PythonPlainPieces, FastPlainPieces),
+    "padded_pieces": (PythonPaddedPieces, FastPieces),
+    "whole_pieces": (PythonWholePieces, FastPieces),
+    "punctuated_pieces": (PythonPunctuatedPieces, FastPunctuatedPieces),
+    "bracket_pieces": (PythonBracketPieces, FastPieces),
+    "tight_pieces": (PythonTightPieces, FastPieces),
+    "spaced_pieces": (PythonSpacedPieces, FastPieces),
+    "plain_joined_pieces": (PythonPieces, FastPieces),
+    "cleaned_pieces": (PythonCleanedPieces, FastPieces),
+    "joined_pieces": (PythonJoinedPieces, FastPieces),
+    "shifted_pieces": (PythonShiftedPieces, FastPieces),
+    "fronted_pieces": (PythonFrontedPieces, FastPieces),
     "sentinel_pieces": (PythonSentinelPieces, FastSentinelPieces),
 }
 

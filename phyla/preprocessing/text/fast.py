@@ -80,7 +80,12 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
         """Give the Rust tokenizer the added tokens of the settings and all special tokens."""
         tokens: list = [token for _, token in sorted(added.items())]
         names = {*self.added_tokens_encoder, *map(str, tokens)}
-        tokens += [token for token in self.all_special_tokens_extended if str(token) not in names]
+        known = {token.content: token for token in self.added_tokens_decoder.values()}
+        for token in self.all_special_tokens_extended:
+            if str(token) not in names:
+                tokens.append(token)
+            elif isinstance(token, AddedToken) and token not in tokens and _spaces(token) != _spaces(known.get(token.content)):
+                tokens.append(token)  # it says which spaces it takes, and replaces the plain entry of the pipeline
         special = set(self.all_special_tokens)
         ready: list[AddedToken] = []
         for token in tokens:
@@ -376,6 +381,10 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
         return trained(
             self, text_iterator, vocab_size, length, new_special_tokens, special_tokens_map, trainer_settings
         )
+
+
+def _spaces(token: AddedToken | None) -> tuple | None:
+    return None if token is None else (token.lstrip, token.rstrip, token.single_word)
 
 
 def rebuilt(component, state: dict):

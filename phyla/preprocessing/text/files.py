@@ -147,9 +147,8 @@ def read_added_tokens(folder: Path, settings: dict, given: dict, with_json: bool
     for role in ALL_ROLES[:-1]:
         value = settings.get(role)
         if value is not None:
-            settings[role] = by_text.get(
-                str(value) if not isinstance(value, dict) else value.get("content"), value
-            )
+            text = value.get("content") if isinstance(value, dict) else value
+            settings[role] = by_text.get(str(text), value)
     return added
 
 

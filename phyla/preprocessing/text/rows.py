@@ -39,6 +39,8 @@ _END = "<|endoftext|>"
 _LLAMA_LAYOUT = Layout("bos? A eos?", "bos? A eos? bos?:1 B:1 eos?:1", "layout")
 _EXACT = {"normalized": False, "special": True}
 _SPM = {"sp_model_kwargs": None, "clean_up_tokenization_spaces": False}
+_SWALLOWS_LEFT = {"lstrip": True, "normalized": False, "special": True}
+_CAMEMBERT_FRONT = ("<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<unk>NOTUSED")
 _CODE_ENDS = {"decode": decode_until, "truncate": first_parts}
 _COMMAND_TEMPLATES = {"apply_tool_use_template": with_tools, "apply_grounded_generation_template": grounded}
 
@@ -261,5 +263,81 @@ ROWS: dict[str, Row] = {
         },
         flags={"*": _EXACT},
         fast={"add_prefix_space": None},
+    ),
+    "XLMRoberta": Row(
+        "shifted_pieces", {"vocab_file": "sentencepiece.bpe.model"}, _ROBERTA_SPECIAL, _ROBERTA_LAYOUT, _SPM,
+        flags={"mask_token": _SWALLOWS_LEFT},
+        fast_class={"front": ("<s>", "<pad>", "</s>", "<unk>"), "skip": 3, "tail": ("<mask>",), "unk_id": 3},
+    ),
+    "Camembert": Row(
+        "fronted_pieces", {"vocab_file": "sentencepiece.bpe.model"}, _ROBERTA_SPECIAL, _ROBERTA_LAYOUT,
+        {**_SPM, "additional_special_tokens": ["<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED"]},
+        flags={"mask_token": _SWALLOWS_LEFT}, slow_class={"front": _CAMEMBERT_FRONT, "offset": 4},
+        fast_class={
+            "front": _CAMEMBERT_FRONT, "skip": 1, "tail": ("<mask>",), "unk_id": 3, "worst": ("<unk>NOTUSED",),
+        },
+    ),
+    "Barthez": Row(
+        "spaced_pieces", {"vocab_file": "sentencepiece.bpe.model"}, _ROBERTA_SPECIAL, _ROBERTA_LAYOUT, _SPM,
+        flags={"mask_token": _SWALLOWS_LEFT}, fast_class={"unk_id": 3},
+    ),
+    "Albert": Row(
+        "cleaned_pieces", {"vocab_file": "spiece.model"},
+        {"bos_token": "[CLS]", "eos_token": "[SEP]", "unk_token": "<unk>", "sep_token": "[SEP]", "pad_token": "<pad>",
+         "cls_token": "[CLS]", "mask_token": "[MASK]"}, _BERT_LAYOUT,
+        {**_SPM, "do_lower_case": True, "remove_space": True, "keep_accents": False},
+        flags={"mask_token": _SWALLOWS_LEFT}, inputs=_TYPED,
+        fast_class={"quotes_cleaned": True, "commas_apart": True},
+    ),
+    "XLNet": Row(
+        "joined_pieces", {"vocab_file": "spiece.model"},
+        {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "sep_token": "<sep>", "pad_token": "<pad>",
+         "cls_token": "<cls>", "mask_token": "<mask>"},
+        Layout("A sep cls:2", "A sep B:1 sep:1 cls:2", "layout"),
+        {**_SPM, "do_lower_case": False, "remove_space": True, "keep_accents": False,
+         "additional_special_tokens": ["<eop>", "<eod>"]},
+        flags={"mask_token": _SWALLOWS_LEFT}, inputs=_TYPED,
+        slow_class={"padding_side": "left", "pad_token_type_id": 3},
+        fast_class={"padding_side": "left", "pad_token_type_id": 3, "quotes_cleaned": True, "commas_apart": True},
+    ),
+    "FNet": Row(
+        "tight_pieces", {"vocab_file": "spiece.model"},
+        {"unk_token": "<unk>", "sep_token": "[SEP]", "pad_token": "<pad>", "cls_token": "[CLS]", "mask_token": "[MASK]"},
+        _BERT_LAYOUT, {**_SPM, "do_lower_case": False, "remove_space": True, "keep_accents": True},
+        flags={"mask_token": _SWALLOWS_LEFT, "cls_token": _EXACT, "sep_token": _EXACT}, inputs=("input_ids", "token_type_ids"),
+        fast_class={"quotes_cleaned": True, "commas_apart": True},
+    ),
+    "BigBird": Row(
+        "bracket_pieces", {"vocab_file": "spiece.model"},
+        {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "sep_token": "[SEP]",
+         "mask_token": "[MASK]", "cls_token": "[CLS]"}, _BERT_LAYOUT, _SPM,
+        flags={"*": {"special": True}, "mask_token": {"lstrip": True, "normalized": True, "special": True}},
+    ),
+    "Reformer": Row(
+        "plain_joined_pieces", {"vocab_file": "spiece.model"}, {"eos_token": "</s>", "unk_token": "<unk>"},
+        settings={**_SPM, "additional_special_tokens": []},
+    ),
+    "RemBert": Row(
+        "whole_pieces", {"vocab_file": "sentencepiece.model"},
+        {"bos_token": "[CLS]", "eos_token": "[SEP]", "unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]",
+         "cls_token": "[CLS]", "mask_token": "[MASK]"}, _BERT_LAYOUT,
+        {"do_lower_case": False, "remove_space": True, "keep_accents": True, "clean_up_tokenization_spaces": False},
+        flags={"mask_token": {"lstrip": True, "normalized": True, "special": True}}, inputs=_TYPED,
+        fast_class={"quotes_cleaned": True, "cleaned_after": True},
+    ),
+    "DebertaV2": Row(
+        "punctuated_pieces", {"vocab_file": "spm.model"},
+        {"bos_token": "[CLS]", "eos_token": "[SEP]", "unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]",
+         "cls_token": "[CLS]", "mask_token": "[MASK]"}, _BERT_LAYOUT,
+        {**_SPM, "do_lower_case": False, "split_by_punct": False},
+        flags={"unk_token": {"normalized": True, "special": True}}, inputs=_TYPED,
+    ),
+    "XGLM": Row(
+        "padded_pieces", {"vocab_file": "sentencepiece.bpe.model"},
+        {"bos_token": "<s>", "eos_token": "</s>", "sep_token": "</s>", "cls_token": "<s>", "unk_token": "<unk>",
+         "pad_token": "<pad>"}, Layout("sep A", "sep A sep sep B", "zeros"),
+        {**_SPM, "additional_special_tokens": [f"<madeupword{i}>" for i in range(7)]},
+        fast_class={"front": ("<s>", "<pad>", "</s>", "<unk>"), "skip": 3, "unk_id": 3,
+                    "tail": tuple(f"<madeupword{i}>" for i in range(7))},
     ),
 }

@@ -50,7 +50,7 @@ class FromTable:
     """Constructor of the classes of the table: vocabulary files in order, then settings by name."""
 
     row: Row
-    is_fast = False
+    is_fast: bool
 
     def _load(self, settings: dict, given: dict) -> None:
         """Hook: complete the settings, and read the vocabulary where Python needs it."""

@@ -58,8 +58,13 @@ class WordEndDecoding(PreTrainedTokenizerFast):
     """Decoding of the fast CLIP tokenizer: a space after each word."""
 
     def _decode(
-        self, token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=None, **options
+        self,
+        token_ids,
+        skip_special_tokens=False,
+        clean_up_tokenization_spaces=None,
+        spaces_between_special_tokens=True,
+        use_source_tokenizer=False,
     ) -> str:
-        text = super()._decode(token_ids, skip_special_tokens, False, **options)
+        text = super()._decode(token_ids, skip_special_tokens, False)
         suffix = getattr(self._tokenizer.model, "end_of_word_suffix", None) or END_OF_WORD
         return self._cleaned(text.replace(suffix, " ").strip(), clean_up_tokenization_spaces)
