@@ -55,10 +55,10 @@ chat: $(STAMPS)/weights
 	@$(VENV)/bin/phyla chat $(MODEL) $(ASK) $(ARGS)
 
 test: setup
-	@$(VENV)/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)
+	@$(VENV)/bin/python -m pytest -n logical --maxprocesses 8 --dist worksteal $(ARGS)
 
 quick: setup
-	@$(VENV)/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m 'not slow and not gpu' $(ARGS)
+	@$(VENV)/bin/python -m pytest -n logical --maxprocesses 8 --dist worksteal -m 'not slow and not gpu' $(ARGS)
 
 check: setup
 	@$(VENV)/bin/ruff check .

@@ -92,5 +92,5 @@ AutoModelForPreTraining = _auto("AutoModelForPreTraining", "pretraining", "seq2s
 AutoModelForTextEncoding = _auto("AutoModelForTextEncoding", "text-encoding", "base-model")
 AutoModelForImageClassification = _auto("AutoModelForImageClassification", "image-classification")
 AutoModelForMaskedImageModeling = _auto("AutoModelForMaskedImageModeling", "masked-image-modeling")
-AutoModelForZeroShotImageClassification = _auto("AutoModelForZeroShotImageClassification", "zero-shot-image-classification")
+AutoModelForZeroShotImageClassification = _auto("AutoModelForZeroShotImageClassification", "zero-shot-image-classification", "base-model")
 AutoModelWithLMHead = _auto("AutoModelWithLMHead", "seq2seq-lm", "causal-lm", "masked-lm")

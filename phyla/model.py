@@ -22,15 +22,18 @@ LAZY_METHODS: dict[str, tuple[str, str]] = {
     "generate": ("phyla.generation", "generate"),
     "save_pretrained": ("phyla.checkpoints.write", "save_pretrained"),
     "state_dict_public": ("phyla.checkpoints.write", "public_state"),
+    "pack": ("phyla.fast.pack", "pack"),
+    "_install_packed": ("phyla.fast.install", "install_packed"),
+    "_read_generation_config": ("phyla.generation.config", "read_for_model"),
     "describe": ("phyla.describe", "describe_model"),
 }
 LAZY_CLASS_METHODS: dict[str, tuple[str, str]] = {
     "from_pretrained": ("phyla.checkpoints.load", "from_pretrained"),
 }
+
 LAZY_PROPERTIES: dict[str, tuple[str, str]] = {
     "generation_config": ("phyla.generation.config", "of_model"),
 }
-
 
 # Public attention names -> ours. The fused call picks the flash kernel by itself wherever there is one.
 IMPLEMENTATIONS = {
@@ -204,6 +207,8 @@ for _name, (_module, _function) in LAZY_METHODS.items():
     setattr(PreTrainedModel, _name, _Lazy(_module, _function, "method"))
 for _name, (_module, _function) in LAZY_CLASS_METHODS.items():
     setattr(PreTrainedModel, _name, _Lazy(_module, _function, "class"))
+for _name, (_module, _function) in LAZY_PROPERTIES.items():
+    setattr(PreTrainedModel, _name, _Lazy(_module, _function, "property"))
 
 
 Places = dict[int, list[tuple[nn.Module, str]]]

@@ -1,4 +1,5 @@
-"""Small GGUF files of every architecture that phyla reads, made of numbers that follow from the tensor names alone."""
+"""Small GGUF files of every architecture that phyla reads, made of numbers that follow from the tensor names
+alone."""
 
 import zlib
 from pathlib import Path
@@ -196,8 +197,9 @@ ARCHITECTURES = {
     "t5-ungated": "t5",
 }
 KINDS = (
-    "llama", "mixtral", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "gemma", "gemma2", "phi2", "phi3", "starcoder2", "stablelm",
-    "nemotron", "falcon", "falcon-groups", "bloom", "gptneox", "gpt2", "mamba", "t5", "t5-ungated", "bert",
+    "llama", "mixtral", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "gemma", "gemma2", "phi2", "phi3",
+    "starcoder2", "stablelm", "nemotron", "falcon", "falcon-groups", "bloom", "gptneox", "gpt2", "mamba",
+    "t5", "t5-ungated", "bert",
 )  # fmt: skip
 RMS = ("llama", "mixtral", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "gemma", "gemma2", "phi3", "mamba")
 
@@ -210,7 +212,8 @@ def write(
     extra: dict | None = None,
     base: float = 10000.0,
 ) -> Path:
-    """Write the file of one kind; weights of two axes are quantised, `extra` adds arrays under further names."""
+    """Write the file of one kind; weights of two axes are quantised, `extra` adds arrays under further
+    names."""
     name = ARCHITECTURES.get(kind, kind)
     writer = gguf.GGUFWriter(path, name)
     writer.add_name("tiny")

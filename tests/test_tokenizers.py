@@ -2,12 +2,15 @@
 recordings.
 """
 
+import copy
 import json
+import pickle
 import subprocess
 import sys
 import tarfile
 import time
 import unicodedata
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -479,3 +482,53 @@ def test_tensors(load):
     assert padded["attention_mask"].tolist() == [[1, 0, 0], [1, 1, 1]]
     with pytest.raises(ValueError, match="padding=True"):
         tokenizer(["a", "a b c"], return_tensors="pt")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["GPT2Tokenizer", "BertTokenizerFast", "LlamaTokenizer", "T5TokenizerFast", "MBart50TokenizerFast"],
+)
+def test_copies_and_pickles_are_independent(load, name):
+    tokenizer = load(name)
+    ids = tokenizer("the old river <x>")["input_ids"]
+    for twin in (copy.deepcopy(tokenizer), pickle.loads(pickle.dumps(tokenizer))):  # noqa: S301 - our own bytes
+        assert type(twin) is type(tokenizer)
+        assert twin("the old river <x>")["input_ids"] == ids
+        twin.add_tokens(["<x>"])
+        assert "<x>" in twin.get_vocab()
+        assert "<x>" not in tokenizer.get_vocab()
+
+
+def test_threads_may_share_a_tokenizer(load):
+    tokenizer = load("BertTokenizerFast")
+
+    def lengths(count: int) -> set[int]:
+        options = {"truncation": True, "padding": "max_length", "max_length": 4 + count}
+        return {
+            len(row) for _ in range(50) for row in tokenizer(["river " * count] * 3, **options)["input_ids"]
+        }
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lengths, range(1, 9))) == [{4 + count} for count in range(1, 9)]
+
+
+def test_languages_of_a_translation_tokenizer(folder):
+    tokenizer = phyla.MBart50TokenizerFast.from_pretrained(
+        folder("MBart50TokenizerFast"), src_lang="de_DE", tgt_lang="fr_XX"
+    )
+    inputs = tokenizer("ein Fluss", text_target="une rivière")
+    assert tokenizer.convert_ids_to_tokens(inputs["input_ids"])[0] == "de_DE"
+    assert tokenizer.convert_ids_to_tokens(inputs["labels"])[0] == "fr_XX"
+    tokenizer.src_lang = "cs_CZ"
+    assert tokenizer.convert_ids_to_tokens(tokenizer("řeka")["input_ids"])[0] == "cs_CZ"
+    with pytest.raises(TokenizerInputError, match="src_lang must be a language code, but is 'de_DF'"):
+        phyla.MBart50TokenizerFast.from_pretrained(folder("MBart50TokenizerFast"), src_lang="de_DF")
+
+
+def test_every_public_name_of_the_table_is_there():
+    from phyla.preprocessing._names import NAMES
+    from phyla.preprocessing.text.classes import TOKENIZERS
+
+    assert set(TOKENIZERS) <= set(NAMES)
+    for name in NAMES:
+        assert getattr(phyla, name).__name__ == name or name == "SpecialTokensMixin"

@@ -1,6 +1,7 @@
 """Multi-head attention with its variable parts in slots, and the one call that all attention goes through."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -85,6 +86,8 @@ class Attention(Mixer):
         self.scale = self.head_width**-0.5 if scale is None else scale
         self.softcap = softcap
         self.register_module("kv_site", None)
+        # Set by fast.pack: q, k and v as one product.
+        self.joined: Any = None
 
     def idle(self, ctx: Context) -> bool:
         if not self.cross or ctx.memory is not None:
@@ -104,7 +107,10 @@ class Attention(Mixer):
 
     def project(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, H, S, E) of x and keys, values (B, G, K, E) of source, normed where the block has norm_qk."""
-        q, k, v = self.q(x), self.k(source), self.v(source)
+        if self.joined is not None and source is x and self.joined.ready():
+            q, k, v = self.joined(x)
+        else:
+            q, k, v = self.q(x), self.k(source), self.v(source)
         if self.q_norm is not None and not self.norm_by_head:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (

@@ -1,5 +1,7 @@
 """Position-wise feed-forward mixers."""
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -45,12 +47,18 @@ class GatedFFN(Mixer):
     ) -> None:
         super().__init__()
         self.act, self.inner_dropout = activation(act), dropout
+        # Set by fast.pack: gate and up as one product.
+        self.joined: Any = None
         self.gate = Linear(width, inner, bias=bias)
         self.up = Linear(width, inner, bias=bias)
         self.down = Linear(inner, width, bias=bias)
 
     def mix(self, x: Stream, ctx: Context) -> NewStream:
-        h = self.act(self.gate(x)) * self.up(x)  # (B, S, F)
+        if self.joined is not None and self.joined.ready():
+            gate, up = self.joined(x)
+        else:
+            gate, up = self.gate(x), self.up(x)
+        h = self.act(gate) * up  # (B, S, F)
         if self.training and self.inner_dropout:
             h = F.dropout(h, self.inner_dropout)
         return self.down(h)

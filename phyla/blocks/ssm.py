@@ -20,8 +20,8 @@ from phyla.blocks.shapes import Stream
 class FreshState:
     """Fresh values of a selective state space (the paper's section 3.6 and its published code).
 
-    Steps are log-uniform in low .. high, at least `floor`; the weights of the low-rank step are scale / sqrt(rank):
-    uniform within it ("random") or all equal to it ("constant"). out_gain: factor on the output's weights.
+    Steps are log-uniform in low .. high, at least `floor`; weights of the low-rank step are uniform within
+    scale / sqrt(rank) ("random") or all equal to it ("constant"). out_gain: factor on the output's weights.
     """
 
     low: float = 0.001
@@ -33,7 +33,7 @@ class FreshState:
 
 
 class _Fan(Linear):
-    """A projection whose fresh weights are uniform within gain / sqrt(inputs), whatever the model's usual width is."""
+    """A projection whose fresh weights are uniform within gain / sqrt(inputs)."""
 
     gain = 1.0
 
@@ -64,7 +64,8 @@ class Mamba(Mixer):
     """A gated convolution followed by a selective scan (Gu & Dao 2023, arXiv:2312.00752, algorithm 2 and figure 3).
 
     h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t;  y_t = C_t h_t + D x_t, with A = -exp(A_log) (inner, state).
-    width D, inner I, state N, conv: taps, rank: width of the low-rank step, fresh: how it starts. Padding (mask 0) enters nothing into the state.
+    width D, inner I, state N, conv: taps, rank: width of the low-rank step,
+    fresh: how it starts. Padding (mask 0) enters nothing into the state.
     """
 
     caches = True

@@ -5,7 +5,8 @@ Importing this loads no torch; what needs it (`open_weights`, `save_weights`) is
 
 from typing import TYPE_CHECKING
 
-# Imported here, not on first use: a function and its module share the name `resolve`, and the function must win.
+# Imported here, not on first use: a function and its module share the name `resolve`, and the function must
+# win.
 from phyla.checkpoints.json_file import read_json
 from phyla.checkpoints.paths import safe_join
 from phyla.checkpoints.resolve import resolve

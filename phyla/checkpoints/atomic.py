@@ -11,14 +11,15 @@ from pathlib import Path
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 _TEMPORARY = (".phyla-", ".tmp")
 _CHUNK = 64 << 20
 
 
 def atomic_write(path: str | os.PathLike, data: bytes) -> None:
-    """Write a small file such that readers see the old or the new content, also after a crash; raises OSError naming it."""
+    """Write a small file such that readers see the old or the new content, also after a crash; raises OSError
+    naming it."""
     path = Path(path)
     temporary = write_temporary(path, [memoryview(data)])
     try:
@@ -30,7 +31,8 @@ def atomic_write(path: str | os.PathLike, data: bytes) -> None:
 
 
 def write_temporary(path: Path, parts: Iterable[memoryview]) -> Path:
-    """Write `parts` to a new file beside `path`, durably; its name, for os.replace. Nothing is left if that fails."""
+    """Write `parts` to a new file beside `path`, durably; its name, for os.replace. Nothing is left if that
+    fails."""
     temporary = path.parent / f"{_TEMPORARY[0]}{secrets.token_hex(8)}{_TEMPORARY[1]}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
     try:
@@ -93,7 +95,8 @@ def sync_folder(folder: Path) -> None:
 
 
 def prepare_folder(folder: Path) -> None:
-    """Make a folder to save to, before any work; raises OSError naming it if it is a file or cannot be written."""
+    """Make a folder to save to, before any work; raises OSError naming it if it is a file or cannot be
+    written."""
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(
             errno.ENOTDIR, "a checkpoint must be saved to a folder, but this is a file", str(folder)
@@ -107,7 +110,8 @@ def prepare_folder(folder: Path) -> None:
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[bool]:
-    """Hold a folder against other savers until the block ends or the process dies; False where the system has no such locks."""
+    """Hold a folder against other savers until the block ends or the process dies; False where the system has
+    no such locks."""
     if fcntl is None:
         yield False
         return

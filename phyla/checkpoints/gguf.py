@@ -1,13 +1,11 @@
-"""GGUF files as checkpoints: public names, public config, values in float32 or the quantised blocks themselves."""
+"""GGUF files as checkpoints: public names, public config, values in float32 or the quantised blocks
+themselves."""
 
 import os
-from collections import deque
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from phyla.checkpoints.gguf_config import public_config
@@ -19,7 +17,6 @@ from phyla.checkpoints.weights import PackedTensor, TensorInfo, Weights
 from phyla.errors import CheckpointError, CorruptFileError
 
 _LONGEST_TABLE = 1 << 16
-_GROUP = 8 << 20  # values
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,8 @@ class _Heads:
 
 
 class GGUFFile(Weights):
-    """One GGUF file; `infos` has public names, `config` the public config.json, `header` all metadata (tokenizer included)."""
+    """One GGUF file; `infos` has public names, `config` the public config.json, `header` all metadata
+    (tokenizer included)."""
 
     def __init__(self, path: Path):
         self.path = Path(path)
@@ -56,7 +54,8 @@ class GGUFFile(Weights):
             )
         if self.header.metadata.get("split.count", 0) not in (0, 1):
             raise CheckpointError(
-                f"{self.path} is one piece of a split GGUF file; join them with llama.cpp's gguf-split --merge"
+                f"{self.path} is one piece of a split GGUF file; join them with llama.cpp's gguf-split "
+                "--merge"
             )
         self.tensors = {tensor.name: tensor for tensor in self.header.tensors}
         config, key = public_config(self.header, self._table)
@@ -79,37 +78,13 @@ class GGUFFile(Weights):
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         """One tensor in float32 (integers stay integers) or `dtype`, in the public layout."""
-        return self._read(name, dtype, None)
-
-    def read_many(
-        self, names: Iterable[str] | None = None, dtype: torch.dtype | None = None
-    ) -> Iterator[tuple[str, torch.Tensor]]:
-        """As Weights.read_many; the values of neighbours share one piece of memory of some 32 MB."""
-        waiting = deque(self.infos if names is None else names)
-        if dtype not in (None, torch.float32):
-            yield from super().read_many(waiting, dtype)
-            return
-        while waiting:
-            group: list[tuple[str, int]] = []
-            size = 0
-            while waiting and size < _GROUP:
-                count = prod(self.info(waiting[0]).shape)
-                group.append((waiting.popleft(), size))
-                # 64 bytes apart, as torch's own memory is aligned.
-                size += -(-count // 16) * 16
-            # From 4 MB on numpy asks for huge pages, which makes writing to fresh memory several times faster.
-            memory = torch.from_numpy(np.empty(size, dtype=np.float32))
-            for name, start in group:
-                yield name, self._read(name, dtype, memory[start : start + prod(self.infos[name].shape)])
-
-    def _read(self, name: str, dtype: torch.dtype | None, out: torch.Tensor | None) -> torch.Tensor:
-        info = self.info(name)
+        self.info(name)
         source = self.sources[name]
         tensor = self.tensors[source.name]
-        if info.dtype != torch.float32:
-            out = None
-        values = dequantize(self._raw(tensor, source), GGML_TYPES[tensor.ggml_type][0], out)
-        values = _public_values(values.view(_public_shape(tensor.shape, Source(source.name, part=source.part))), source)
+        values = dequantize(self._raw(tensor, source), GGML_TYPES[tensor.ggml_type][0])
+        values = _public_values(
+            values.view(_public_shape(tensor.shape, Source(source.name, part=source.part))), source
+        )
         return values if dtype is None else values.to(dtype)
 
     def read_packed(self, name: str) -> PackedTensor | None:
@@ -132,12 +107,11 @@ class GGUFFile(Weights):
         if source.part is not None:
             size //= tensor.shape[0]
             start += size * source.part
-        data = np.empty(size, dtype=np.uint8)
-        read_exactly(self.file, memoryview(data), start, self.path)
+        raw = torch.empty(size, dtype=torch.uint8)
+        read_exactly(self.file, raw.numpy().data, start, self.path)
         status = os.fstat(self.file.fileno())
         if (status.st_size, status.st_mtime_ns) != self.state:
             raise CorruptFileError(f"{self.path} was overwritten while it was read; load it again")
-        raw = torch.from_numpy(data)
         if source.layout in _ROW_LAYOUTS and size:
             order = self._row_order(tensor, source.layout)
             raw = raw.view(len(order), -1).index_select(0, order).view(-1)
@@ -150,7 +124,8 @@ class GGUFFile(Weights):
         count = groups.get(layout, heads.query + 2 * heads.key_value)
         if not count or rows % count or (layout == "qkv_groups" and heads.query % heads.key_value):
             raise CorruptFileError(
-                f"{self.path}: tensor {tensor.name!r} has {rows} rows, which {heads.query} heads and {heads.key_value} "
+                f"{self.path}: tensor {tensor.name!r} has {rows} rows, which {heads.query} heads and "
+                f"{heads.key_value} "
                 "key-value heads do not divide"
             )
         width = rows // count

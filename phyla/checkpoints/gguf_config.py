@@ -30,7 +30,8 @@ _TOKENS = {
 
 @dataclass(frozen=True)
 class Facts:
-    """What a file says of its model: metadata under the architecture's prefix, shapes of its tensors, and its short tables."""
+    """What a file says of its model: metadata under the architecture's prefix, shapes of its tensors, and its
+    short tables."""
 
     header: GGUFHeader
     architecture: str
@@ -42,13 +43,15 @@ class Facts:
         return shortest(value) if isinstance(value, float) else value
 
     def whole(self, key: str, default: int | None = None) -> int:
-        """A whole number (of layers: the same for all); raises CorruptFileError if it is none or differs between layers."""
+        """A whole number (of layers: the same for all); raises CorruptFileError if it is none or differs
+        between layers."""
         value = self.get(key, default)
         if isinstance(value, list) and value and all(v == value[0] for v in value):
             value = value[0]
         if type(value) is not int or value < 0:
             raise CorruptFileError(
-                f"{self.header.path}: {self.architecture}.{key} must be a whole number, but is {str(value)[:100]}"
+                f"{self.header.path}: {self.architecture}.{key} must be a whole number, but is "
+                f"{str(value)[:100]}"
             )
         return value
 
@@ -109,7 +112,8 @@ def _rope_scaling(f: Facts) -> dict:
 
 
 def _llama3_scaling(f: Facts) -> dict | None:
-    """The rule behind a table of frequency divisors (Llama 3.1: https://arxiv.org/abs/2407.21783), which files keep without its name."""
+    """The rule behind a table of frequency divisors (Llama 3.1: https://arxiv.org/abs/2407.21783), which
+    files keep without its name."""
     stored = f.table("rope_freqs.weight")
     factor, low, high, original = max(stored, default=1.0), 1.0, 4.0, 8192
     if all(abs(x - 1) < 1e-6 for x in stored):
@@ -124,7 +128,8 @@ def _llama3_scaling(f: Facts) -> dict | None:
         smooth = min(max((original / length - low) / (high - low), 0.0), 1.0)
         if abs(log(found * ((1 - smooth) / factor + smooth))) > 1e-3:
             raise CheckpointError(
-                f"{f.header.path}: rope_freqs.weight follows no known rule of rotary scaling; convert the model from its safetensors"
+                f"{f.header.path}: rope_freqs.weight follows no known rule of rotary scaling; convert "
+                "the model from its safetensors"
             )
     return {
         "rope_type": "llama3",
@@ -172,7 +177,7 @@ def _gemma2(f: Facts) -> dict:
         if f.whole("block_count") == 46
         else f.head_width
     )
-    found = {"head_dim": f.head_width, "query_pre_attn_scalar": scale}
+    found: dict = {"head_dim": f.head_width, "query_pre_attn_scalar": scale}
     for key, public in (
         ("attn_logit_softcapping", "attn_logit_softcapping"),
         ("final_logit_softcapping", "final_logit_softcapping"),
@@ -257,7 +262,8 @@ def _bert(f: Facts) -> dict:
 
 @dataclass(frozen=True)
 class Architecture:
-    """How one of llama.cpp's architectures reads as a public config: model_type, its usual class, keys, and the rest."""
+    """How one of llama.cpp's architectures reads as a public config: model_type, its usual class, keys, and
+    the rest."""
 
     model_type: str
     class_name: str
@@ -405,14 +411,17 @@ ARCHITECTURES["t5encoder"] = Architecture("t5", "T5EncoderModel", ARCHITECTURES[
 
 
 def public_config(header: GGUFHeader, table: Callable[[str], list[float]]) -> tuple[dict, str]:
-    """The config.json of a GGUF file as the public tools would write it, and the key of its names in gguf_names.NAMES.
+    """The config.json of a GGUF file as the public tools would write it, and the key of its names in
+    gguf_names.NAMES.
 
-    `table` reads a short tensor. Raises CheckpointError for an architecture that is not known, CorruptFileError for nonsense.
+    `table` reads a short tensor. Raises CheckpointError for an architecture that is not known,
+    CorruptFileError for nonsense.
     """
     name = header.metadata.get("general.architecture")
     if not isinstance(name, str) or name not in ARCHITECTURES:
         raise CheckpointError(
-            f"{header.path} holds a model of the architecture {str(name)[:100]!r}, which phyla does not read from GGUF; "
+            f"{header.path} holds a model of the architecture {str(name)[:100]!r}, which phyla does "
+            "not read from GGUF; "
             f"it reads {', '.join(sorted(ARCHITECTURES))}.{nearest(str(name), ARCHITECTURES)}"
         )
     if name == "llama" and header.metadata.get("general.name") == "mistral":

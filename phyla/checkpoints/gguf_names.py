@@ -1,8 +1,10 @@
 """Tensor names of GGUF files beside the public ones, a table for each architecture that llama.cpp writes.
 
-A line reads `file name: public name` or `file name: (public name, layout)`, both without `.weight` or `.bias`; `{i}` is the layer. The
+A line reads `file name: public name` or `file name: (public name, layout)`, both without `.weight` or
+`.bias`; `{i}` is the layer. The
 layouts, told from the file to the public tensor:
-  rope_q, rope_k  rows of each head stand in pairs for another rotary order; heads, or key-value heads, of them
+  rope_q, rope_k  rows of each head stand in pairs for another rotary order; heads, or key-value heads, of
+  them
   qkv_heads       all queries, keys, values; public: query, key, value of head after head
   qkv_groups      the same; public: the queries of a key-value head, its key, its value, head after head
   transpose       a matrix stored (out, in); public: (in, out)
@@ -11,7 +13,8 @@ layouts, told from the file to the public tensor:
   conv            (channels, kernel); public: (channels, 1, kernel)
   row             (width); public: (1, width)
   parts           the first axis is `{e}` of the public name
-Facts: https://github.com/ggml-org/llama.cpp/blob/master/convert_hf_to_gguf.py and gguf-py/gguf/tensor_mapping.py.
+Facts: https://github.com/ggml-org/llama.cpp/blob/master/convert_hf_to_gguf.py and
+gguf-py/gguf/tensor_mapping.py.
 """
 
 import re
@@ -289,7 +292,8 @@ _BERT: Names = {
     ),
 }
 
-# Public model_type -> names. Which of them a file has is told by its architecture and what it holds (gguf_config.py).
+# Public model_type -> names. Which of them a file has is told by its architecture and what it holds
+# (gguf_config.py).
 NAMES: dict[str, Names] = {
     "llama": _LLAMA,
     "mistral": _LLAMA,
@@ -319,7 +323,8 @@ NAMES: dict[str, Names] = {
 
 @dataclass(frozen=True)
 class Source:
-    """Where a public tensor comes from: tensor name in the file, layout, and which part of the first axis (if it is one of many)."""
+    """Where a public tensor comes from: tensor name in the file, layout, and which part of the first axis (if
+    it is one of many)."""
 
     name: str
     layout: str = ""
@@ -331,26 +336,16 @@ def public_sources(table: Names, stored: Iterable[tuple[str, int]]) -> dict[str,
 
     Tensors that the table does not know keep their own name, so that a load report can tell of them.
     """
-    exact = {base: line for base, line in table.items() if "{" not in base}
-    patterns = [(_pattern(base), line) for base, line in table.items() if "{" in base]
+    lines = [(_pattern(base), line) for base, line in table.items()]
     found: dict[str, Source] = {}
-    by_shape: dict[str, tuple[re.Pattern, str | tuple[str, str]] | None] = {}
     for name, length in stored:
         if NOT_WEIGHTS.fullmatch(name):
             continue
         base, suffix = _split(name)
-        if base in exact:
-            line, values = exact[base], {}
-        else:
-            # Layers repeat, so the search is done once for each kind of line.
-            shape = re.sub(r"[0-9]+", "#", base)
-            if shape not in by_shape:
-                by_shape[shape] = next(((p, line) for p, line in patterns if p.fullmatch(base)), None)
-            if by_shape[shape] is None:
-                found[name] = Source(name)
-                continue
-            pattern, line = by_shape[shape]
-            values = pattern.fullmatch(base).groupdict()
+        match, line = next(((m, line) for p, line in lines if (m := p.fullmatch(base))), (None, ""))
+        if match is None:
+            found[name] = Source(name)
+            continue
         public, layout = (line, "") if isinstance(line, str) else line
         if layout == "parts":
             if length > MAX_PARTS:
@@ -358,9 +353,11 @@ def public_sources(table: Names, stored: Iterable[tuple[str, int]]) -> dict[str,
                     f"tensor {name!r} claims {length} experts or heads; at most {MAX_PARTS} are read"
                 )
             for part in range(length):
-                found[_fill(public, {**values, "e": str(part)}) + suffix] = Source(name, layout, part)
+                found[_fill(public, {**match.groupdict(), "e": str(part)}) + suffix] = Source(
+                    name, layout, part
+                )
         else:
-            found[_fill(public, values) + suffix] = Source(name, layout)
+            found[_fill(public, match.groupdict()) + suffix] = Source(name, layout)
     return found
 
 

@@ -1,6 +1,7 @@
 """Values of ggml's quantised blocks in float32, bit for bit as the package gguf computes them.
 
-Layouts: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h. The kinds in common use are written in torch here, the
+Layouts: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h. The kinds in common use are written
+in torch here, the
 others go through gguf itself.
 """
 
@@ -23,28 +24,27 @@ PLAIN_TYPES = {
 # Values per piece: small enough that a piece's intermediate tensors stay in the processor's cache.
 _PIECE = 1 << 15
 
-# A decoder fills `out`, float32 of (blocks, values per block), from `raw`, uint8 of (blocks, bytes per block).
+# A decoder fills `out`, float32 of (blocks, values per block), from `raw`, uint8 of (blocks, bytes per
+# block).
 Decoder = Callable[[torch.Tensor, torch.Tensor], None]
 
 
-def dequantize(raw: torch.Tensor, ggml_type: str, out: torch.Tensor | None = None) -> torch.Tensor:
-    """Float32 values, flat, of uint8 blocks, flat, of one ggml type (integer types stay integers); written to `out` if given."""
-    if ggml_type in _DECODERS and len(raw):
-        decode, size, width = _DECODERS[ggml_type]
-        blocks = raw.view(-1, width)
-        values = (torch.empty(len(blocks) * size) if out is None else out).view(-1, size)
-        step = _PIECE // size
-        for start in range(0, len(blocks), step):
-            decode(blocks[start : start + step], values[start : start + step])
-        return values.view(-1)
+def dequantize(raw: torch.Tensor, ggml_type: str) -> torch.Tensor:
+    """Float32 values, flat, of uint8 blocks, flat, of one ggml type; integer types stay integers."""
     if not len(raw):
-        values = torch.empty(0, dtype=_result_dtype(ggml_type))
-    elif ggml_type in PLAIN_TYPES:
+        return torch.empty(0, dtype=_result_dtype(ggml_type))
+    if ggml_type in PLAIN_TYPES:
         values = raw.view(PLAIN_TYPES[ggml_type])
-        values = values.float() if values.is_floating_point() else values
-    else:
-        values = _by_gguf(raw, ggml_type)
-    return values if out is None else out.copy_(values)
+        return values.float() if values.is_floating_point() else values
+    if ggml_type not in _DECODERS:
+        return _by_gguf(raw, ggml_type)
+    decode, size, width = _DECODERS[ggml_type]
+    blocks = raw.view(-1, width)
+    out = torch.empty(len(blocks), size)
+    step = _PIECE // size
+    for start in range(0, len(blocks), step):
+        decode(blocks[start : start + step], out[start : start + step])
+    return out.view(-1)
 
 
 def _result_dtype(ggml_type: str) -> torch.dtype:
@@ -61,7 +61,8 @@ def _by_gguf(raw: torch.Tensor, ggml_type: str) -> torch.Tensor:
         return torch.from_numpy(quants.dequantize(raw.numpy().reshape(-1, width), kind)).view(-1)
     except (KeyError, NotImplementedError) as error:
         raise CheckpointError(
-            f"the installed gguf cannot read the type {ggml_type}; update it, or use a file quantised in another way"
+            f"the installed gguf cannot read the type {ggml_type}; update it, or use a file quantised "
+            "in another way"
         ) from error
 
 
@@ -130,7 +131,8 @@ def _q5_k(raw: torch.Tensor, out: torch.Tensor) -> None:
 
 
 def _q6_k(raw: torch.Tensor, out: torch.Tensor) -> None:
-    # Two halves of 128 values: 64 bytes of low nibbles (32 values each side twice), 32 bytes of four 2-bit tops.
+    # Two halves of 128 values: 64 bytes of low nibbles (32 values each side twice), 32 bytes of four 2-bit
+    # tops.
     low = raw[:, :128].view(-1, 2, 1, 64)
     values = out.view(-1, 2, 2, 64)
     values[:, :, :1] = low & 15

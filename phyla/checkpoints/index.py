@@ -15,7 +15,8 @@ _SUFFIXES = (".safetensors", ".bin")
 
 
 def read_index(path: Path) -> tuple[dict[str, str], dict]:
-    """Tensor name -> shard name, and the metadata, of an index file; every shard name is a plain path inside the folder.
+    """Tensor name -> shard name, and the metadata, of an index file; every shard name is a plain path inside
+    the folder.
 
     Raises CorruptFileError, UnsafePathError or MissingFileError.
     """
@@ -51,7 +52,8 @@ class ShardedWeights(Weights):
 
     def __init__(self, path: Path, allow_pickle: bool = True):
         self.path = Path(path)
-        # A save that replaces the checkpoint removes the old shards last: then the index read first is out of date.
+        # A save that replaces the checkpoint removes the old shards last: then the index read first is out of
+        # date.
         for attempt in range(3):
             table, _ = read_index(self.path)
             try:
@@ -106,11 +108,12 @@ def _open_shards(path: Path, table: dict[str, str], allow_pickle: bool) -> dict[
             missing = [key for key in promised if key not in shards[shard].infos]
             if missing:
                 raise MissingWeightsError(
-                    f"{path} says that {shard} holds {_some(missing, 1000)}, but it does not; download it again"
+                    f"{path} says that {shard} holds {_some(missing, 1000)}, but it does not; download "
+                    "it again"
                 )
     except BaseException:
-        for shard in shards.values():
-            shard.close()
+        for opened in shards.values():
+            opened.close()
         raise
     return shards
 

@@ -1,8 +1,10 @@
-"""JSON files of a checkpoint, read under limits of size, depth and digits, with the place of a fault in its error."""
+"""JSON files of a checkpoint, read under limits of size, depth and digits, with the place of a fault in its
+error."""
 
 import json
 import os
 import re
+from collections import Counter
 from pathlib import Path
 
 from phyla.checkpoints.paths import open_regular, read_exactly
@@ -12,7 +14,8 @@ MAX_BYTES = 64 << 20
 MAX_DEPTH = 64
 MAX_DIGITS = 64
 
-# Not one pattern for a whole string: its engine would need a hundred times the text's memory for one full of escapes.
+# Not one pattern for a whole string: its engine would need a hundred times the text's memory for one full of
+# escapes.
 _TOKEN = re.compile(rb'\\.|["\[{\]}]|[0-9]{%d,}' % (MAX_DIGITS + 1), re.DOTALL)
 
 
@@ -25,7 +28,8 @@ def read_json(
 ):
     """The JSON object (or the list, with kind=list) in a file.
 
-    Raises `error`, naming path:line:column, if it is anything else, and MissingFileError if there is no such file.
+    Raises `error`, naming path:line:column, if it is anything else, and MissingFileError if there is no such
+    file.
     """
     value = parse_json(read_bytes(path, error, max_bytes), str(path), error, max_depth)
     if not isinstance(value, kind):
@@ -60,7 +64,8 @@ def parse_json(
     max_depth: int = MAX_DEPTH,
     unique_keys: bool = False,
 ):
-    """The value of JSON text in UTF-8; raises `error` naming `where:line:column`, or the key that stands twice if keys must be unique."""
+    """The value of JSON text in UTF-8; raises `error` naming `where:line:column`, or the key that stands
+    twice if keys must be unique."""
     if data.startswith(b"\xef\xbb\xbf"):
         data = data[3:]
     try:
@@ -75,8 +80,7 @@ def parse_json(
     def pairs(items: list[tuple[str, object]]) -> dict:
         found = dict(items)
         if len(found) != len(items):
-            seen: set[str] = set()
-            twice = next(key for key, _ in items if key in seen or seen.add(key))
+            twice = Counter(key for key, _ in items).most_common(1)[0][0]
             raise error(
                 f"{where}: every key may stand once in an object, but {twice[:200]!r} stands there twice"
             )

@@ -4,7 +4,6 @@ import os
 import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -80,13 +79,14 @@ def from_pretrained(
         model._assemble(config)
         wanted = choose_dtype(dtype if dtype is not None else torch_dtype, config, weights)
         report = LoadReport(os.fspath(source))
-        packed = pack_layers(model, weights, wanted) if quantized else set()
+        packed = model._install_packed(weights, layout_of(model), wanted) if quantized else set()
         fill(model, weights, wanted, device, report, ignore_mismatched_sizes, packed)
     _judge(model, report, named, strict, allow_missing)
     model.fill_buffers()
     model.eval()
     config.torch_dtype = str(wanted).removeprefix("torch.")
-    _attach_generation_config(model, path)
+    if model.can_generate():
+        model._read_generation_config(path if path.is_dir() else path.parent)
     return (model, report.public()) if output_loading_info else model
 
 
@@ -138,13 +138,6 @@ def choose_dtype(wanted: Any, config: PretrainedConfig, weights: Weights) -> tor
     if not isinstance(wanted, torch.dtype) or not wanted.is_floating_point:
         raise ArgumentError(f'torch_dtype must be a floating torch dtype or "auto", but is {wanted!r}')
     return wanted
-
-
-def pack_layers(model: PreTrainedModel, weights: Weights, dtype: torch.dtype) -> set[str]:
-    """Put quantised modules where the file has quantised blocks; the public names they took."""
-    from phyla.fast.install import install_packed
-
-    return install_packed(model, weights, layout_of(model), dtype)
 
 
 def fill(
@@ -295,12 +288,3 @@ def _optional_lines(model: PreTrainedModel) -> list[tuple[str, ...]]:
     lines = [*layout.lines(True), *layout.lines(False)]
     optional = ("head.", "backbone.pool.")
     return [li.theirs for li in lines if li.ours[0].startswith(optional) or ".cross." in li.ours[0]]
-
-
-def _attach_generation_config(model: PreTrainedModel, path: Path) -> None:
-    """Read generation_config.json where there is one (and where the model can generate)."""
-    folder = path if path.is_dir() else path.parent
-    if model.can_generate() and os.path.lexists(folder / "generation_config.json"):
-        from phyla.generation.config import GenerationConfig
-
-        model.generation_config = GenerationConfig.from_pretrained(folder)

@@ -1,4 +1,5 @@
-"""Names that come from a checkpoint's files, turned into paths that stay inside it, and files opened without surprises."""
+"""Names that come from a checkpoint's files, turned into paths that stay inside it, and files opened without
+surprises."""
 
 import errno
 import io
@@ -41,16 +42,19 @@ def name_fault(name: object) -> str | None:
 
 
 def safe_join(folder: str | os.PathLike, name: str, where: str = "") -> Path:
-    """The path of `name` below `folder`, for a name that came out of a file (`where` says which file and key).
+    """The path of `name` below `folder`, for a name that came out of a file (`where` says which file and
+    key).
 
-    Links may lead to other places of the same folder, or of the same hub cache's blobs; raises UnsafePathError for all else.
+    Links may lead to other places of the same folder, or of the same hub cache's blobs; raises
+    UnsafePathError for all else.
     """
     folder = Path(folder)
     source = f"{where}: " if where else ""
     fault = name_fault(name)
     if fault:
         raise UnsafePathError(
-            f"{source}file names must be plain paths inside {folder}, but {str(name)[:200]!r} cannot be used: {fault}"
+            f"{source}file names must be plain paths inside {folder}, but {str(name)[:200]!r} cannot "
+            f"be used: {fault}"
         )
     path = folder / name
     target = Path(os.path.realpath(path))
@@ -63,7 +67,8 @@ def safe_join(folder: str | os.PathLike, name: str, where: str = "") -> Path:
 
 
 def _hub_blobs(folder: Path) -> list[Path]:
-    """The blob folders that links of a hub-cache snapshot (`models--a--b/snapshots/REVISION/...`) may lead to."""
+    """The blob folders that links of a hub-cache snapshot (`models--a--b/snapshots/REVISION/...`) may lead
+    to."""
     absolute = Path(os.path.abspath(folder))
     for parent in (absolute, *absolute.parents):
         repository = parent.parent.parent
@@ -74,7 +79,8 @@ def _hub_blobs(folder: Path) -> list[Path]:
 
 
 class RegularFile(io.FileIO):
-    """A file that is closed when it is collected, without the warning: who reads weights need not close them."""
+    """A file that is closed when it is collected, without the warning: who reads weights need not close
+    them."""
 
     def __del__(self) -> None:
         self.close()
@@ -83,7 +89,8 @@ class RegularFile(io.FileIO):
 def open_regular(path: str | os.PathLike) -> RegularFile:
     """Open a regular file for unbuffered binary reading, at once and without following links to nothing.
 
-    Raises MissingFileError (absent, dangling link, loop of links) and CorruptFileError (directory, FIFO, device, unreadable).
+    Raises MissingFileError (absent, dangling link, loop of links) and CorruptFileError (directory, FIFO,
+    device, unreadable).
     """
     path = Path(path)
     # Non-blocking, so that a FIFO put there after the first look does not hang the open.
@@ -128,7 +135,8 @@ def _link_target(path: Path) -> str:
 
 
 def read_exactly(file: io.FileIO, buffer: memoryview, offset: int, path: Path) -> None:
-    """Fill `buffer` from byte `offset` on; raises CorruptFileError if the file ends first (it was cut while open)."""
+    """Fill `buffer` from byte `offset` on; raises CorruptFileError if the file ends first (it was cut while
+    open)."""
     file.seek(offset)
     while buffer:
         try:

@@ -1,4 +1,5 @@
-"""pytorch_model.bin: PyTorch's zip or bare pickle files, read by torch's safe unpickler after a look at what they claim."""
+"""pytorch_model.bin: PyTorch's zip or bare pickle files, read by torch's safe unpickler after a look at what
+they claim."""
 
 import io
 import os
@@ -49,7 +50,8 @@ class PickledFile(Weights):
 
 
 def load_pickled(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a PyTorch file by name; raises UnsafeFormatError if it holds anything but plain tensors in containers."""
+    """The tensors of a PyTorch file by name; raises UnsafeFormatError if it holds anything but plain tensors
+    in containers."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         head = file.read(8)
@@ -80,7 +82,8 @@ def load_pickled(path: Path) -> dict[str, torch.Tensor]:
 
 def _unsafe(path: Path, error: Exception) -> UnsafeFormatError:
     return UnsafeFormatError(
-        f"{path} holds more than plain tensors ({_first_line(error)}), and unpickling it could run code, so it is not loaded; "
+        f"{path} holds more than plain tensors ({_first_line(error)}), and unpickling it could run "
+        "code, so it is not loaded; "
         "have its owner convert it: safetensors.torch.save_file(state_dict, 'model.safetensors')"
     )
 
@@ -95,7 +98,8 @@ def _first_line(error: BaseException) -> str:
 
 
 def _check_zip(file: io.FileIO, path: Path, size: int) -> None:
-    """Refuse archives that torch.save never writes: packed entries, entries larger than the file, or far too many."""
+    """Refuse archives that torch.save never writes: packed entries, entries larger than the file, or far too
+    many."""
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
@@ -108,8 +112,10 @@ def _check_zip(file: io.FileIO, path: Path, size: int) -> None:
     for entry in entries:
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
             raise UnsafeFormatError(
-                f"{path} holds the packed entry {entry.filename[:200]!r} ({entry.compress_size} bytes that claim to be "
-                f"{entry.file_size}); PyTorch never packs weights, so nothing is unpacked; use a safetensors file"
+                f"{path} holds the packed entry {entry.filename[:200]!r} ({entry.compress_size} bytes "
+                "that claim to be "
+                f"{entry.file_size}); PyTorch never packs weights, so nothing is unpacked; use a "
+                "safetensors file"
             )
         if entry.filename.endswith("data.pkl") and entry.file_size > _MAX_PICKLE:
             raise UnsafeFormatError(
@@ -140,6 +146,7 @@ def _state_dict(value: object, path: Path) -> dict[str, torch.Tensor]:
             )
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
             raise CorruptFileError(
-                f"{path}: tensor {name!r} must be a plain dense tensor, but is {tensor.layout} on {tensor.device}"
+                f"{path}: tensor {name!r} must be a plain dense tensor, but is {tensor.layout} on "
+                f"{tensor.device}"
             )
     return {name: tensor.detach() for name, tensor in tensors.items()}

@@ -27,9 +27,11 @@ def resolve(
     file: str = "",
     weights: bool = True,
 ) -> Path:
-    """The folder or file that `source` names: a path, an installed weight package, or a hub id (cached or downloaded).
+    """The folder or file that `source` names: a path, an installed weight package, or a hub id (cached or
+    downloaded).
 
-    `file` picks one file of it (such as one of several GGUF files); with `weights=False` a download leaves the weights out.
+    `file` picks one file of it (such as one of several GGUF files); with `weights=False` a download leaves
+    the weights out.
     Raises MissingFileError with the nearest names, or ArgumentError for what is neither a path nor a hub id.
     """
     if not isinstance(source, (str, os.PathLike)) or not os.fspath(source):
@@ -88,13 +90,15 @@ def _check_hub_id(text: str) -> None:
     plain = len(text) <= 96 and all(_HUB_PART.fullmatch(part) for part in parts) and len(parts) <= 2
     if not plain or ".." in text or "--" in text:
         raise MissingFileError(
-            f"{text[:200]!r} is no path on this machine, and cannot be a hub id, which must be 'name' or 'owner/name' of letters, "
+            f"{text[:200]!r} is no path on this machine, and cannot be a hub id, which must be 'name' "
+            "or 'owner/name' of letters, "
             "digits, '-', '_' and '.'"
         )
 
 
 def _package_root(name: str) -> Path | None:
-    """The folder or file of weights that an installed distribution brings, or None if there is no such distribution."""
+    """The folder or file of weights that an installed distribution brings, or None if there is no such
+    distribution."""
     if not _DISTRIBUTION.fullmatch(name):
         return None
     import importlib.metadata
@@ -157,9 +161,11 @@ def _hub_folder(
         try:
             names = hub.HfApi(token=token).list_repo_files(source, revision=revision)
         except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
-            reason = f"it is not open to you on the hub ({_first_line(error)}; if it is private or gated, give token=...)"
+            reason = (
+                f"it is not open to you on the hub ({_first_line(error)}; give token=... if it is private)"
+            )
         except Exception as error:
-            # The network layer's own errors differ between versions of the hub library; none of them is final.
+            # The errors of the network layer differ between versions of the hub library; none is final.
             reason = f"the hub cannot be reached ({_first_line(error)})"
             logger.warning("%s; looking for %s in the cache", reason, source)
         else:
@@ -191,7 +197,8 @@ def _download(hub, source: str, names: list[str], options: dict) -> Path:
 
 
 def choose_files(names: list[str], subfolder: str, file: str, weights: bool) -> list[str]:
-    """The files of a repository to download: the small ones, and one kind of weights (safetensors before .bin before GGUF)."""
+    """The files of a repository to download: the small ones, and one kind of weights (safetensors before .bin
+    before GGUF)."""
     prefix = f"{subfolder.strip('/')}/" if subfolder else ""
     small = [name for name in names if name.endswith(_SMALL_FILES)]
     if file:

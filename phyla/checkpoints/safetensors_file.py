@@ -1,6 +1,7 @@
 """Safetensors files: a strict look at the header, then tensors read into memory of their own.
 
-Format: https://huggingface.co/docs/safetensors (8 bytes of header length, a JSON header, then the data without gaps).
+Format: https://huggingface.co/docs/safetensors (8 bytes of header length, a JSON header, then the data
+without gaps).
 """
 
 import os
@@ -9,7 +10,6 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from phyla.checkpoints.json_file import parse_json
@@ -17,7 +17,8 @@ from phyla.checkpoints.paths import open_regular, read_exactly
 from phyla.checkpoints.weights import TensorInfo, Weights
 from phyla.errors import CorruptFileError
 
-# Name in the file -> torch dtype, in the order in which the public writer ranks them (the last come first in a file).
+# Name in the file -> torch dtype, in the order in which the public writer ranks them (the last come first in
+# a file).
 _TORCH_NAMES = {
     "BOOL": "bool",
     "U8": "uint8",
@@ -50,13 +51,12 @@ _PAIR_OF_F4 = getattr(torch, "float4_e2m1fn_x2", torch.uint8)
 MAX_HEADER = 100_000_000  # the public reader's limit
 _MAX_RANK = 64
 _MAX_SIZE = (1 << 63) - 1
-# From 4 MB on numpy asks for huge pages, which makes reading into fresh memory several times faster.
-_GROUP = 32 << 20
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of a header: dtype name in the file, shape, and its bytes counted from the start of the file."""
+    """One tensor of a header: dtype name in the file, shape, and its bytes counted from the start of the
+    file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -65,11 +65,13 @@ class Entry:
 
 
 def read_header(file, path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
-    """Tensors (in order of their bytes) and metadata of an open safetensors file; raises CorruptFileError for any departure from the format."""
+    """Tensors (in order of their bytes) and metadata of an open safetensors file; raises CorruptFileError for
+    any departure from the format."""
     size = os.fstat(file.fileno()).st_size
     if size < 8:
         raise CorruptFileError(
-            f"{path} is cut short: a safetensors file starts with 8 bytes of header length, but the file has {size}; download it again"
+            f"{path} is cut short: a safetensors file starts with 8 bytes of header length, but the "
+            f"file has {size}; download it again"
         )
     first = bytearray(min(size, 16))
     read_exactly(file, memoryview(first), 0, path)
@@ -82,18 +84,21 @@ def read_header(file, path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
             )
         if length < 2 or length > size - 8:
             raise CorruptFileError(
-                f"{path} is damaged: it claims a header of {length} bytes, but {size - 8} follow; download it again"
+                f"{path} is damaged: it claims a header of {length} bytes, but {size - 8} follow; "
+                "download it again"
             )
         raise CorruptFileError(f"{path} claims a header of {length} bytes; at most {MAX_HEADER} are read")
     if length > size - 8:
         raise CorruptFileError(
-            f"{path} is cut short: its header has {length} bytes, but only {size - 8} follow; download it again"
+            f"{path} is cut short: its header has {length} bytes, but only {size - 8} follow; download "
+            "it again"
         )
     data = bytearray(length)
     read_exactly(file, memoryview(data), 8, path)
     if data[0] != 0x7B:
         raise CorruptFileError(
-            f"{path} {other or 'is not a safetensors file'}: its header must start with '{{', but starts with {bytes(data[:8])!r}"
+            f"{path} {other or 'is not a safetensors file'}: its header must start with "
+            f"'{{', but starts with {bytes(data[:8])!r}"
         )
     value = parse_json(bytes(data), f"{path} (header)", CorruptFileError, max_depth=4, unique_keys=True)
     return _check_header(value, path, 8 + length, size)
@@ -138,16 +143,19 @@ def _check_header(
             )
         if entry.start < end:
             raise CorruptFileError(
-                f"{path} is damaged: tensors {before!r} and {name!r} share bytes {entry.start} to {min(end, entry.stop)}"
+                f"{path} is damaged: tensors {before!r} and {name!r} share bytes {entry.start} to "
+                f"{min(end, entry.stop)}"
             )
         if entry.start > end:
             raise CorruptFileError(
-                f"{path} is damaged: bytes {end} to {entry.start}, before tensor {name!r}, belong to no tensor"
+                f"{path} is damaged: bytes {end} to {entry.start}, before tensor {name!r}, belong to "
+                "no tensor"
             )
         end, before = entry.stop, name
     if end != size:
         raise CorruptFileError(
-            f"{path} must end with its last tensor at byte {end}, but {size - end} more bytes follow; download it again"
+            f"{path} must end with its last tensor at byte {end}, but {size - end} more bytes follow; "
+            "download it again"
         )
     return dict(entries), metadata
 
@@ -159,7 +167,8 @@ def _entry(name: str, line: object, path: Path, data_start: int) -> Entry:
     dtype, shape, offsets = line["dtype"], line["shape"], line["data_offsets"]
     if not isinstance(dtype, str) or (dtype not in DTYPES and dtype not in PACKED_DTYPES):
         raise CorruptFileError(
-            f"{where} has the unknown dtype {str(dtype)[:200]!r}; known are {', '.join((*DTYPES, *PACKED_DTYPES))}"
+            f"{where} has the unknown dtype {str(dtype)[:200]!r}; known are "
+            f"{', '.join((*DTYPES, *PACKED_DTYPES))}"
         )
     if (
         not isinstance(shape, list)
@@ -187,7 +196,8 @@ def _entry(name: str, line: object, path: Path, data_start: int) -> Entry:
     start, stop = offsets
     if stop - start != count // 8:
         raise CorruptFileError(
-            f"{where} has {dtype} of shape {shape}, which are {count // 8} bytes, but its data_offsets {offsets} hold {stop - start}"
+            f"{where} has {dtype} of shape {shape}, which are {count // 8} bytes, but its data_offsets "
+            f"{offsets} hold {stop - start}"
         )
     return Entry(dtype, tuple(shape), data_start + start, data_start + stop)
 
@@ -211,57 +221,26 @@ class SafetensorsFile(Weights):
         super().__init__(infos, metadata)
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
-        self.info(name)
-        entry = self.entries[name]
-        return self._tensor(name, self._bytes(entry.start, entry.stop), entry.start, dtype)
+        info, entry = self.info(name), self.entries[name]
+        if self.file.closed:
+            raise ValueError(f"{self.path} was closed; open it again to read more tensors")
+        # Each tensor has its own memory: one buffer for all would stay whole as long as any tensor of it
+        # lives.
+        data = torch.empty(entry.stop - entry.start, dtype=torch.uint8)
+        read_exactly(self.file, data.numpy().data, entry.start, self.path)
+        if _state(self.file) != self.state:
+            raise CorruptFileError(f"{self.path} was overwritten while it was read; load it again")
+        tensor = data.view(info.dtype).view(info.shape)
+        return tensor if dtype is None else tensor.to(dtype)
 
     def read_many(
         self, names: Iterable[str] | None = None, dtype: torch.dtype | None = None
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        """As Weights.read_many, in the order of the file; tensors that lie side by side share one piece of memory of some 32 MB."""
-        wanted = set(self.infos if names is None else names)
-        for name in wanted:
+        chosen = set(self.infos if names is None else names)
+        for name in chosen:
             self.info(name)
-        group: list[str] = []
-        start = stop = 0
-        for name, entry in self.entries.items():
-            if name not in wanted:
-                continue
-            if group and (entry.start != stop or stop - start >= _GROUP):
-                yield from self._group(group, start, stop, dtype)
-                group = []
-            if not group:
-                start = entry.start
-            group.append(name)
-            stop = entry.stop
-        if group:
-            yield from self._group(group, start, stop, dtype)
-
-    def _group(
-        self, names: list[str], start: int, stop: int, dtype: torch.dtype | None
-    ) -> Iterator[tuple[str, torch.Tensor]]:
-        data = self._bytes(start, stop)
-        for name in names:
-            yield name, self._tensor(name, data, start, dtype)
-
-    def _bytes(self, start: int, stop: int) -> np.ndarray:
-        if self.file.closed:
-            raise ValueError(f"{self.path} was closed; open it again to read more tensors")
-        data = np.empty(stop - start, dtype=np.uint8)
-        read_exactly(self.file, memoryview(data), start, self.path)
-        if _state(self.file) != self.state:
-            raise CorruptFileError(f"{self.path} was overwritten while it was read; load it again")
-        return data
-
-    def _tensor(self, name: str, data: np.ndarray, start: int, dtype: torch.dtype | None) -> torch.Tensor:
-        entry, info = self.entries[name], self.infos[name]
-        if entry.start == entry.stop:
-            return torch.empty(info.shape, dtype=dtype or info.dtype)
-        part = data[entry.start - start : entry.stop - start]
-        if part.ctypes.data % info.dtype.itemsize:
-            part = part.copy()
-        tensor = torch.from_numpy(part).view(info.dtype).view(info.shape)
-        return tensor if dtype is None else tensor.to(dtype)
+        # In the order of the file, which a disk reads fastest.
+        yield from ((name, self.read(name, dtype)) for name in self.entries if name in chosen)
 
     def close(self) -> None:
         self.file.close()
@@ -273,7 +252,8 @@ def _state(file) -> tuple[int, int]:
 
 
 def _torch_layout(entry: Entry) -> tuple[torch.dtype, tuple[int, ...]]:
-    """Dtype and shape of the tensor made of an entry: types of less than a byte stay packed, two values of F4 to an element."""
+    """Dtype and shape of the tensor made of an entry: types of less than a byte stay packed, two values of F4
+    to an element."""
     if entry.dtype in DTYPES:
         return DTYPES[entry.dtype], entry.shape
     if entry.dtype == "F4" and entry.shape and entry.shape[-1] % 2 == 0:

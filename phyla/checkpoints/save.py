@@ -1,4 +1,5 @@
-"""Saving weights as safetensors, in one file or shards, so that a reader finds the old checkpoint or the new one, never a mix."""
+"""Saving weights as safetensors, in one file or shards, so that a reader finds the old checkpoint or the new
+one, never a mix."""
 
 import json
 import os
@@ -53,9 +54,11 @@ def save_weights(
     metadata: Mapping[str, str] | None = {"format": "pt"},
     files: Mapping[str, bytes] | None = None,
 ) -> list[str]:
-    """Save tensors by public name to a folder, and small files (`files`: name -> bytes) with them; the names of the weight files.
+    """Save tensors by public name to a folder, and small files (`files`: name -> bytes) with them; the names
+    of the weight files.
 
-    Whatever happens, the folder holds the old checkpoint or the new one; tensors that share memory are saved once for each name.
+    Whatever happens, the folder holds the old checkpoint or the new one; tensors that share memory are saved
+    once for each name.
     Raises ArgumentError for what cannot be saved and OSError (naming the file) for what cannot be written.
     """
     folder = Path(folder)
@@ -88,7 +91,8 @@ def parse_size(size: int | str) -> int:
 
 
 def plan_shards(tensors: Mapping[str, torch.Tensor], limit: int) -> list[list[str]]:
-    """Tensor names of each shard: in order, at most `limit` bytes a shard, larger tensors alone (as the public library splits)."""
+    """Tensor names of each shard: in order, at most `limit` bytes a shard, larger tensors alone (as the
+    public library splits)."""
     shards: list[list[str]] = []
     current: list[str] = []
     filled = 0
@@ -119,7 +123,8 @@ def _check_tensors(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, s
             raise ArgumentError(f"{name!r} must be a tensor to be saved, but is {type(tensor).__name__}")
         if tensor.device.type == "meta":
             raise ArgumentError(
-                f"{name!r} has no values to save: it is on the meta device; load or initialise the model first"
+                f"{name!r} has no values to save: it is on the meta device; load or initialise the "
+                "model first"
             )
         if tensor.layout != torch.strided or tensor.dtype not in _NAMES:
             raise ArgumentError(
@@ -134,7 +139,8 @@ def _check_tensors(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, s
 def file_parts(
     tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> Iterator[memoryview]:
-    """The bytes of a safetensors file, piece by piece, in the public writer's order (wide dtypes first, then by name)."""
+    """The bytes of a safetensors file, piece by piece, in the public writer's order (wide dtypes first, then
+    by name)."""
     order = sorted(tensors, key=lambda name: (-_RANKS[tensors[name].dtype], name))
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
@@ -157,7 +163,8 @@ def file_parts(
 
 @dataclass
 class _Save:
-    """One save under the folder's lock. Nothing that the checkpoint in place needs is touched before the one rename (or removal)
+    """One save under the folder's lock. Nothing that the checkpoint in place needs is touched before the one
+    rename (or removal)
     that readers go by: they look for the single file first, then for the index."""
 
     folder: Path

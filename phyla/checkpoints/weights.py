@@ -21,7 +21,8 @@ WEIGHT_FILES = (
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor that a checkpoint holds, before it is read; `quant` names the ggml type of quantised blocks."""
+    """A tensor that a checkpoint holds, before it is read; `quant` names the ggml type of quantised
+    blocks."""
 
     name: str
     shape: tuple[int, ...]
@@ -32,7 +33,8 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class PackedTensor:
-    """Raw quantised blocks: `blocks` is uint8 of (rows, bytes per row), `ggml_type` their kind, `shape` that of the values."""
+    """Raw quantised blocks: `blocks` is uint8 of (rows, bytes per row), `ggml_type` their kind, `shape` that
+    of the values."""
 
     blocks: torch.Tensor
     ggml_type: str
@@ -41,14 +43,16 @@ class PackedTensor:
 
 @dataclass
 class Weights:
-    """The tensors of a checkpoint by public name; subclasses read one kind of file, and close it when they are closed or collected."""
+    """The tensors of a checkpoint by public name; subclasses read one kind of file, and close it when they
+    are closed or collected."""
 
     infos: dict[str, TensorInfo] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
     config: dict | None = None
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """One tensor in memory of its own (the file may change afterwards), as stored or in `dtype`; raises MissingWeightsError."""
+        """One tensor in memory of its own (the file may change afterwards), as stored or in `dtype`; raises
+        MissingWeightsError."""
         raise NotImplementedError
 
     def read_many(
@@ -59,7 +63,8 @@ class Weights:
             yield name, self.read(name, dtype)
 
     def read_packed(self, name: str) -> PackedTensor | None:
-        """The quantised blocks of a tensor as they stand in the file, or None where they are plain numbers."""
+        """The quantised blocks of a tensor as they stand in the file, or None where they are plain
+        numbers."""
         self.info(name)
         return None
 
@@ -83,7 +88,8 @@ class Weights:
 
 
 def find_weights(path: str | os.PathLike) -> Path:
-    """The weight file or index that a folder is loaded from (or `path` itself if it is no folder); raises MissingFileError."""
+    """The weight file or index that a folder is loaded from (or `path` itself if it is no folder); raises
+    MissingFileError."""
     path = Path(path)
     if not path.is_dir():
         return path
@@ -100,14 +106,16 @@ def find_weights(path: str | os.PathLike) -> Path:
         )
     present = sorted(p.name for p in path.iterdir())[:20]
     raise MissingFileError(
-        f"{path} holds no weights: looked for {looked}; found {', '.join(present) if present else 'an empty folder'}"
+        f"{path} holds no weights: looked for {looked}; found "
+        f"{', '.join(present) if present else 'an empty folder'}"
     )
 
 
 def open_weights(path: str | os.PathLike, allow_pickle: bool = True) -> Weights:
     """Open a weight file, an index, or the first of these that a folder holds (safetensors, .bin, GGUF).
 
-    Raises CheckpointError kinds for anything damaged; `.bin` files are read by torch's safe unpickler only, or not at all.
+    Raises CheckpointError kinds for anything damaged; `.bin` files are read by torch's safe unpickler only,
+    or not at all.
     """
     while True:
         file = find_weights(path)
@@ -118,7 +126,8 @@ def open_weights(path: str | os.PathLike, allow_pickle: bool = True) -> Weights:
                 return ShardedWeights(file, allow_pickle)
             return open_weight_file(file, allow_pickle)
         except MissingFileError:
-            # A save that changes from one file to shards (or back) in this moment leaves another file to go by.
+            # A save that changes from one file to shards (or back) in this moment leaves another file to go
+            # by.
             if find_weights(path) == file:
                 raise
 

@@ -1,10 +1,12 @@
-"""BLOOM (BigScience 2022, arXiv:2211.05100). Public checkpoints: bigscience/bloom-560m, bigscience/bloomz-7b1, ...
+"""BLOOM (BigScience 2022, arXiv:2211.05100). Public checkpoints: bigscience/bloom-560m, ...
 
-Differs from the plain decoder in: ALiBi in place of position vectors, a norm after the embedding, queries, keys and
-values fused head by head in files.
+Differs from the plain decoder in: ALiBi in place of position vectors, a norm after the embedding,
+queries, keys and values fused head by head in files.
 """
 
-from phyla.blocks import FFN, Alibi, Attention, Causal, Decoder, Embed, Heads, Layer, LayerNorm, Spec, repeat, residual
+from phyla.blocks import (
+    FFN, Alibi, Attention, Causal, Decoder, Embed, Heads, Layer, LayerNorm, Spec, repeat, residual,
+)  # fmt: skip
 from phyla.checkpoints.names import NameMap, split
 from phyla.config import PretrainedConfig
 from phyla.family import family
@@ -18,7 +20,7 @@ from phyla.skeletons import TextModel
 
 
 class Config(PretrainedConfig):
-    """Keys and defaults of the public config.json. pretraining_tp and slow_but_exact change nothing in the result."""
+    """Keys and defaults of the public config.json. pretraining_tp and slow_but_exact change no result."""
 
     vocab_size: int = 250880
     hidden_size: int = 64

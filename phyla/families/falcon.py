@@ -1,11 +1,13 @@
-"""Falcon (Almazrouei et al. 2023, arXiv:2311.16867). Public checkpoints: tiiuae/falcon-7b, tiiuae/falcon-40b, tiiuae/falcon-rw-1b, ...
+"""Falcon (Almazrouei et al. 2023, arXiv:2311.16867). Public checkpoints: tiiuae/falcon-7b, ...
 
-Differs from the plain decoder in: one key/value head (or a few) for all queries, attention and feed-forward side by
-side under one norm or two, rotary positions or ALiBi, hardly any biases, q, k and v fused in files.
+Differs from the plain decoder in: one key/value head (or a few) for all queries, attention and feed-
+forward side by side under one norm or two, rotary positions or ALiBi, hardly any biases, q, k and v
+fused in files.
 """
 
 from phyla.blocks import (
-    FFN, Alibi, Attention, Causal, Decoder, Embed, Heads, Layer, LayerNorm, Parallel, Rotary, Spec, repeat, residual,
+    FFN, Alibi, Attention, Causal, Decoder, Embed, Heads, Layer, LayerNorm, Parallel, Rotary, repeat,
+    residual,
 )  # fmt: skip
 from phyla.checkpoints.names import NameMap, split
 from phyla.config import PretrainedConfig
@@ -47,19 +49,16 @@ class Config(PretrainedConfig):
     ffn_hidden_size: int | None = None
     activation: str = "gelu"
 
-    # Spellings of the first Falcon files.
     ALIASES = {
         "n_embed": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads",
         "n_head_kv": "num_kv_heads",
     }  # fmt: skip
 
     def finish(self) -> None:
-        if self.num_kv_heads is None:
-            self.num_kv_heads = self.num_attention_heads
-        if self.ffn_hidden_size is None:
-            self.ffn_hidden_size = 4 * self.hidden_size
+        self.num_kv_heads = self.num_kv_heads or self.num_attention_heads
+        self.ffn_hidden_size = self.ffn_hidden_size or 4 * self.hidden_size
         if self.new_decoder_architecture and not self.parallel_attn:
-            raise ConfigError("falcon's new_decoder_architecture needs parallel_attn to be true, but it is false")
+            raise ConfigError("new_decoder_architecture needs parallel_attn = true, but it is false (falcon)")
 
     @property
     def head_dim(self) -> int:
@@ -69,28 +68,30 @@ class Config(PretrainedConfig):
     def rotary(self) -> bool:
         return not self.alibi
 
+    @property
+    def kv(self) -> int:
+        """Key/value heads: num_kv_heads of the new architecture, else one or as many as query heads."""
+        if self.new_decoder_architecture:
+            return self.num_kv_heads
+        return 1 if self.multi_query else self.num_attention_heads
 
-def kv_heads(c: Config) -> int:
-    """Key/value heads: num_kv_heads of the new architecture, one for multi_query, else as many as query heads."""
-    if c.new_decoder_architecture:
-        return c.num_kv_heads
-    return 1 if c.multi_query else c.num_attention_heads
+    @property
+    def two_norms(self) -> bool:
+        """Whether attention and feed-forward, side by side, have a norm each."""
+        return (self.num_ln_in_parallel_attn or 1 + self.new_decoder_architecture) == 2
 
 
 def build(c: Config) -> Decoder:
     norm = LayerNorm(c.hidden_size, eps=c.layer_norm_epsilon)
-    position: Spec = Rotary(c.head_dim, c.rope_theta, c.rope_scaling, c.max_position_embeddings)
-    if c.alibi:
-        position = Alibi(c.num_attention_heads, rounded=True, scaled=True)
-    attn = Attention(
-        c.hidden_size, Heads(c.num_attention_heads, kv=kv_heads(c)), position=position, mask=Causal(), bias=c.bias,
-        dropout=c.attention_dropout,
-    )  # fmt: skip
+    rotary = Rotary(c.head_dim, c.rope_theta, c.rope_scaling, c.max_position_embeddings) if c.rotary else None
+    position = rotary or Alibi(c.num_attention_heads, rounded=True, scaled=True)
+    heads = Heads(c.num_attention_heads, kv=c.kv)
+    attn = Attention(c.hidden_size, heads, position, Causal(), bias=c.bias, dropout=c.attention_dropout)
     ffn = FFN(c.hidden_size, c.ffn_hidden_size, act=c.activation, bias=c.bias)
     if not c.parallel_attn:
         attn = residual(attn, pre=norm, dropout=c.attention_dropout)
         layer = Layer(attn=attn, ffn=residual(ffn, pre=norm, dropout=c.hidden_dropout))
-    elif two_norms(c):
+    elif c.two_norms:
         layer = Parallel(attn=residual(attn, pre=norm), ffn=residual(ffn, pre=norm), dropout=c.hidden_dropout)
     else:
         layer = Parallel(pre=norm, attn=residual(attn), ffn=residual(ffn), dropout=c.hidden_dropout)
@@ -98,34 +99,23 @@ def build(c: Config) -> Decoder:
     return Decoder(embed=embed, layers=repeat(c.num_hidden_layers, layer), norm=norm)
 
 
-def two_norms(c: Config) -> bool:
-    """Whether attention and feed-forward, side by side, have a norm each."""
-    count = c.num_ln_in_parallel_attn
-    return count == 2 or (count is None and c.new_decoder_architecture)
-
-
 def names(c: Config) -> NameMap:
-    groups = 1 if c.multi_query and not c.new_decoder_architecture else kv_heads(c)
-    norms = {
-        "layers.{i}.attn.pre_norm": "h.{i}.input_layernorm",
-        "layers.{i}.ffn.pre_norm": "h.{i}.post_attention_layernorm",
-    }
+    first, second = "input_layernorm", "post_attention_layernorm"
     if c.parallel_attn:
+        first, second = "ln_attn", "ln_mlp"
+    norms = {"layers.{i}.attn.pre_norm": f"h.{{i}}.{first}", "layers.{i}.ffn.pre_norm": f"h.{{i}}.{second}"}
+    if c.parallel_attn and not c.two_norms:
         norms = {"layers.{i}.pre_norm": "h.{i}.input_layernorm"}
-        if two_norms(c):
-            norms = {"layers.{i}.attn.pre_norm": "h.{i}.ln_attn", "layers.{i}.ffn.pre_norm": "h.{i}.ln_mlp"}
     lines = {
         "embed.tokens": "word_embeddings",
-        "layers.{i}.attn.q|k|v": split("h.{i}.self_attention.query_key_value", groups=groups),
+        "layers.{i}.attn.q|k|v": split("h.{i}.self_attention.query_key_value", groups=c.kv),
         "layers.{i}.attn.o": "h.{i}.self_attention.dense",
         "layers.{i}.ffn.up": "h.{i}.mlp.dense_h_to_4h",
         "layers.{i}.ffn.down": "h.{i}.mlp.dense_4h_to_h",
         "norm": "ln_f",
     }
-    return NameMap(
-        lines | norms, prefix="transformer",
-        ignore=(r"(transformer\.)?h\.\d+\.self_attention\.(maybe_rotary|rotary_emb)\.inv_freq",),
-    )  # fmt: skip
+    tables = r"(transformer\.)?h\.\d+\.self_attention\.(maybe_rotary|rotary_emb)\.inv_freq"
+    return NameMap(lines | norms, "transformer", ignore=(tables,))
 
 
 HEADS = {

@@ -1,11 +1,14 @@
 """GPT-2 (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners").
 
 Public checkpoints: openai-community/gpt2, distilbert/distilgpt2, openai-community/gpt2-xl, ...
-Differs from the plain decoder in: learned positions, token types looked up in the token table, scores that may shrink
-with the depth, matrices stored transposed and q, k, v fused in files, an optional second attention to an encoder.
+Differs from the plain decoder in: learned positions, token types looked up in the token table, scores
+that may shrink with the depth, matrices stored transposed and q, k, v fused in files, perhaps attention
+to an encoder.
 """
 
-from phyla.blocks import FFN, Attention, Causal, Decoder, Embed, Heads, Layer, LayerNorm, Learned, Spec, residual
+from phyla.blocks import (
+    FFN, Attention, Causal, Decoder, Embed, Heads, Layer, LayerNorm, Learned, Spec, residual,
+)  # fmt: skip
 from phyla.checkpoints.names import NameMap, To, split
 from phyla.checkpoints.ops import Transpose
 from phyla.config import PretrainedConfig
@@ -20,7 +23,7 @@ from phyla.skeletons import TextModel
 
 
 class Config(PretrainedConfig):
-    """Keys and defaults of the public config.json. reorder_and_upcast_attn changes nothing: softmax is float32 anyway."""
+    """Keys and defaults of the public config.json. reorder_and_upcast_attn is moot: softmax is in float32."""
 
     vocab_size: int = 50257
     n_positions: int = 1024

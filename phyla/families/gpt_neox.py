@@ -1,7 +1,7 @@
-"""GPT-NeoX (Black et al. 2022, arXiv:2204.06745). Public checkpoints: EleutherAI/gpt-neox-20b, EleutherAI/pythia-160m, ...
+"""GPT-NeoX (Black et al. 2022, arXiv:2204.06745). Public checkpoints: EleutherAI/pythia-160m, ...
 
-Differs from the plain decoder in: rotation of a part of each head, attention and feed-forward side by side (each with
-its own norm), queries, keys and values fused head by head in files.
+Differs from the plain decoder in: rotation of a part of each head, attention and feed-forward side by
+side (each with its own norm), queries, keys and values fused head by head in files.
 """
 
 from phyla.blocks import (
@@ -55,7 +55,8 @@ def build(c: Config) -> Decoder:
     )  # fmt: skip
     ffn = FFN(c.hidden_size, c.intermediate_size, act=c.hidden_act)
     layer = (Parallel if c.use_parallel_residual else Layer)(
-        attn=residual(attn, pre=norm, dropout=c.hidden_dropout), ffn=residual(ffn, pre=norm, dropout=c.hidden_dropout)
+        attn=residual(attn, pre=norm, dropout=c.hidden_dropout),
+        ffn=residual(ffn, pre=norm, dropout=c.hidden_dropout),
     )
     return Decoder(
         embed=Embed(c.vocab_size, c.hidden_size, dropout=c.hidden_dropout),
@@ -69,7 +70,9 @@ def names(c: Config) -> NameMap:
         {
             "embed.tokens": "embed_in",
             "layers.{i}.attn.pre_norm": "layers.{i}.input_layernorm",
-            "layers.{i}.attn.q|k|v": split("layers.{i}.attention.query_key_value", groups=c.num_attention_heads),
+            "layers.{i}.attn.q|k|v": split(
+                "layers.{i}.attention.query_key_value", groups=c.num_attention_heads
+            ),
             "layers.{i}.attn.o": "layers.{i}.attention.dense",
             "layers.{i}.ffn.pre_norm": "layers.{i}.post_attention_layernorm",
             "layers.{i}.ffn.up": "layers.{i}.mlp.dense_h_to_4h",
@@ -87,7 +90,9 @@ HEADS = {
     "GPTNeoXForSequenceClassification": Classify(
         on="last", bias=False, names={"out": "score"}, output=SequenceClassifierOutputWithPast
     ),
-    "GPTNeoXForTokenClassification": TokenClassify(names={"out": "classifier"}, dropout=("classifier_dropout",)),
+    "GPTNeoXForTokenClassification": TokenClassify(
+        names={"out": "classifier"}, dropout=("classifier_dropout",)
+    ),
     "GPTNeoXForQuestionAnswering": Span(names={"out": "qa_outputs"}),
 }
 

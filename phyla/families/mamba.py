@@ -1,7 +1,7 @@
-"""Mamba (Gu & Dao 2023, arXiv:2312.00752). Public checkpoints: state-spaces/mamba-130m-hf, state-spaces/mamba-2.8b-hf, ...
+"""Mamba (Gu & Dao 2023, arXiv:2312.00752). Public checkpoints: state-spaces/mamba-130m-hf, ...
 
-Differs from the plain decoder in: selective state spaces in place of attention and feed-forward, no positions, and a
-stream that stays in float32 whatever the dtype of the weights.
+Differs from the plain decoder in: selective state spaces in place of attention and feed-forward, no
+positions, and a stream that stays in float32 whatever the dtype of the weights.
 """
 
 import math
@@ -54,15 +54,18 @@ class Config(PretrainedConfig):
         if self.time_step_rank == "auto":
             self.time_step_rank = math.ceil(self.hidden_size / 16)
         if not isinstance(self.time_step_rank, int):
-            raise ConfigError(f'time_step_rank must be a whole number or "auto", but is {self.time_step_rank!r}')
-        if self.time_step_init_scheme not in ("random", "constant"):
-            raise ConfigError(f'time_step_init_scheme must be "random" or "constant", but is {self.time_step_init_scheme!r}')
+            raise ConfigError(f'time_step_rank must be an integer or "auto", but is {self.time_step_rank!r}')
+        scheme = self.time_step_init_scheme
+        if scheme not in ("random", "constant"):
+            raise ConfigError(f'time_step_init_scheme must be "random" or "constant", but is {scheme!r}')
 
 
 class WideEmbed(Embed):
     """An embedding whose stream is float32 in models of any dtype."""
 
-    def forward(self, ids: Tensor | None, vectors: Tensor | None, segment_ids: Tensor | None, ctx: Context) -> Tensor:
+    def forward(
+        self, ids: Tensor | None, vectors: Tensor | None, segment_ids: Tensor | None, ctx: Context
+    ) -> Tensor:
         return super().forward(ids, vectors, segment_ids, ctx).float()
 
 

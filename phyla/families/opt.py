@@ -1,10 +1,13 @@
-"""OPT (Zhang et al. 2022, arXiv:2205.01068). Public checkpoints: facebook/opt-125m, facebook/opt-350m, facebook/opt-1.3b, ...
+"""OPT (Zhang et al. 2022, arXiv:2205.01068). Public checkpoints: facebook/opt-125m, facebook/opt-350m, ...
 
-Differs from the plain decoder in: learned positions that count attended tokens, with two unused rows in front; a token
-table that may be narrower than the stream (opt-350m, which also has its norms after the sums).
+Differs from the plain decoder in: learned positions that count attended tokens, with two unused rows in
+front; a token table that may be narrower than the stream (opt-350m, which also has its norms after the
+sums).
 """
 
-from phyla.blocks import FFN, Attention, Causal, Decoder, Embed, Heads, Layer, LayerNorm, Learned, Spec, repeat, residual
+from phyla.blocks import (
+    FFN, Attention, Causal, Decoder, Embed, Heads, Layer, LayerNorm, Learned, Spec, repeat, residual,
+)  # fmt: skip
 from phyla.checkpoints.names import NameMap
 from phyla.config import PretrainedConfig
 from phyla.family import family
@@ -57,7 +60,7 @@ def build(c: Config) -> Decoder:
     position = Learned(c.max_position_embeddings + 2, c.hidden_size, offset=2, count="mask")
     return Decoder(
         embed=Embed(
-            c.vocab_size, c.hidden_size, position=position, inner=c.word_embed_proj_dim, padding=c.pad_token_id
+            c.vocab_size, c.hidden_size, position, inner=c.word_embed_proj_dim, padding=c.pad_token_id
         ),
         layers=repeat(c.num_hidden_layers, Layer(attn=branch(attn), ffn=branch(ffn))),
         norm=norm if c.do_layer_norm_before and not c._remove_final_layer_norm else None,

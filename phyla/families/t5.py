@@ -14,12 +14,8 @@ from phyla.errors import ConfigError
 from phyla.family import family
 from phyla.heads import Backbone, Classify, Seq2SeqLM, Span, TokenClassify
 from phyla.outputs import (
-    BaseModelOutput,
-    Seq2SeqLMOutput,
-    Seq2SeqModelOutput,
-    Seq2SeqQuestionAnsweringModelOutput,
-    Seq2SeqSequenceClassifierOutput,
-)
+    Seq2SeqLMOutput, Seq2SeqModelOutput, Seq2SeqQuestionAnsweringModelOutput, Seq2SeqSequenceClassifierOutput,
+)  # fmt: skip
 from phyla.skeletons import EncoderDecoderModel, TextModel
 
 
@@ -93,28 +89,19 @@ def build_encoder(c: Config) -> Encoder:
     return stack(c, Encoder, c.num_layers, False)
 
 
-def _lines(ours: str, theirs: str, branches: dict[str, str]) -> dict[str, str]:
-    lines = {f"{ours}norm": f"{theirs}final_layer_norm"}
-    lines[f"{ours}position"] = f"{theirs}block.0.layer.0.SelfAttention.relative_attention_bias"
-    for index, (branch, public) in enumerate(branches.items()):
-        at = f"{theirs}block.{{i}}.layer.{index}"
-        lines[f"{ours}layers.{{i}}.{branch}.pre_norm"] = f"{at}.layer_norm"
-        for part in ("gate", "up", "down") if branch == "ffn" else "qkvo":
-            lines[f"{ours}layers.{{i}}.{branch}.{part}"] = f"{at}.{public}.{part}"
-    return lines
-
-
 def _names(c: Config, sides: dict[str, str]) -> NameMap:
+    maps = {"gate": "wi_0", "up": "wi_1", "down": "wo"} if c.is_gated_act else {"up": "wi", "down": "wo"}
     lines: dict[str, str] = {}
     for ours, theirs in sides.items():
-        decoder = theirs.startswith("decoder")
-        branches = {"attn": "SelfAttention", **({"cross": "EncDecAttention"} if decoder else {}), "ffn": "DenseReluDense"}
-        lines |= _lines(ours, theirs, branches)
-    dense = {"gate": "wi_0", "up": "wi_1" if c.is_gated_act else "wi", "down": "wo"}
-    for ours, theirs in lines.items():
-        leaf = theirs.rpartition(".")[2]
-        if leaf in dense and ".ffn." in ours:
-            lines[ours] = theirs.removesuffix(leaf) + dense[leaf]
+        cross = {"cross": "EncDecAttention"} if theirs == "decoder." else {}
+        lines[f"{ours}norm"] = f"{theirs}final_layer_norm"
+        lines[f"{ours}position"] = f"{theirs}block.0.layer.0.SelfAttention.relative_attention_bias"
+        branches = {"attn": "SelfAttention", **cross, "ffn": "DenseReluDense"}
+        for index, (branch, public) in enumerate(branches.items()):
+            mine, at = f"{ours}layers.{{i}}.{branch}", f"{theirs}block.{{i}}.layer.{index}"
+            lines[f"{mine}.pre_norm"] = f"{at}.layer_norm"
+            for part, leaf in (maps if branch == "ffn" else {p: p for p in "qkvo"}).items():
+                lines[f"{mine}.{part}"] = f"{at}.{public}.{leaf}"
     first = next(iter(sides))
     lines[f"{first}embed.tokens"] = "shared"
     aliases = {f"{first}embed.tokens": ("encoder.embed_tokens", "decoder.embed_tokens")}
@@ -138,9 +125,7 @@ HEADS = {
         output=Seq2SeqLMOutput,
         scale=lambda c: c.d_model**-0.5 if c.tie_word_embeddings else None,
     ),
-    "T5EncoderModel": Backbone(
-        output=BaseModelOutput, build=build_encoder, table=encoder_names, skeleton=TextModel
-    ),
+    "T5EncoderModel": Backbone(build=build_encoder, table=encoder_names, skeleton=TextModel),
     "T5ForSequenceClassification": Classify(
         on="end", dense="tanh", dropout=("classifier_dropout",), prefix="transformer",
         names={"dense": "classification_head.dense", "out": "classification_head.out_proj"},

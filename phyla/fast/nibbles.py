@@ -6,7 +6,7 @@ two hold 8-bit weights (high and low half). Planes stand side by side along the 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ GROUP = 32
 # None in versions of torch that lack it; then weights are expanded piece by piece for each product.
 _KERNEL: Any = getattr(torch, "_weight_int4pack_mm_for_cpu", None)
 # Rows up to which the 4-bit kernel beats expanding the weights once and multiplying them densely.
-_KERNEL_ROWS = {torch.bfloat16: 128, torch.float32: 4}
+_KERNEL_ROWS, _EXACT_ROWS = 128, 4
 # Elements of an expanded piece: enough for an efficient product, few enough for the second-level cache.
 _PIECE = 1 << 18
 
@@ -79,21 +79,30 @@ class NibbleMatrix:
         float32 with `fine`: as the float32 product of the expanded weights, to 1e-5 of the result's size.
         Otherwise x and the scales are rounded to bfloat16, sums are float32, and the result is rounded again.
         """
-        if not len(x):
-            return x.new_empty(0, self.shape[0])
-        fine = self.fine if x.dtype == torch.float32 else None
-        most = _KERNEL_ROWS[torch.bfloat16 if fine is None else torch.float32]
-        if len(x) > most or not _kernel_works(x.device.type):
+        rows, dtype = x.shape[0], x.dtype
+        fine = self.fine if dtype == torch.float32 else None
+        if not 0 < rows <= (_KERNEL_ROWS if fine is None else _EXACT_ROWS) or not _kernel_works(
+            x.device.type
+        ):
             return self._dense_matmul(x)
-        if fine is None:
-            y = self._kernel(self._columns(x.bfloat16()), self.scales).to(x.dtype)
+        if fine is not None:
+            y = (
+                torch.cat([self._exact_row(row, fine) for row in x.split(1)])
+                if rows > 1
+                else self._exact_row(x, fine)
+            )
+        elif dtype == torch.bfloat16:
+            y = self._kernel(self._columns(x), self.scales)
         else:
-            y = torch.cat([self._exact_row(row, fine) for row in x.split(1)])
-        return y[:, : self.shape[0]]
+            y = self._kernel(self._columns(x.bfloat16()), self.scales).to(dtype)
+        return y if y.shape[1] == self.shape[0] else y[:, : self.shape[0]]
+
+    @cached_property
+    def _kernel_codes(self) -> Tensor:
+        return self.codes.view(-1, self.codes.shape[1] // 2)
 
     def _kernel(self, x: Tensor, scales: Tensor) -> Tensor:
-        codes = self.codes.view(-1, self.codes.shape[1] // 2)
-        return _KERNEL(x, codes, GROUP, scales.contiguous())
+        return _KERNEL(x, self._kernel_codes, GROUP, scales.contiguous())
 
     def _columns(self, x: Tensor) -> Tensor:
         """x (M, K) repeated for every plane, with zeros for the spare group: (M, columns)."""
@@ -118,7 +127,7 @@ class NibbleMatrix:
 
     def _dense_matmul(self, x: Tensor) -> Tensor:
         """The product with the weights expanded piece by piece, in the dtype of x."""
-        y = x.new_empty(len(x), self.scales.shape[1])
+        y = x.new_empty(x.shape[0], self.scales.shape[1])
         for first, piece in self._expanded(x.dtype):
             y[:, first : first + piece.shape[1]] = x @ piece
         return y[:, : self.shape[0]]

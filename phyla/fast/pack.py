@@ -27,9 +27,13 @@ def pack(model: nn.Module) -> nn.Module:
     """
     for module in model.modules():
         if isinstance(module, Attention) and not module.cross:
-            module.joined = join((module.q, module.k, module.v))
+            maps = (module.q, module.k, module.v)
         elif isinstance(module, GatedFFN):
-            module.joined = join((module.gate, module.up))
+            maps = (module.gate, module.up)
+        else:
+            continue
+        if module.joined is None or not module.joined.whole():
+            module.joined = join(maps)
     return model
 
 

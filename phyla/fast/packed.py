@@ -79,11 +79,12 @@ class PackedLinear(nn.Module):
         return self.packed.dense()
 
     def forward(self, x: Tensor) -> Tensor:
+        weight: PackedWeight = self.packed
         flat = x.reshape(-1, self.in_features)
-        if torch.is_grad_enabled() and x.requires_grad:
-            y = _Product.apply(flat, self.packed)
+        if x.requires_grad and torch.is_grad_enabled():
+            y = _Product.apply(flat, weight)
         else:
-            y = self.packed.matrix.matmul(flat)
+            y = weight.matrix.matmul(flat)
         y = y.view(*x.shape[:-1], self.out_features)
         if self.bias is not None:
             y = y + self.bias

@@ -10,11 +10,12 @@ from phyla.errors import GenerationError
 
 def _number(low: float, high: float = math.inf, *, open_low: bool = False, open_high: bool = False,
             whole: bool = False) -> tuple[Callable[[Any], bool], str]:  # fmt: skip
-    kind = Integral if whole else Real
+    kind: Any = Integral if whole else Real
 
     def holds(value: Any) -> bool:
         if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value):
             return False
+        value = int(value) if whole else float(value)
         return (value > low if open_low else value >= low) and (value < high if open_high else value <= high)
 
     noun = "an integer" if whole else "a finite number"

@@ -5,7 +5,7 @@ import difflib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from phyla.errors import ArgumentError, UnknownArgumentError, nearest
 from phyla.generation.checks import check_field, check_relations
@@ -96,6 +96,10 @@ class GenerationConfig:
 
     def __repr__(self) -> str:
         return f"GenerationConfig {self.to_json_string(ignore_metadata=True)}"
+
+    if TYPE_CHECKING:  # fields are made from DEFAULTS; files may bring more
+
+        def __getattr__(self, name: str) -> Any: ...
 
     def given(self, name: str) -> bool:
         """Whether a field was set on purpose, be it to its default value."""
@@ -206,6 +210,12 @@ def of_model(model: Any) -> GenerationConfig | None:
         return None
     model.generation_config = GenerationConfig.from_model_config(model.config)
     return model.generation_config
+
+
+def read_for_model(model: Any, folder: Path) -> None:
+    """Give a model the generation_config.json of its checkpoint, where there is one."""
+    if os.path.lexists(folder / FILE_NAME):
+        model.generation_config = GenerationConfig.from_pretrained(folder)
 
 
 def _refuse_misspelt(name: str) -> None:

@@ -59,7 +59,7 @@ class UnbatchedClassifierFreeGuidanceLogitsProcessor(LogitsProcessor):
         scores = scores.log_softmax(-1)
         if self.guidance_scale == 1:
             return scores
-        if self.forward is None:
+        if self.forward is None or self.ids is None:
             prompt = self._prompt(input_ids)
             self.ids = prompt.ids
             self.forward = Forward(self.model, prompt, prompt.positions + 1, self.use_cache, pad_id=0)

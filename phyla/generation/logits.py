@@ -8,6 +8,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +33,8 @@ class LogitsProcessorList(list):
     def __call__(self, input_ids: Tensor, scores: Tensor, **extra: object) -> Tensor:
         """Scores after all processors; those that take more than ids and scores get it by name."""
         for processor in self:
-            names = _extra_arguments(type(processor))
+            kind: Any = type(processor)
+            names = _extra_arguments(kind)
             if not names:
                 scores = processor(input_ids, scores)
                 continue
@@ -46,7 +48,7 @@ class LogitsProcessorList(list):
 
 
 @cache
-def _extra_arguments(kind: type) -> tuple[str, ...]:
+def _extra_arguments(kind: Any) -> tuple[str, ...]:
     named = [p for p in inspect.signature(kind.__call__).parameters.values() if p.kind is not p.VAR_KEYWORD]
     return tuple(p.name for p in named[3:] if p.default is p.empty)
 
@@ -257,10 +259,9 @@ class SequenceBiasLogitsProcessor(LogitsProcessor):
         tables = []
         for size in sorted({len(ids) for ids in self.sequence_bias}):
             group = {ids: bias for ids, bias in self.sequence_bias.items() if len(ids) == size}
-            ids = torch.tensor(list(group), dtype=torch.long, device=device)
-            tables.append(
-                (ids[:, :-1], ids[:, -1], torch.tensor(list(group.values()), device=device).to(scores))
-            )
+            words = torch.tensor(list(group), dtype=torch.long, device=device)  # (count, size)
+            values = torch.tensor(list(group.values()), device=device).to(scores)
+            tables.append((words[:, :-1], words[:, -1], values))
         return tables
 
 
@@ -408,7 +409,7 @@ class HammingDiversityLogitsProcessor(LogitsProcessor):
         self.num_beams = num_beams
         self.group_size = num_beams // num_beam_groups
 
-    def __call__(
+    def __call__(  # type: ignore[override]
         self, input_ids: Tensor, scores: Tensor, current_tokens: Tensor, beam_group_idx: int
     ) -> Tensor:
         """Scores of one group (batch * group size, vocabulary); `current_tokens` (batch * num_beams,) of this

@@ -118,8 +118,8 @@ def _decoder_only(
     ids = named.pop("input_ids", None)
     if ids is None and embeds is None:
         ids = _start_ids(named, config, device)
-    if ids is None:
-        ids = torch.empty(embeds.shape[0], 0, dtype=torch.long, device=device)
+    elif ids is None and embeds is not None:
+        ids = torch.empty(len(embeds), 0, dtype=torch.long, device=device)
     ids = _checked_ids(ids, "input_ids", device, model, may_be_empty=embeds is not None)
     positions = ids.shape[1] if embeds is None else embeds.shape[1]
     mask = _mask(named.pop("attention_mask", None), ids, positions, config, "attention_mask", device)
@@ -167,14 +167,15 @@ def _encoder_decoder(model: nn.Module, named: dict[str, Any], config: Generation
     elif mask is not None and mask.ndim == 2 and bool((mask != 0).all()):
         mask = None
     if encoded is None:
-        takes = accepted(model.encode)
+        encode: Any = model.encode
+        takes = accepted(encode)
         given = {k: v for k, v in named.items() if takes is None or k in takes}
         extra = {
             "output_attentions": config.output_attentions,
             "output_hidden_states": config.output_hidden_states,
         }
         given |= {k: True for k, v in extra.items() if v and (takes is None or k in takes)}
-        encoded = model.encode(**given, **({} if mask is None else {"attention_mask": mask}))
+        encoded = encode(**given, **({} if mask is None else {"attention_mask": mask}))
     elif isinstance(encoded, (tuple, list)):
         from phyla.outputs import BaseModelOutput
 
@@ -220,7 +221,7 @@ def _decoder_start(model: nn.Module, ids: Any, mask: Tensor | None, rows: int, c
             "decoder_start_token_id or bos_token_id must be set for an encoder-decoder, but neither is: pass "
             "one to generate, or pass decoder_input_ids"
         )
-    first = None
+    first: Any = None
     if start is not None:
         starts = id_list(start)
         if len(starts) not in (1, rows):
@@ -280,11 +281,12 @@ def _refuse_ids(ids: Tensor, name: str, size: int | None, config: Any) -> None:
 
 def vocabulary_size(model: nn.Module) -> int | None:
     """How many token ids the model's input embedding knows, or None if it cannot be told."""
-    get = getattr(model, "get_input_embeddings", None)
-    weight = getattr(get(), "weight", None) if get is not None else None
+    get = getattr(model, "get_input_embeddings", lambda: None)
+    weight = getattr(get(), "weight", None)
     if isinstance(weight, Tensor) and weight.ndim == 2:
         return weight.shape[0]
-    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    config: Any = model.config
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
     size = getattr(config, "vocab_size", None)
     return size if isinstance(size, int) else None
 

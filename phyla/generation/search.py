@@ -56,12 +56,14 @@ def decode(forward: Forward, task: Task) -> int:
 
 def finished(task: Task, ids: Tensor, token: Tensor) -> Tensor:
     """The rows (rows,) that the newest token finishes."""
-    ended = None if task.eos is None else (token[:, None] == task.eos).any(1)
+    stopped = None
     if task.criteria:
         kept = task.record.scores if task.record is not None else None
         stopped = task.criteria(ids, None if kept is None else tuple(kept))
-        ended = stopped if ended is None else ended | stopped
-    return ended
+    if task.eos is None:
+        return torch.zeros_like(token, dtype=torch.bool) if stopped is None else stopped
+    ended = (token[:, None] == task.eos).any(1)
+    return ended if stopped is None else ended | stopped
 
 
 def draw(scores: Tensor, generators: list[torch.Generator]) -> Tensor:

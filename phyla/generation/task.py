@@ -57,9 +57,11 @@ class Record:
         self.logits: list[Tensor] | None = [] if logits else None
         prefix = "decoder_" if encoder_decoder else ""
         # of the model's output -> of generate's
-        self.fields = {f"{prefix}attentions": [] if attentions else None,
-                       "cross_attentions": [] if attentions and encoder_decoder else None,
-                       f"{prefix}hidden_states": [] if hidden_states else None}  # fmt: skip
+        self.fields: dict[str, list | None] = {
+            f"{prefix}attentions": [] if attentions else None,
+            "cross_attentions": [] if attentions and encoder_decoder else None,
+            f"{prefix}hidden_states": [] if hidden_states else None,
+        }
         self.encoder_decoder = encoder_decoder
 
     def step(self, out: Any, logits: Tensor, scores: Tensor) -> None:
@@ -74,7 +76,9 @@ class Record:
 
     def output(self, sequences: Tensor, forward: Forward, beams: dict[str, Any] | None = None) -> Any:
         """The public output object; `beams` are the fields that only beam search has."""
-        kept = {name: tuple(steps) for name, steps in self.fields.items() if steps is not None}
+        kept: dict[str, Any] = {
+            name: tuple(steps) for name, steps in self.fields.items() if steps is not None
+        }
         kept |= {
             name: tuple(steps) for name in ("scores", "logits") if (steps := getattr(self, name)) is not None
         }
@@ -82,11 +86,11 @@ class Record:
             for name in ("attentions", "hidden_states"):
                 if f"decoder_{name}" in kept:
                     kept[f"encoder_{name}"] = getattr(forward.encoded, name, None)
-        if beams is None:
-            kind = GenerateEncoderDecoderOutput if self.encoder_decoder else GenerateDecoderOnlyOutput
-            return kind(sequences=sequences, past_key_values=forward.cache, **kept)
-        kind = GenerateBeamEncoderDecoderOutput if self.encoder_decoder else GenerateBeamDecoderOnlyOutput
-        return kind(sequences=sequences, past_key_values=forward.cache, **beams, **kept)
+        kinds: tuple[type, type] = (GenerateDecoderOnlyOutput, GenerateEncoderDecoderOutput)
+        if beams is not None:
+            kinds = (GenerateBeamDecoderOnlyOutput, GenerateBeamEncoderDecoderOutput)
+            kept |= beams
+        return kinds[self.encoder_decoder](sequences=sequences, past_key_values=forward.cache, **kept)
 
 
 def make_task(
@@ -122,7 +126,7 @@ def _generators(seed: int | Sequence[int] | None, rows: int, device: torch.devic
     if seed is None:
         return []
     many = isinstance(seed, Sequence) and not isinstance(seed, str)
-    seeds = list(seed) if many else [seed]
+    seeds: list[Any] = list(seed) if isinstance(seed, Sequence) and many else [seed]
     if many and len(seeds) != rows:
         raise ArgumentError(f"seed must be one number, or one for each of {rows} rows, but has {len(seeds)}")
     if not all(isinstance(s, int) and not isinstance(s, bool) for s in seeds):

@@ -22,10 +22,10 @@ class Summary(HeadModule):
 
     def __init__(self, config: Any, width: int) -> None:
         super().__init__()
-        self.pick = getattr(config, "summary_type", "last")
-        if self.pick not in _PICKS:
+        self.pick = pick = getattr(config, "summary_type", "last")
+        if pick not in _PICKS:
             raise ConfigError(
-                f"summary_type must be one of {_PICKS}, but is {self.pick!r}.{nearest(str(self.pick), _PICKS)}"
+                f"summary_type must be one of {_PICKS}, but is {pick!r}.{nearest(str(pick), _PICKS)}"
             )
         to_labels = getattr(config, "summary_proj_to_labels", False) and config.num_labels > 0
         projects = getattr(config, "summary_use_proj", False)
@@ -66,13 +66,13 @@ class _Double(HeadModule):
         fields = self.lm(out, call)
         scores = self.summary.read(x, call.mc_token_ids).squeeze(-1).unflatten(0, rows)  # (B, choices)
         if call.mc_labels is not None:
-            fields["mc_loss"] = cross_entropy(scores.reshape(-1, scores.shape[-1]), call.mc_labels.reshape(-1))
+            fields["mc_loss"] = cross_entropy(scores.view(-1, scores.shape[-1]), call.mc_labels.reshape(-1))
         return fields | {"logits": fields["logits"].unflatten(0, rows), "mc_logits": scores}
 
 
 @dataclass(frozen=True)
 class DoubleHeads(CausalLM):
-    """Next-token scores (B, choices, S, V) and one score a choice (B, choices); inputs are (B, choices, S)."""
+    """Next-token scores (B, choices, S, V) and one score a choice (B, choices); inputs (B, choices, S)."""
 
     task: ClassVar[str] = "double-heads"
     output: type[ModelOutput] = GPT2DoubleHeadsModelOutput

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sized
+from typing import Any
 
 from phyla.errors import ArgumentError, TokenizerInputError
 
@@ -16,7 +17,8 @@ log = logging.getLogger(__name__)
 class Assembly(SpecialTokens):
     """The part of a tokenizer that puts ids together; it needs no text."""
 
-    layout = layouts.Layout()
+    special_mask_frame = False  # some classes mark a frame of special tokens that they do not put
+    layout: Any = layouts.PLAIN  # a Layout, or a property that gives one
 
     def build_inputs_with_special_tokens(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
@@ -44,7 +46,8 @@ class Assembly(SpecialTokens):
                 raise ArgumentError("with already_has_special_tokens=True give one list of ids, not two")
             special = set(self.all_special_ids)
             return [int(token in special) for token in token_ids_0]
-        return layouts.special_mask(self, self.layout, token_ids_0, token_ids_1)
+        frame = layouts.FRAME if self.special_mask_frame else self.layout
+        return layouts.special_mask(self, frame, token_ids_0, token_ids_1)
 
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
         """How many special tokens one sequence or a pair gets."""

@@ -137,6 +137,11 @@ class AutoTokenizer:
             return class_named(_GENERIC)
         from .._names import NAMES
 
+        if _is_public(name):
+            raise TokenizerFileError(
+                f"{origin}: tokenizer_class {name!r} is one that phyla does not have yet;"
+                f" it could be used through {TOKENIZER_FILE}, but {folder} has none"
+            )
         names = [n for n in NAMES if "Tokenizer" in n]
         raise TokenizerFileError(
             f"{origin}: tokenizer_class {name!r} is not a known tokenizer.{nearest(name, names)}"

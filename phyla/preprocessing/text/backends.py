@@ -10,7 +10,7 @@ from phyla.errors import ArgumentError, TokenizerFileError
 
 from . import byte_level
 from .charsmap import charsmap_normalizer
-from .layout import template
+from .layout import Layout, template
 from .sentencepiece_model import ModelType, PieceType, bpe_merges, read_sentencepiece
 from .word_end import END_OF_WORD, WORD_END_PATTERN
 from .wordpiece import read_vocabulary
@@ -241,11 +241,17 @@ def sentinel_pieces(owner, settings: dict) -> Tokenizer:
 
 
 def unigram_pieces(owner, settings: dict) -> Tokenizer:
-    """Pieces of a SentencePiece file, numbered and cleaned as the class says (`front`, `skip`, `tail`, `quotes_cleaned`)."""
+    """Pieces of a SentencePiece file, numbered and cleaned as the class says (`front`, `skip`, `tail`,
+    `quotes_cleaned`).
+    """
     cls = type(owner)
     _need(settings, owner, "vocab_file")
     data = read_sentencepiece(settings["vocab_file"])
-    scored = [*((token, 0.0) for token in cls.front), *data.scored[cls.skip :], *((token, 0.0) for token in cls.tail)]
+    scored = [
+        *((token, 0.0) for token in cls.front),
+        *data.scored[cls.skip :],
+        *((token, 0.0) for token in cls.tail),
+    ]
     if cls.commas_apart:
         scored = [(piece, score - 100 if _is_number_comma(piece) else score) for piece, score in scored]
     if cls.worst:
@@ -253,18 +259,22 @@ def unigram_pieces(owner, settings: dict) -> Tokenizer:
     unk_id = data.unk_id if cls.unk_id is None else cls.unk_id
     model, data = _spm_model(settings["vocab_file"], scored, unk_id)
     backend = Tokenizer(model)
-    backend.normalizer = quotes_normalizer(data, settings, cls.cleaned_after) if cls.quotes_cleaned else spm_normalizer(data)
+    backend.normalizer = (
+        quotes_normalizer(data, settings, cls.cleaned_after) if cls.quotes_cleaned else spm_normalizer(data)
+    )
     backend.pre_tokenizer = metaspace()
     backend.decoder = decoders.Metaspace(replacement=SPACE, prepend_scheme="always")
     _add_marked(backend, data, settings.get("additional_special_tokens"))
     vocab = {piece: index for index, (piece, _) in enumerate(scored)}
-    if cls.layout.single != "A":
+    if isinstance(cls.layout, Layout) and cls.layout.single != "A":
         backend.post_processor = _templated(owner, settings, vocab)
     return backend
 
 
 def punctuated_pieces(owner, settings: dict) -> Tokenizer:
-    """Stripped, perhaps lower-cased text in unigram pieces, perhaps cut at punctuation first; `[CLS] A [SEP] B [SEP]`."""
+    """Stripped, perhaps lower-cased text in unigram pieces, perhaps cut at punctuation first; `[CLS] A
+    [SEP] B [SEP]`.
+    """
     backend = unigram_pieces(owner, settings)
     charsmap = read_sentencepiece(settings["vocab_file"]).normalizer.precompiled_charsmap
     steps: list = [normalizers.Lowercase()] if settings.get("do_lower_case") else []
@@ -282,7 +292,9 @@ def _is_number_comma(piece: str) -> bool:
 
 
 def quotes_normalizer(data, settings: dict, map_last: bool):
-    """Plain quotes, accents and capitals as the settings say, then the file's character map and single spaces."""
+    """Plain quotes, accents and capitals as the settings say, then the file's character map and single
+    spaces.
+    """
     steps: list = [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
     if not settings.get("keep_accents"):
         steps += [normalizers.NFKD(), normalizers.StripAccents()]

@@ -8,17 +8,18 @@ from . import backends
 from .byte_level import PythonByteLevel, PythonComposedByteLevel
 from .fast import PreTrainedTokenizerFast
 from .files import TOKENIZER_FILE
+from .languages import Languages, PythonAddedLanguagePieces, PythonLanguagePieces, PythonSpacedLanguagePieces
 from .more_pieces import (
-    PythonPaddedPieces,
-    PythonPunctuatedPieces,
-    PythonWholePieces,
     PythonBracketPieces,
-    PythonTightPieces,
     PythonCleanedPieces,
     PythonFrontedPieces,
     PythonJoinedPieces,
+    PythonPaddedPieces,
+    PythonPunctuatedPieces,
     PythonShiftedPieces,
     PythonSpacedPieces,
+    PythonTightPieces,
+    PythonWholePieces,
 )
 from .pieces import PythonPieces, PythonPlainPieces, PythonPrefixedPieces, PythonSentinelPieces
 from .rows import ROWS
@@ -199,6 +200,25 @@ class FastPunctuatedPieces(FastPieces):
     build = staticmethod(backends.punctuated_pieces)
 
 
+class FastLanguagePieces(Languages, FastPieces):
+    """Translation tokenizers on Rust."""
+
+    front = ("<s>", "<pad>", "</s>", "<unk>")
+    skip = 3
+    unk_id = 3
+
+    def _load(self, settings: dict, given: dict) -> None:
+        self._take_languages(settings)
+
+    def _build_backend(self, settings: dict):
+        return backends.unigram_pieces(self, settings)
+
+    def _settle(self, settings: dict) -> None:
+        super()._settle(settings)
+        self.__dict__.pop("_code", None)
+        self._use(self.src_lang)
+
+
 KINDS: dict[str, tuple[type | None, type | None]] = {
     "word_piece": (PythonWordPiece, FastWordPiece),
     "byte_level": (PythonByteLevel, FastByteLevel),
@@ -210,6 +230,9 @@ KINDS: dict[str, tuple[type | None, type | None]] = {
     "word_end": (PythonWordEnd, FastWordEnd),
     "prefixed_pieces": (PythonPrefixedPieces, FastPrefixedPieces),
     "plain_pieces": (PythonPlainPieces, FastPlainPieces),
+    "language_pieces": (PythonLanguagePieces, FastLanguagePieces),
+    "spaced_language_pieces": (PythonSpacedLanguagePieces, FastLanguagePieces),
+    "added_language_pieces": (PythonAddedLanguagePieces, FastLanguagePieces),
     "padded_pieces": (PythonPaddedPieces, FastPieces),
     "whole_pieces": (PythonWholePieces, FastPieces),
     "punctuated_pieces": (PythonPunctuatedPieces, FastPunctuatedPieces),
@@ -231,9 +254,14 @@ def _make(name: str, base: type, row: Row, fast: bool, slow_class: type | None) 
         files["tokenizer_file"] = TOKENIZER_FILE
     what = "on the Rust library, with alignments" if fast else "in Python"
     fields = {
-        "row": row, "layout": row.layout, "model_input_names": list(row.inputs), "vocab_files_names": files,
-        "__module__": __name__, "__doc__": f"The tokenizer of {row.kind.replace('_', ' ')} models {what}.",
-    }  # fmt: skip
+        "row": row,
+        "model_input_names": list(row.inputs),
+        "vocab_files_names": files,
+        "__module__": __name__,
+        "__doc__": f"The tokenizer of {row.kind.replace('_', ' ')} models {what}.",
+    }
+    if not isinstance(getattr(base, "layout", None), property):
+        fields["layout"] = row.layout
     if fast:
         fields["slow_tokenizer_class"] = slow_class
     return type(name, (base,), {**fields, **(row.fast_class if fast else row.slow_class)})

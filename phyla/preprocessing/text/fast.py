@@ -2,6 +2,7 @@
 
 import copy
 import json
+import threading
 from pathlib import Path
 
 from tokenizers import Tokenizer, processors
@@ -39,6 +40,7 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
         else:
             backend = self._build_backend(settings)
         self._tokenizer: Tokenizer = backend
+        self._lock = threading.Lock()
         self._take_stored_settings(settings)
         super().__init__(**settings)
         self._tokenizer.encode_special_tokens = self.split_special_tokens
@@ -84,8 +86,14 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
         for token in self.all_special_tokens_extended:
             if str(token) not in names:
                 tokens.append(token)
-            elif isinstance(token, AddedToken) and token not in tokens and _spaces(token) != _spaces(known.get(token.content)):
-                tokens.append(token)  # it says which spaces it takes, and replaces the plain entry of the pipeline
+            elif (
+                isinstance(token, AddedToken)
+                and token not in tokens
+                and _spaces(token) != _spaces(known.get(token.content))
+            ):
+                tokens.append(
+                    token
+                )  # it says which spaces it takes, and replaces the plain entry of the pipeline
         special = set(self.all_special_tokens)
         ready: list[AddedToken] = []
         for token in tokens:
@@ -135,12 +143,11 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
     def __bool__(self) -> bool:
         return True
 
-    def __deepcopy__(self, memo):
-        twin = type(self).__new__(type(self))
-        memo[id(self)] = twin
-        for name, value in self.__dict__.items():
-            object.__setattr__(twin, name, copy.deepcopy(value, memo))
-        return twin
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
 
     def _renamed(self) -> dict[int, str]:
         """Added tokens whose text the Rust library gives back normalised, by id."""
@@ -256,21 +263,22 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
                 f"is_split_into_words needs add_prefix_space=True with {type(self).__name__}:"
                 " set it when you load"
             )
-        self._set_lengths(options)
-        split = (
-            self.split_special_tokens
-            if options.split_special_tokens is None
-            else options.split_special_tokens
-        )
-        if self._tokenizer.encode_special_tokens != split:
-            self._tokenizer.encode_special_tokens = split
-        encodings = encode_batch(
-            self._tokenizer,
-            batch,
-            options.add_special_tokens,
-            options.is_split_into_words,
-            type(self).__name__,
-        )
+        with self._lock:  # lengths are state of the Rust tokenizer, which threads may share
+            self._set_lengths(options)
+            split = (
+                self.split_special_tokens
+                if options.split_special_tokens is None
+                else options.split_special_tokens
+            )
+            if self._tokenizer.encode_special_tokens != split:
+                self._tokenizer.encode_special_tokens = split
+            encodings = encode_batch(
+                self._tokenizer,
+                batch,
+                options.add_special_tokens,
+                options.is_split_into_words,
+                type(self).__name__,
+            )
         rows: dict[str, list] = {}
         flat, source = [], []
         for i, encoding in enumerate(encodings):

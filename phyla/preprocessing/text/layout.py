@@ -37,10 +37,11 @@ def parse(line: str) -> tuple[Part, ...]:
 
 
 class Layout(NamedTuple):
-    """The lines for one sequence and for a pair, and how `create_token_type_ids_from_sequences` counts.
+    """The lines for one sequence and for a pair, and how their token types are counted.
 
-    `types`: "layout" follows the lines, "zeros" gives 0 everywhere over the same length, "plain" gives 0 to
-    the first sequence and 1 to the second, counting the cls and sep tokens that the tokenizer has.
+    `types`: "layout" follows the lines, "zeros" gives 0 everywhere over the same length, "framed"
+    gives 0 over the length with `FRAME`, "plain" gives 0 to the first sequence and 1 to the second
+    and counts no special tokens.
     """
 
     single: str = "A"
@@ -54,11 +55,12 @@ class Layout(NamedTuple):
 
 
 PLAIN = Layout()
+FRAME = Layout("cls A sep", "cls A sep sep B sep")
 
 
 def token_of(tokenizer, name: str) -> str | None:
     """The text of a special token named in a layout."""
-    return name if name.startswith(("<", "[")) else getattr(tokenizer, f"{name}_token")
+    return name.removeprefix("=") if name.startswith(("<", "[", "=")) else getattr(tokenizer, f"{name}_token")
 
 
 def id_of(tokenizer, name: str) -> int | None:
@@ -90,6 +92,8 @@ def token_types(tokenizer, layout: Layout, first: list[int], second: list[int] |
     """Token types along what `build` gives (see `Layout.types` for the exceptions)."""
     if layout.types == "plain":
         return [0] * len(first) + [1] * len(second or ())
+    if layout.types == "framed":
+        return [0] * (len(first) + 2 if second is None else len(first) + len(second) + 4)
     types = []
     for place in layout.places(tokenizer, second is not None):
         kind = 0 if layout.types == "zeros" else place.type

@@ -1,4 +1,6 @@
-"""SentencePiece tokenizers in Python whose texts are cleaned first, or whose ids are not those of the model file."""
+"""SentencePiece tokenizers in Python whose texts are cleaned first, or whose ids are not those of the
+model file.
+"""
 
 import re
 import unicodedata
@@ -33,7 +35,9 @@ def cleaned(text: str, remove_space: bool, keep_accents: bool, lower: bool) -> s
         text = " ".join(text.split())
     text = text.replace("``", '"').replace("''", '"')
     if not keep_accents:
-        text = "".join(char for char in unicodedata.normalize("NFKD", text) if not unicodedata.combining(char))
+        text = "".join(
+            char for char in unicodedata.normalize("NFKD", text) if not unicodedata.combining(char)
+        )
     return text.lower() if lower else text
 
 
@@ -93,7 +97,9 @@ def split_at_added(tokenizer, token_ids, skip_special_tokens: bool) -> list[str]
 
 
 class PythonJoinedPieces(PythonCleanedPieces):
-    """Cleaned text; decoded text is the pieces joined, with blocks as spaces and nothing between added tokens."""
+    """Cleaned text; decoded text is the pieces joined, with blocks as spaces and nothing between added
+    tokens.
+    """
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """The text of tokens."""
@@ -130,7 +136,9 @@ class PythonBracketPieces(PythonSpacedPieces):
 
 
 class PythonShiftedPieces(PythonPieces):
-    """Ids of the model file moved up behind fixed tokens, as fairseq numbered them; a mask token may stand last."""
+    """Ids of the model file moved up behind fixed tokens, as fairseq numbered them; a mask token may
+    stand last.
+    """
 
     front: tuple[str, ...] = ("<s>", "<pad>", "</s>", "<unk>")
     offset = 1
@@ -188,7 +196,9 @@ class PythonWholePieces(PythonPieces):
 class PythonPunctuatedPieces(PythonSpacedPieces):
     """Where `split_by_punct` says so, punctuation is cut off first."""
 
-    def prepare_for_tokenization(self, text: str, is_split_into_words: bool = False, **options) -> tuple[str, dict]:
+    def prepare_for_tokenization(
+        self, text: str, is_split_into_words: bool = False, **options
+    ) -> tuple[str, dict]:
         """Put a space before words that are split already."""
         prefix = options.pop("add_prefix_space", False)
         return (" " + text if is_split_into_words or prefix else text), options
@@ -196,11 +206,17 @@ class PythonPunctuatedPieces(PythonSpacedPieces):
     def _tokenize(self, text: str) -> list[str]:
         if not self.split_by_punct:
             return self.sp_model.encode(text)
-        return [piece for part in BasicTokenizer()._run_split_on_punc(text) for piece in self.sp_model.encode(part)]
+        return [
+            piece
+            for part in BasicTokenizer()._run_split_on_punc(text)
+            for piece in self.sp_model.encode(part)
+        ]
 
 
 class PythonFrontedPieces(PythonShiftedPieces):
-    """Shifted ids without a mask token of their own; decoded text has a space before each run of special tokens."""
+    """Shifted ids without a mask token of their own; decoded text has a space before each run of
+    special tokens.
+    """
 
     extra_ids_at_end = 0
     convert_tokens_to_string = PythonSpacedPieces.convert_tokens_to_string

@@ -192,3 +192,6 @@ def from_plain(value):
 def ids_of(tokens: Iterable[str], table: dict[str, int]) -> list[int]:
     """The ids of tokens that the table has."""
     return [table[token] for token in tokens if token in table]
+
+
+SpecialTokensMixin = SpecialTokens  # the public name
