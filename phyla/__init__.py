@@ -51,7 +51,9 @@ def __getattr__(name: str) -> Any:
     if module is None:
         from phyla.errors import nearest
 
-        raise AttributeError(f"phyla has no {name!r}.{nearest(name, [] if name.startswith('_') else _all_names())}")
+        raise AttributeError(
+            f"phyla has no {name!r}.{nearest(name, [] if name.startswith('_') else _all_names())}"
+        )
     value = getattr(importlib.import_module(module), name)
     globals()[name] = value
     return value

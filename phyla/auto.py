@@ -38,7 +38,9 @@ class _AutoModel:
     tasks: ClassVar[tuple[str, ...]] = ("base-model",)
 
     def __init__(self) -> None:
-        raise ConfigError(f"{type(self).__name__} makes models by from_pretrained(source) or from_config(config)")
+        raise ConfigError(
+            f"{type(self).__name__} makes models by from_pretrained(source) or from_config(config)"
+        )
 
     @classmethod
     def _class_for(cls, config: PretrainedConfig) -> type:
@@ -55,7 +57,11 @@ class _AutoModel:
     def from_pretrained(cls, source: str | os.PathLike, *, config: Any = None, **options: Any) -> Any:
         """Load the checkpoint with the class that its model_type and this task call for; options as for any model."""
         if config is None:
-            where = {k: options[k] for k in ("revision", "cache_dir", "local_files_only", "token", "subfolder") if k in options}
+            where = {
+                k: options[k]
+                for k in ("revision", "cache_dir", "local_files_only", "token", "subfolder")
+                if k in options
+            }
             if options.get("gguf_file"):
                 where["file"] = options["gguf_file"]
             config = make_config(read_config(resolve(source, **where, weights=False)), source)
@@ -88,9 +94,13 @@ AutoModelForTokenClassification = _auto("AutoModelForTokenClassification", "toke
 AutoModelForQuestionAnswering = _auto("AutoModelForQuestionAnswering", "question-answering")
 AutoModelForMultipleChoice = _auto("AutoModelForMultipleChoice", "multiple-choice")
 AutoModelForNextSentencePrediction = _auto("AutoModelForNextSentencePrediction", "next-sentence-prediction")
-AutoModelForPreTraining = _auto("AutoModelForPreTraining", "pretraining", "seq2seq-lm", "masked-lm", "causal-lm")
+AutoModelForPreTraining = _auto(
+    "AutoModelForPreTraining", "pretraining", "seq2seq-lm", "masked-lm", "causal-lm"
+)
 AutoModelForTextEncoding = _auto("AutoModelForTextEncoding", "text-encoding", "base-model")
 AutoModelForImageClassification = _auto("AutoModelForImageClassification", "image-classification")
 AutoModelForMaskedImageModeling = _auto("AutoModelForMaskedImageModeling", "masked-image-modeling")
-AutoModelForZeroShotImageClassification = _auto("AutoModelForZeroShotImageClassification", "zero-shot-image-classification", "base-model")
+AutoModelForZeroShotImageClassification = _auto(
+    "AutoModelForZeroShotImageClassification", "zero-shot-image-classification", "base-model"
+)
 AutoModelWithLMHead = _auto("AutoModelWithLMHead", "seq2seq-lm", "causal-lm", "masked-lm")

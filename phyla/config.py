@@ -62,15 +62,15 @@ class PretrainedConfig:
     def __init_subclass__(cls) -> None:
         hints = typing.get_type_hints(cls)
         cls._fields = {
-            name: hints[name]
-            for name in cls.__annotations__
-            if get_origin(hints[name]) is not ClassVar
+            name: hints[name] for name in cls.__annotations__ if get_origin(hints[name]) is not ClassVar
         }
 
     def __init__(self, *args: Any, **keys: Any) -> None:
         names = list(self._fields)
         if len(args) > len(names):
-            raise UnknownArgumentError(f"{type(self).__name__} takes at most {len(names)} positional values: {names}")
+            raise UnknownArgumentError(
+                f"{type(self).__name__} takes at most {len(names)} positional values: {names}"
+            )
         keys = {**dict(zip(names, args, strict=False)), **keys}
         for alias, name in self.ALIASES.items():
             if alias in keys:
@@ -121,7 +121,9 @@ class PretrainedConfig:
             try:
                 names = {int(k): v for k, v in names.items()}
             except (TypeError, ValueError):
-                raise ConfigError(f"id2label must have whole numbers as keys, but has {list(names)[:3]}") from None
+                raise ConfigError(
+                    f"id2label must have whole numbers as keys, but has {list(names)[:3]}"
+                ) from None
         elif names is not None:
             raise ConfigError(f"id2label must be an object, but is {names!r}")
         if count is not None and (names is None or len(names) != count):
@@ -142,7 +144,9 @@ class PretrainedConfig:
         if dtype is not None:
             name = str(dtype).removeprefix("torch.")
             if name not in _DTYPES:
-                raise ConfigError(f"torch_dtype must be one of {_DTYPES}, but is {dtype!r}.{nearest(name, _DTYPES)}")
+                raise ConfigError(
+                    f"torch_dtype must be one of {_DTYPES}, but is {dtype!r}.{nearest(name, _DTYPES)}"
+                )
             values["torch_dtype"] = name
         vocabulary, padding = values.get("vocab_size"), values.get("pad_token_id")
         if isinstance(vocabulary, int) and isinstance(padding, int) and padding >= vocabulary:
@@ -185,11 +189,25 @@ class PretrainedConfig:
 
     @staticmethod
     def _check_size(name: str, value: int, where: str) -> None:
-        counts = name.startswith("num_") or name.endswith(("_size", "_layers", "_heads", "_dim", "_positions"))
-        counts = counts or name in ("n_embd", "n_layer", "n_head", "d_model", "d_ff", "d_kv", "n_inner", "dim", "ffn_dim")
+        counts = name.startswith("num_") or name.endswith(
+            ("_size", "_layers", "_heads", "_dim", "_positions")
+        )
+        counts = counts or name in (
+            "n_embd",
+            "n_layer",
+            "n_head",
+            "d_model",
+            "d_ff",
+            "d_kv",
+            "n_inner",
+            "dim",
+            "ffn_dim",
+        )
         if not counts:
             return
-        if value < 0 or (value == 0 and not name.endswith(("_layers", "n_layer"))  and name not in _MAY_BE_ZERO):
+        if value < 0 or (
+            value == 0 and not name.endswith(("_layers", "n_layer")) and name not in _MAY_BE_ZERO
+        ):
             raise ConfigError(f"{name} must be positive, but is {value} {where}")
         if ("layers" in name or name == "n_layer") and value > MAX_LAYERS:
             raise ConfigError(f"{name} must be at most {MAX_LAYERS}, but is {value} {where}")
@@ -236,7 +254,11 @@ class PretrainedConfig:
     def to_diff_dict(self) -> dict[str, Any]:
         """The keys whose value differs from the family's default, and the model_type."""
         default = type(self)().to_dict()
-        return {k: v for k, v in self.to_dict().items() if k == "model_type" or k not in default or default[k] != v}
+        return {
+            k: v
+            for k, v in self.to_dict().items()
+            if k == "model_type" or k not in default or default[k] != v
+        }
 
     def to_json_string(self, use_diff: bool = False) -> str:
         """config.json as text."""

@@ -51,7 +51,10 @@ def tree(model: PreTrainedModel, repeat: bool) -> str:
     lines = [f"{type(model).__name__} ({model.config.model_type}, {count / 1e6:.1f} M parameters)"]
     _walk(model, "", 1, public, lines, repeat)
     width = max(len(left) for left in (line.split("\t")[0] for line in lines))
-    return "\n".join("  ".join([p.ljust(width) if i == 0 else p for i, p in enumerate(line.split("\t"))]).rstrip() for line in lines)
+    return "\n".join(
+        "  ".join([p.ljust(width) if i == 0 else p for i, p in enumerate(line.split("\t"))]).rstrip()
+        for line in lines
+    )
 
 
 def public_names(model: PreTrainedModel) -> dict[str, str]:
@@ -67,7 +70,9 @@ def public_names(model: PreTrainedModel) -> dict[str, str]:
     return names
 
 
-def _walk(module: nn.Module, path: str, depth: int, public: dict[str, str], lines: list[str], repeat: bool) -> None:
+def _walk(
+    module: nn.Module, path: str, depth: int, public: dict[str, str], lines: list[str], repeat: bool
+) -> None:
     pad = "  " * depth
     for name, tensor in module.named_parameters(recurse=False):
         full = f"{path}.{name}" if path else name
@@ -99,4 +104,8 @@ def _walk(module: nn.Module, path: str, depth: int, public: dict[str, str], line
 def _shape(module: nn.Module) -> tuple:
     """What makes two layers look the same."""
     spec = getattr(module, "spec", None)
-    return spec if spec is not None else (type(module), tuple((n, tuple(p.shape)) for n, p in module.named_parameters()))
+    return (
+        spec
+        if spec is not None
+        else (type(module), tuple((n, tuple(p.shape)) for n, p in module.named_parameters()))
+    )

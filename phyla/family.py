@@ -66,7 +66,12 @@ def family(
     made = Family(model_type, config, build, names, heads, skeleton, width, shifts_inputs, segments_required)
     for name, head in heads.items():
         base = head.skeleton or skeleton
-        body = {"family": made, "head_spec": head, "config_class": config, "__doc__": f"{head.task} of {model_type}."}
+        body = {
+            "family": made,
+            "head_spec": head,
+            "config_class": config,
+            "__doc__": f"{head.task} of {model_type}.",
+        }
         cls = type(name, (base,), body)
         _rename(cls, name, module)
     module.FAMILY = made  # type: ignore[attr-defined]

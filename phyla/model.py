@@ -95,7 +95,9 @@ class PreTrainedModel(nn.Module):
         self.config = config
         asked = getattr(config, "_attn_implementation", None) or "sdpa"
         if asked not in IMPLEMENTATIONS:
-            raise ConfigError(f"attn_implementation must be one of {sorted(IMPLEMENTATIONS)}, but is {asked!r}")
+            raise ConfigError(
+                f"attn_implementation must be one of {sorted(IMPLEMENTATIONS)}, but is {asked!r}"
+            )
         self.implementation = IMPLEMENTATIONS[asked]
         for name, value in head.changes.items():
             setattr(config, name, value)
@@ -168,7 +170,11 @@ class PreTrainedModel(nn.Module):
         tables = set()
         if exclude_embeddings:
             tables = {id(m.weight) for n, m in self.named_modules() if n.endswith("embed.tokens")}
-        return sum(p.numel() for p in self.parameters() if id(p) not in tables and (p.requires_grad or not only_trainable))
+        return sum(
+            p.numel()
+            for p in self.parameters()
+            if id(p) not in tables and (p.requires_grad or not only_trainable)
+        )
 
     def get_input_embeddings(self) -> nn.Module:
         """The token table."""
@@ -237,7 +243,11 @@ def materialise(model: nn.Module, device: torch.device, dtype: torch.dtype | Non
     places = places_of(model)
     for tensor in [*model.parameters(), *model.buffers()]:
         if tensor.is_meta:
-            kind = dtype if dtype and isinstance(tensor, nn.Parameter) and tensor.is_floating_point() else tensor.dtype
+            kind = (
+                dtype
+                if dtype and isinstance(tensor, nn.Parameter) and tensor.is_floating_point()
+                else tensor.dtype
+            )
             assign(places, tensor, torch.empty(tensor.shape, dtype=kind, device=device))
 
 

@@ -41,7 +41,13 @@ def families(modality: str | None = None, search: str = "") -> list[Row]:
     rows = sorted(table().values(), key=lambda row: row.model_type)
     if modality is not None:
         rows = [row for row in rows if row.modality == modality]
-    return [r for r in rows if all(w in " ".join((r.model_type, r.config, *r.classes, *r.classes.values())).lower() for w in words)]
+    return [
+        r
+        for r in rows
+        if all(
+            w in " ".join((r.model_type, r.config, *r.classes, *r.classes.values())).lower() for w in words
+        )
+    ]
 
 
 def row(model_type: str) -> Row:
@@ -76,7 +82,9 @@ def config_class(model_type: str) -> "type[PretrainedConfig]":
     return getattr(importlib.import_module(entry.module), entry.config)
 
 
-def model_class(model_type: str, task: str, architectures: list[str] | None = None) -> "type[PreTrainedModel]":
+def model_class(
+    model_type: str, task: str, architectures: list[str] | None = None
+) -> "type[PreTrainedModel]":
     """The class of a family for a task; where several serve it, the one that the checkpoint names."""
     entry = row(model_type)
     names = [name for name, served in entry.classes.items() if served == task]
@@ -93,7 +101,9 @@ def public_class(name: str, module: str) -> Any:
     return _registered_classes.get(name) or getattr(importlib.import_module(module), name)
 
 
-def register(model_type: str, config: type, model: type, task: str = "base-model", modality: str = "text") -> None:
+def register(
+    model_type: str, config: type, model: type, task: str = "base-model", modality: str = "text"
+) -> None:
     """Add a configuration and model class from outside; the same model_type may be given several tasks."""
     from phyla.families._index import FAMILIES
 

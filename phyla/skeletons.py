@@ -63,7 +63,9 @@ def context_for(
     start = 0 if cache is None else cache.length
     if mask is not None:
         if mask.dim() not in (2, 4):
-            raise ArgumentError(f"{name} must be (batch, positions) or 4-dimensional, but has shape {tuple(mask.shape)}")
+            raise ArgumentError(
+                f"{name} must be (batch, positions) or 4-dimensional, but has shape {tuple(mask.shape)}"
+            )
         if mask.dim() == 2:
             if mask.shape[0] != batch or mask.shape[1] != start + length:
                 raise ArgumentError(
@@ -154,13 +156,19 @@ class TextModel(PreTrainedModel):
             )
             if task == "double-heads" and labels is not None:
                 labels = labels.reshape(-1, labels.shape[-1])
-            inputs_embeds = None if inputs_embeds is None else inputs_embeds.reshape(-1, *inputs_embeds.shape[-2:])
+            inputs_embeds = (
+                None if inputs_embeds is None else inputs_embeds.reshape(-1, *inputs_embeds.shape[-2:])
+            )
         if input_ids is not None:
             check_ids(input_ids, "input_ids")
         given = input_ids if input_ids is not None else inputs_embeds
         batch, length = given.shape[:2]
         backbone: Stack = self.backbone
-        if token_type_ids is not None and backbone.embed.segment is None and not backbone.embed.shares_segments:
+        if (
+            token_type_ids is not None
+            and backbone.embed.segment is None
+            and not backbone.embed.shares_segments
+        ):
             if self.family.segments_required:
                 raise ArgumentError(f"{type(self).__name__} has no token types: leave token_type_ids out")
             token_type_ids = None
@@ -181,7 +189,11 @@ class TextModel(PreTrainedModel):
         if flag(output_router_logits, getattr(config, "output_router_logits", False)):
             ctx.router_logits = []
         out = backbone(
-            ctx, input_ids, inputs_embeds, token_type_ids, flag(output_hidden_states, config.output_hidden_states)
+            ctx,
+            input_ids,
+            inputs_embeds,
+            token_type_ids,
+            flag(output_hidden_states, config.output_hidden_states),
         )
         out.cache_params = out.past_key_values
         call = Call(
@@ -196,7 +208,9 @@ class TextModel(PreTrainedModel):
     def caches_by_default(self) -> bool:
         """Whether a call without `use_cache` returns a cache: as config.use_cache says, for decoders."""
         fields = self.head_spec.output.__dataclass_fields__
-        return bool(getattr(self.config, "use_cache", False)) and ("past_key_values" in fields or "cache_params" in fields)
+        return bool(getattr(self.config, "use_cache", False)) and (
+            "past_key_values" in fields or "cache_params" in fields
+        )
 
 
 def expand_head_mask(mask: Tensor, layers: int, dtype: torch.dtype) -> Tensor:
@@ -249,7 +263,9 @@ class EncoderDecoderModel(PreTrainedModel):
         """Decoder inputs for targets or texts `ids` (B, S): one step to the right, the start token in front."""
         start, padding = self.config.decoder_start_token_id, self.config.pad_token_id
         if start is None:
-            raise ArgumentError("config.decoder_start_token_id must be set to make decoder inputs from labels")
+            raise ArgumentError(
+                "config.decoder_start_token_id must be set to make decoder inputs from labels"
+            )
         shifted = ids.new_zeros(ids.shape)
         shifted[:, 1:] = ids[:, :-1]
         shifted[:, 0] = start
@@ -356,7 +372,12 @@ class VisionModel(PreTrainedModel):
         if pixel_values is None:
             raise ArgumentError("pass pixel_values (batch, channels, height, width)")
         out = self.see(
-            pixel_values, bool_masked_pos, head_mask, output_attentions, output_hidden_states, interpolate_pos_encoding
+            pixel_values,
+            bool_masked_pos,
+            head_mask,
+            output_attentions,
+            output_hidden_states,
+            interpolate_pos_encoding,
         )
         call = Call(self.config, labels=labels, pixel_values=pixel_values, bool_masked_pos=bool_masked_pos)
         fields = {} if self.head is None else self.head(out, call)

@@ -41,7 +41,12 @@ def test_unknown_keys_survive_a_round_trip(tmp_path: Path) -> None:
 
 
 def test_private_keys_and_methods_cannot_be_set_from_a_file(tmp_path: Path) -> None:
-    write(tmp_path, json.dumps({**LLAMA, "_attn_implementation_internal": "evil/repo", "to_dict": "x", "save_pretrained": 1}))
+    write(
+        tmp_path,
+        json.dumps(
+            {**LLAMA, "_attn_implementation_internal": "evil/repo", "to_dict": "x", "save_pretrained": 1}
+        ),
+    )
     config = phyla.AutoConfig.from_pretrained(tmp_path)
     assert callable(config.to_dict) and callable(config.save_pretrained)
     assert not hasattr(config, "_attn_implementation_internal")
@@ -88,7 +93,10 @@ def test_bad_values_name_key_and_value(changes: dict, word: str, tmp_path: Path)
 
 
 BUILD = {
-    "heads do not divide": ({"hidden_size": 16, "num_attention_heads": 3, "head_dim": None, "num_key_value_heads": 3}, "multiple"),
+    "heads do not divide": (
+        {"hidden_size": 16, "num_attention_heads": 3, "head_dim": None, "num_key_value_heads": 3},
+        "multiple",
+    ),
     "kv heads": ({"num_key_value_heads": 3}, "multiple"),
     "activation": ({"hidden_act": "__import__('os')"}, "activation"),
     "rope kind": ({"rope_scaling": {"rope_type": "zorb"}}, "rope_type"),
@@ -119,7 +127,9 @@ def test_files_that_are_no_configuration(tmp_path: Path) -> None:
 
 def test_unknown_model_types_name_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="llama"):
-        phyla.AutoConfig.from_pretrained(write(tmp_path, '{"model_type": "lama", "auto_map": {"AutoConfig": "x.Y"}}'))
+        phyla.AutoConfig.from_pretrained(
+            write(tmp_path, '{"model_type": "lama", "auto_map": {"AutoConfig": "x.Y"}}')
+        )
     with pytest.raises(ConfigError, match="model_type"):
         phyla.AutoConfig.from_pretrained(write(tmp_path, "{}"))
     with pytest.raises(ConfigError, match="llama"):
@@ -128,10 +138,22 @@ def test_unknown_model_types_name_the_nearest(tmp_path: Path) -> None:
 
 @given(
     st.dictionaries(
-        st.sampled_from([*LLAMA, "rope_scaling", "head_dim", "hidden_act", "tie_word_embeddings", "pad_token_id", "id2label"]),
+        st.sampled_from(
+            [
+                *LLAMA,
+                "rope_scaling",
+                "head_dim",
+                "hidden_act",
+                "tie_word_embeddings",
+                "pad_token_id",
+                "id2label",
+            ]
+        ),
         st.recursive(
             st.none() | st.booleans() | st.integers(-3, 2**40) | st.floats() | st.text(max_size=4),
-            lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+            lambda inner: (
+                st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2)
+            ),
             max_leaves=4,
         ),
     )

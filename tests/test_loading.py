@@ -49,7 +49,9 @@ def states(model) -> torch.Tensor:
     return out.hidden_states[-1]
 
 
-def test_files_of_the_backbone_and_of_classes_with_a_head_load_into_each_other(llama: Path, tmp_path: Path) -> None:
+def test_files_of_the_backbone_and_of_classes_with_a_head_load_into_each_other(
+    llama: Path, tmp_path: Path
+) -> None:
     whole = phyla.LlamaForCausalLM.from_pretrained(llama)
     bare = phyla.LlamaModel.from_pretrained(llama)
     assert torch.equal(states(whole), states(bare))
@@ -61,7 +63,9 @@ def test_files_of_the_backbone_and_of_classes_with_a_head_load_into_each_other(l
 
 def test_a_new_head_is_fresh_and_reported(bert: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "phyla"):
-        model, info = phyla.BertForSequenceClassification.from_pretrained(bert, num_labels=3, output_loading_info=True)
+        model, info = phyla.BertForSequenceClassification.from_pretrained(
+            bert, num_labels=3, output_loading_info=True
+        )
     assert model.config.num_labels == 3
     assert {"classifier.weight", "classifier.bias"} <= set(info["missing_keys"])
     assert any(n.startswith("cls.predictions") for n in info["unexpected_keys"])
@@ -71,12 +75,20 @@ def test_a_new_head_is_fresh_and_reported(bert: Path, caplog: pytest.LogCaptureF
 def test_old_spellings_of_norms_load(bert: Path) -> None:
     wanted = states(phyla.BertForMaskedLM.from_pretrained(bert))
     old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
-    rewrite(bert, lambda t: {next((n.replace(a, b) for a, b in old.items() if n.endswith(a)), n): v for n, v in t.items()})
+    rewrite(
+        bert,
+        lambda t: {
+            next((n.replace(a, b) for a, b in old.items() if n.endswith(a)), n): v for n, v in t.items()
+        },
+    )
     assert torch.equal(states(phyla.BertForMaskedLM.from_pretrained(bert)), wanted)
 
 
 def test_a_stored_copy_of_a_tied_tensor_is_no_surprise(bert: Path) -> None:
-    rewrite(bert, lambda t: t | {"cls.predictions.decoder.weight": t["bert.embeddings.word_embeddings.weight"].clone()})
+    rewrite(
+        bert,
+        lambda t: t | {"cls.predictions.decoder.weight": t["bert.embeddings.word_embeddings.weight"].clone()},
+    )
     _, info = phyla.BertForMaskedLM.from_pretrained(bert, output_loading_info=True)
     assert info["missing_keys"] == [] and info["unexpected_keys"] == []
 
@@ -101,7 +113,9 @@ def test_another_shape_names_both(llama: Path) -> None:
     rewrite(llama, lambda t: t | {"model.norm.weight": torch.ones(8)})
     with pytest.raises(ShapeMismatchError, match=r"model\.norm\.weight.*\(16,\).*\(8,\)"):
         phyla.LlamaForCausalLM.from_pretrained(llama)
-    _, info = phyla.LlamaForCausalLM.from_pretrained(llama, ignore_mismatched_sizes=True, output_loading_info=True)
+    _, info = phyla.LlamaForCausalLM.from_pretrained(
+        llama, ignore_mismatched_sizes=True, output_loading_info=True
+    )
     assert info["mismatched_keys"] == [("model.norm.weight", (8,), (16,))]
 
 
@@ -154,7 +168,9 @@ def test_training_leaves_the_file_alone(llama: Path) -> None:
 
 def test_the_auto_class_takes_the_class_of_the_task(llama: Path, bert: Path) -> None:
     assert type(phyla.AutoModel.from_pretrained(bert)) is phyla.BertModel
-    assert type(phyla.AutoModelForTokenClassification.from_pretrained(bert)) is phyla.BertForTokenClassification
+    assert (
+        type(phyla.AutoModelForTokenClassification.from_pretrained(bert)) is phyla.BertForTokenClassification
+    )
     with pytest.raises(ConfigError, match="AutoModelForSeq2SeqLM"):
         phyla.AutoModelForSeq2SeqLM.from_pretrained(llama)
 

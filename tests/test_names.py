@@ -25,7 +25,13 @@ LINES = {"embed.tokens": "wte", "layers.{i}.attn.q|k": split("h.{i}.qk"), "norm"
 
 def test_leaves_ride_along_and_numbers_carry_over() -> None:
     bound = NameMap(LINES).bind(SHAPES)
-    assert set(bound.public()) == {"wte.weight", "h.0.qk.weight", "h.10.qk.weight", "ln_f.weight", "ln_f.bias"}
+    assert set(bound.public()) == {
+        "wte.weight",
+        "h.0.qk.weight",
+        "h.10.qk.weight",
+        "ln_f.weight",
+        "ln_f.bias",
+    }
     assert not bound.unused
 
 
@@ -56,7 +62,9 @@ def test_a_stale_line_is_reported() -> None:
 
 
 def test_parts_bring_their_own_maps() -> None:
-    whole = NameMap({"scale": "logit_scale"}, parts={"text": ("text_model.", NameMap({"norm": "ln"}, prefix="inner"))})
+    whole = NameMap(
+        {"scale": "logit_scale"}, parts={"text": ("text_model.", NameMap({"norm": "ln"}, prefix="inner"))}
+    )
     public = whole.bind({"scale": torch.Size(()), "text.norm.weight": torch.Size((2,))}).public()
     assert set(public) == {"logit_scale", "text_model.inner.ln.weight"}
 

@@ -34,14 +34,20 @@ def tensor(stored: dict, name: str = "") -> torch.Tensor:
     return torch.tensor(stored["values"], dtype=getattr(torch, stored["dtype"])).reshape(stored["shape"])
 
 
-ALL = [(path.name.removesuffix(".json.xz"), name) for path in sorted(FOLDER.glob("*.json.xz")) for name in cases(path.name.removesuffix(".json.xz"))]
+ALL = [
+    (path.name.removesuffix(".json.xz"), name)
+    for path in sorted(FOLDER.glob("*.json.xz"))
+    for name in cases(path.name.removesuffix(".json.xz"))
+]
 
 
 @pytest.mark.parametrize(("family", "name"), ALL, ids=[name for _, name in ALL])
 @torch.no_grad()
 def test_option(family: str, name: str, tmp_path: Path) -> None:
     golden = cases(family)[name]
-    weights = {n: torch.from_numpy(seeded_weight(n, shape)).reshape(shape) for n, shape, _ in golden["tensors"]}
+    weights = {
+        n: torch.from_numpy(seeded_weight(n, shape)).reshape(shape) for n, shape, _ in golden["tensors"]
+    }
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "config.json").write_text(json.dumps(golden["config"]))
     model = getattr(phyla, golden["cls"]).from_pretrained(tmp_path, **golden.get("options", {}))

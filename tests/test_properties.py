@@ -26,7 +26,9 @@ def cases(tasks: tuple[str, ...], modality: tuple[str, ...] = ("text", "multimod
         if row.modality not in modality or not pack.exists():
             continue
         names = read_names(pack)
-        found += [(row.model_type, name) for name, task in row.classes.items() if task in tasks and name in names]
+        found += [
+            (row.model_type, name) for name, task in row.classes.items() if task in tasks and name in names
+        ]
     return [pytest.param(*case, id="/".join(case)) for case in found]
 
 
@@ -50,7 +52,9 @@ def inputs_of(model_type: str, name: str) -> dict:
 
 text = pytest.mark.parametrize(("model_type", "name"), cases(BASE, ("text",)))
 decoders = pytest.mark.parametrize(("model_type", "name"), cases(("causal-lm", "seq2seq-lm"), ("text",)))
-every = pytest.mark.parametrize(("model_type", "name"), cases(tuple({t for r in table().values() for t in r.classes.values()})))
+every = pytest.mark.parametrize(
+    ("model_type", "name"), cases(tuple({t for r in table().values() for t in r.classes.values()}))
+)
 backbones = pytest.mark.parametrize(("model_type", "name"), cases(("base-model",)))
 
 
@@ -86,7 +90,9 @@ SILENT = ("attn.k.bias", "cross.k.bias")
 # and CLIP's image classifier stores a norm that it does not use.
 UNREACHED: dict[str, tuple[str, ...]] = {
     "BartForCausalLM": (".cross.",),
-    "CLIPForImageClassification": (".pool.norm",),  # its files hold the norm of the pooled vector that it does not use
+    "CLIPForImageClassification": (
+        ".pool.norm",
+    ),  # its files hold the norm of the pooled vector that it does not use
     "ViTForMaskedImageModeling": (".mask_token",),  # without bool_masked_pos
 }
 
@@ -137,7 +143,11 @@ def test_every_missing_tensor_is_named(model_type: str, name: str, tmp_path: Pat
     golden.write_checkpoint(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     lost = sorted(tensors)[len(tensors) // 2]
-    copies = {n for n, t in tensors.items() if n != lost and t.shape == tensors[lost].shape and torch.equal(t, tensors[lost])}
+    copies = {
+        n
+        for n, t in tensors.items()
+        if n != lost and t.shape == tensors[lost].shape and torch.equal(t, tensors[lost])
+    }
     tensors = {n: t for n, t in tensors.items() if n != lost and n not in copies}
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(MissingWeightsError, match=lost.replace(".", r"\.")):
@@ -167,4 +177,6 @@ def test_one_graph_compiles_and_exports(model_type: str, name: str) -> None:
     properties.assert_close(compiled(**inputs)[0], wanted, "compiled")
     exported = torch.export.export(model, (), inputs, strict=False)
     found = exported.module()(**inputs)
-    properties.assert_close(found[0] if isinstance(found, tuple | list) else next(iter(found.values())), wanted, "exported")
+    properties.assert_close(
+        found[0] if isinstance(found, tuple | list) else next(iter(found.values())), wanted, "exported"
+    )

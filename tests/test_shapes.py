@@ -26,7 +26,9 @@ def test_a_wrong_shape_is_caught() -> None:
         "ffn = make(FFN(4, 8))\n"
         "ffn(torch.zeros(2, 4), Context(positions=torch.zeros(1, 2), length=2))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=HERE.parent, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=HERE.parent, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode != 0 and "B S D" in done.stderr
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 TESTS = Path(__file__).parent.parent / "tests"
 # The reference reads none of the others, or not rightly (fused groups, experts of llama, T5 ungated).
 KINDS = (
-    "bloom", "falcon", "gemma2", "gpt2", "llama", "mamba", "nemotron", "phi3", "qwen2", "qwen2moe", "stablelm",
-    "starcoder2", "t5",
+    "bloom", "falcon", "gemma2", "gpt2", "llama", "mamba", "nemotron", "phi3", "qwen2", "qwen2moe",
+    "stablelm", "starcoder2", "t5",
 )  # fmt: skip
 # It mistakes the metadata of these, so it is given the config.
 CONFIG_GIVEN = ("bloom", "falcon", "gpt2", "phi3", "qwen2moe")

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor
 
 from phyla.blocks.act import activation
 from phyla.blocks.context import Context

@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from phyla.blocks.shapes import Rows
 from phyla.blocks.spec import Block

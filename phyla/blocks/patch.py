@@ -4,7 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from phyla.blocks.context import Context
 from phyla.blocks.shapes import Patches, Pixels
 from phyla.blocks.spec import Block, Spec, make
 from phyla.errors import ArgumentError

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from phyla.blocks.context import Context
 from phyla.blocks.shapes import NewStream, Rows, Stream

@@ -122,7 +122,9 @@ def _longrope(width: int, base: float, scaling: dict, max_positions: int, origin
             found = len(values) if isinstance(values, list | tuple) else values
             raise ConfigError(f"rope_scaling's {key} must list {width // 2} numbers, but has {found!r}")
         tables.append(_plain(width, base) / torch.tensor(values, dtype=torch.float32))
-    return RopeTable(lambda total: tables[1] if total > trained else tables[0], float(gain), depends_on_length=True)
+    return RopeTable(
+        lambda total: tables[1] if total > trained else tables[0], float(gain), depends_on_length=True
+    )
 
 
 def _llama3(width: int, base: float, scaling: dict, max_positions: int, original: int | None) -> RopeTable:

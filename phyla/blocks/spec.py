@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from torch import nn
@@ -101,7 +101,7 @@ def make(part: Any) -> Any:
     return part
 
 
-@lru_cache(maxsize=None)
+@cache
 def _variadic(block: type) -> str | None:
     """Name of the `**branches` parameter of a block, if it has one."""
     for name, parameter in inspect.signature(block.__init__).parameters.items():

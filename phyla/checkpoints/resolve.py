@@ -3,6 +3,8 @@
 import logging
 import os
 import re
+import socket
+import urllib.parse
 from pathlib import Path
 
 from phyla.checkpoints.paths import safe_join
@@ -157,6 +159,8 @@ def _hub_folder(
     if local_files_only or constants.HF_HUB_OFFLINE:
         why = "local_files_only=True" if local_files_only else "HF_HUB_OFFLINE=1"
         reason = f"the hub may not be asked ({why})"
+    elif not _reachable(constants.ENDPOINT):
+        reason = "the hub cannot be reached"
     else:
         try:
             names = hub.HfApi(token=token).list_repo_files(source, revision=revision)
@@ -184,6 +188,19 @@ def _hub_folder(
             f"{source!r} is no folder here and no installed weight package, {reason}, "
             f"and the hub cache {cache} does not hold it{at}.{hint}"
         ) from error
+
+
+def _reachable(endpoint: str) -> bool:
+    """Whether the hub's machine answers at all; the hub library itself would try for half a minute."""
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    address = urllib.parse.urlsplit(endpoint)
+    try:
+        port = address.port or (80 if address.scheme == "http" else 443)
+        socket.create_connection((address.hostname or "", port), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 def _download(hub, source: str, names: list[str], options: dict) -> Path:

@@ -65,7 +65,9 @@ def stack(c: Config, kind: type, decoder: bool) -> Spec:
     heads = Heads(getattr(c, f"{side}_attention_heads"))
     norm = LayerNorm(c.d_model)
     attn = Attention(c.d_model, heads, mask=Causal() if decoder else Full(), dropout=c.attention_dropout)
-    ffn = FFN(c.d_model, getattr(c, f"{side}_ffn_dim"), act=c.activation_function, dropout=c.activation_dropout)
+    ffn = FFN(
+        c.d_model, getattr(c, f"{side}_ffn_dim"), act=c.activation_function, dropout=c.activation_dropout
+    )
     branches = {"attn": residual(attn, post=norm, dropout=c.dropout)}
     if decoder:
         across = Attention(c.d_model, heads, cross=True, dropout=c.attention_dropout)
@@ -90,13 +92,19 @@ def build_decoder(c: Config) -> Decoder:
     return stack(c, Decoder, True)
 
 
-_BRANCHES = {"attn": ("self_attn", "self_attn_layer_norm"), "cross": ("encoder_attn", "encoder_attn_layer_norm")}
+_BRANCHES = {
+    "attn": ("self_attn", "self_attn_layer_norm"),
+    "cross": ("encoder_attn", "encoder_attn_layer_norm"),
+}
 
 
 def side_names(ours: str, theirs: str) -> dict[str, str]:
     """Lines of one side, our paths beginning with `ours`."""
     at, to = f"{ours}layers.{{i}}", f"{theirs}layers.{{i}}"
-    lines = {f"{ours}embed.position": f"{theirs}embed_positions", f"{ours}embed.norm": f"{theirs}layernorm_embedding"}
+    lines = {
+        f"{ours}embed.position": f"{theirs}embed_positions",
+        f"{ours}embed.norm": f"{theirs}layernorm_embedding",
+    }
     for branch, (attention, norm) in _BRANCHES.items():
         lines[f"{at}.{branch}.post_norm"] = f"{to}.{norm}"
         for part, public in {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj"}.items():
@@ -109,7 +117,9 @@ def side_names(ours: str, theirs: str) -> dict[str, str]:
 
 
 NAMES = NameMap(
-    side_names("encoder.", "encoder.") | side_names("decoder.", "decoder.") | {"encoder.embed.tokens": "shared"},
+    side_names("encoder.", "encoder.")
+    | side_names("decoder.", "decoder.")
+    | {"encoder.embed.tokens": "shared"},
     prefix="model",
     aliases={"encoder.embed.tokens": ("encoder.embed_tokens", "decoder.embed_tokens")},
 )

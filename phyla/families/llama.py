@@ -75,7 +75,9 @@ def build(
 ) -> Decoder:
     norm = RMSNorm(c.hidden_size, eps=c.rms_norm_eps)
     attn = attn or attention(c)
-    ffn = ffn or GatedFFN(c.hidden_size, c.intermediate_size, act=c.hidden_act, bias=getattr(c, "mlp_bias", False))
+    ffn = ffn or GatedFFN(
+        c.hidden_size, c.intermediate_size, act=c.hidden_act, bias=getattr(c, "mlp_bias", False)
+    )
     layer = Layer(attn=residual(attn, pre=norm), ffn=residual(ffn, pre=norm))
     return Decoder(
         embed=Embed(c.vocab_size, c.hidden_size, padding=c.pad_token_id),

@@ -43,4 +43,12 @@ def build(c: Config) -> Decoder:
 
 HEADS = llama.decoder_heads("Mistral", qa_prefix="model")
 
-family("mistral", config=Config, build=build, names=llama.NAMES, heads=HEADS, skeleton=TextModel, public="Mistral")
+family(
+    "mistral",
+    config=Config,
+    build=build,
+    names=llama.NAMES,
+    heads=HEADS,
+    skeleton=TextModel,
+    public="Mistral",
+)

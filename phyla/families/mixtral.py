@@ -4,7 +4,7 @@ Differs from Mistral in: each token's feed-forward is a mixture of two of eight 
 """
 
 from phyla.blocks import Causal, Decoder, Experts
-from phyla.checkpoints.names import NameMap, stack
+from phyla.checkpoints.names import stack
 from phyla.config import PretrainedConfig
 from phyla.families import llama
 from phyla.family import family

@@ -58,7 +58,8 @@ def build(c: Config) -> Decoder:
     attn = llama.attention(c, position=rotary, mask=Causal(c.sliding_window), bias=False)
     ffn = GatedFFN(c.hidden_size, c.intermediate_size, act=c.hidden_act)
     layer = Layer(
-        attn=residual(attn, pre=norm, dropout=c.resid_pdrop), ffn=residual(ffn, pre=norm, dropout=c.resid_pdrop)
+        attn=residual(attn, pre=norm, dropout=c.resid_pdrop),
+        ffn=residual(ffn, pre=norm, dropout=c.resid_pdrop),
     )
     return Decoder(
         embed=Embed(c.vocab_size, c.hidden_size, padding=c.pad_token_id, dropout=c.embd_pdrop),
@@ -67,7 +68,13 @@ def build(c: Config) -> Decoder:
     )
 
 
-_FUSED = ("layers.{i}.attn.q", "layers.{i}.attn.k", "layers.{i}.attn.v", "layers.{i}.ffn.gate", "layers.{i}.ffn.up")
+_FUSED = (
+    "layers.{i}.attn.q",
+    "layers.{i}.attn.k",
+    "layers.{i}.attn.v",
+    "layers.{i}.ffn.gate",
+    "layers.{i}.ffn.up",
+)
 NAMES = llama.NAMES.but(
     lines={k: v for k, v in llama.NAMES.lines.items() if k not in _FUSED}
     | {

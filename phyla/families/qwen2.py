@@ -53,4 +53,6 @@ def build(c: Config) -> Decoder:
 
 HEADS = llama.decoder_heads("Qwen2", qa_prefix="transformer")
 
-family("qwen2", config=Config, build=build, names=llama.NAMES, heads=HEADS, skeleton=TextModel, public="Qwen2")
+family(
+    "qwen2", config=Config, build=build, names=llama.NAMES, heads=HEADS, skeleton=TextModel, public="Qwen2"
+)

@@ -67,13 +67,20 @@ def stack(c: Config, kind: type, layers: int, decoder: bool) -> Spec:
     heads = Heads(c.num_heads, width=c.d_kv)
     shared = {"bias": False, "scale": 1.0, "dropout": drop}
     attn = Attention(c.d_model, heads, position=StackBias(), mask=Causal() if decoder else Full(), **shared)
-    ffn = (GatedFFN if c.is_gated_act else FFN)(c.d_model, c.d_ff, act=c.dense_act_fn, bias=False, dropout=drop)
+    ffn = (GatedFFN if c.is_gated_act else FFN)(
+        c.d_model, c.d_ff, act=c.dense_act_fn, bias=False, dropout=drop
+    )
     branches = {"attn": residual(attn, pre=norm, dropout=drop)}
     if decoder:
-        branches["cross"] = residual(Attention(c.d_model, heads, cross=True, **shared), pre=norm, dropout=drop)
+        branches["cross"] = residual(
+            Attention(c.d_model, heads, cross=True, **shared), pre=norm, dropout=drop
+        )
     branches["ffn"] = residual(ffn, pre=norm, dropout=drop)
     buckets = BucketBias(
-        c.relative_attention_num_buckets, c.relative_attention_max_distance, c.num_heads, both_sides=not decoder
+        c.relative_attention_num_buckets,
+        c.relative_attention_max_distance,
+        c.num_heads,
+        both_sides=not decoder,
     )
     return kind(
         embed=Embed(c.vocab_size, c.d_model, dropout=drop), layers=repeat(layers, Layer(**branches)), norm=norm,
@@ -82,7 +89,9 @@ def stack(c: Config, kind: type, layers: int, decoder: bool) -> Spec:
 
 
 def build(c: Config) -> EncoderDecoder:
-    return EncoderDecoder(stack(c, Encoder, c.num_layers, False), stack(c, Decoder, c.num_decoder_layers, True))
+    return EncoderDecoder(
+        stack(c, Encoder, c.num_layers, False), stack(c, Decoder, c.num_decoder_layers, True)
+    )
 
 
 def build_encoder(c: Config) -> Encoder:
@@ -106,7 +115,9 @@ def _names(c: Config, sides: dict[str, str]) -> NameMap:
     lines[f"{first}embed.tokens"] = "shared"
     aliases = {f"{first}embed.tokens": ("encoder.embed_tokens", "decoder.embed_tokens")}
     # Some old files carry a table of distances for cross-attention that no layer reads.
-    stray = (r"(transformer\.)?decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",)
+    stray = (
+        r"(transformer\.)?decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",
+    )
     return NameMap(lines, aliases=aliases, ignore=stray)
 
 

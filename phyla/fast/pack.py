@@ -27,7 +27,7 @@ def pack(model: nn.Module) -> nn.Module:
     """
     for module in model.modules():
         if isinstance(module, Attention) and not module.cross:
-            maps = (module.q, module.k, module.v)
+            maps: tuple[Map, ...] = (module.q, module.k, module.v)
         elif isinstance(module, GatedFFN):
             maps = (module.gate, module.up)
         else:
@@ -48,7 +48,7 @@ class Joined:
         self.sizes = [m.out_features for m in maps]
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
-        parts = self.product(x).split(self.sizes, -1)
+        parts = self.product(x).split_with_sizes(self.sizes, -1)
         return tuple(_finish(m, x, y) for m, y in zip(self.maps, parts, strict=True))
 
     def product(self, x: Tensor) -> Tensor:

@@ -78,7 +78,10 @@ class _Rows(HeadModule):
         if self.training and self.dropout_prob:
             x = F.dropout(x, self.dropout_prob)
         logits = self.out(x)
-        return {"loss": None if call.labels is None else label_loss(logits, call.labels, call.config), "logits": logits}
+        return {
+            "loss": None if call.labels is None else label_loss(logits, call.labels, call.config),
+            "logits": logits,
+        }
 
 
 @dataclass(frozen=True)

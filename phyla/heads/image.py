@@ -21,9 +21,14 @@ class _ImageLabels(HeadModule):
 
     def forward(self, out: Any, call: Call) -> dict[str, Any]:
         x = out.last_hidden_state
-        x = {"first": lambda: x[:, 0], "pool": lambda: out.pooler_output, "mean": lambda: x[:, 1:].mean(1)}[self.on]()
+        x = {"first": lambda: x[:, 0], "pool": lambda: out.pooler_output, "mean": lambda: x[:, 1:].mean(1)}[
+            self.on
+        ]()
         logits = self.out(x)
-        return {"loss": None if call.labels is None else label_loss(logits, call.labels, call.config), "logits": logits}
+        return {
+            "loss": None if call.labels is None else label_loss(logits, call.labels, call.config),
+            "logits": logits,
+        }
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,9 @@ class _Pixels(HeadModule):
                 )
             size = config.image_size // config.patch_size
             mask = call.bool_masked_pos.reshape(-1, size, size).float()
-            mask = mask.repeat_interleave(config.patch_size, 1).repeat_interleave(config.patch_size, 2)[:, None]
+            mask = mask.repeat_interleave(config.patch_size, 1).repeat_interleave(config.patch_size, 2)[
+                :, None
+            ]
             error = F.l1_loss(call.pixel_values, pixels, reduction="none")
             loss = (error * mask).sum() / (mask.sum() + 1e-5) / config.num_channels
         return {"loss": loss, "reconstruction": pixels}

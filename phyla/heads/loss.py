@@ -46,7 +46,11 @@ def label_loss(logits: Tensor, labels: Tensor, config) -> Tensor:
         else:
             config.problem_type = "multi_label_classification"
     if config.problem_type == "regression":
-        return F.mse_loss(logits.squeeze(), labels.squeeze().to(logits.dtype)) if count == 1 else F.mse_loss(logits, labels)
+        return (
+            F.mse_loss(logits.squeeze(), labels.squeeze().to(logits.dtype))
+            if count == 1
+            else F.mse_loss(logits, labels)
+        )
     if config.problem_type == "single_label_classification":
         return cross_entropy(logits.view(-1, count), labels.view(-1).long())
     check_labels(logits.shape, labels)

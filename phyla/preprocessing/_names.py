@@ -15,6 +15,7 @@ NAMES: dict[str, str] = {
     "TokenIdError": f"{_TEXT}.tokens",
     "TokenSpan": f"{_TEXT}.batch",
     "TruncationStrategy": f"{_TEXT}.strategy",
+    "get_json_schema": f"{_TEXT}.json_schema",
     **dict.fromkeys(
         (
             "BasicTokenizer", "WordpieceTokenizer", "AlbertTokenizer", "AlbertTokenizerFast",

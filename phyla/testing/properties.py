@@ -110,7 +110,9 @@ def cached_equals_uncached(model: PreTrainedModel, chunks: tuple[int, ...]) -> N
         assert_close(torch.cat(found, 1), wanted, f"chunks {chunks} with room for {room}")
 
 
-def gradients_reach_all(model: PreTrainedModel, inputs: dict[str, Any], unreached: tuple[str, ...] = ()) -> None:
+def gradients_reach_all(
+    model: PreTrainedModel, inputs: dict[str, Any], unreached: tuple[str, ...] = ()
+) -> None:
     """Every parameter gets a gradient that is finite and not all zero; `unreached` are parts of the names of those that cannot."""
     model.zero_grad()
     out = model(**inputs)
@@ -123,7 +125,8 @@ def gradients_reach_all(model: PreTrainedModel, inputs: dict[str, Any], unreache
     missing = [
         name
         for name, p in model.named_parameters()
-        if (p.grad is None or not p.grad.isfinite().all() or not p.grad.abs().sum()) and not any(part in name for part in unreached)
+        if (p.grad is None or not p.grad.isfinite().all() or not p.grad.abs().sum())
+        and not any(part in name for part in unreached)
     ]
     model.zero_grad()
     if missing:
@@ -148,7 +151,10 @@ def low_precision_is_close(model: PreTrainedModel, inputs: dict[str, Any], bound
     wanted = model(**inputs)
     model.bfloat16()
     try:
-        cast = {k: v.bfloat16() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in inputs.items()}
+        cast = {
+            k: v.bfloat16() if isinstance(v, Tensor) and v.is_floating_point() else v
+            for k, v in inputs.items()
+        }
         found = model(**cast)
     finally:
         model.float()
