@@ -42,7 +42,7 @@ TASKS = (
 )
 
 FULL = {"lengths": [16, 64, 256, 1024, 4096], "batches": [1, 8], "prompt": 512, "new": 128, "repeats": 3}
-QUICK = {"lengths": [16, 256], "batches": [1], "prompt": 64, "new": 16, "repeats": 1}
+QUICK = {"lengths": [16, 256], "batches": [1], "prompt": 16, "new": 32, "repeats": 2}
 
 PARAMETERS = 134_515_008  # of SmolLM2-135M, the embedding counted once
 BYTES = {"float32": 4, "bfloat16": 2}

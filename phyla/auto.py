@@ -43,7 +43,7 @@ class _AutoModel:
         )
 
     @classmethod
-    def _class_for(cls, config: PretrainedConfig) -> type:
+    def _class_for(cls, config: PretrainedConfig) -> Any:
         served = set(row(config.model_type).classes.values())
         task = next((t for t in cls.tasks if t in served), None)
         if task is None:
@@ -57,7 +57,7 @@ class _AutoModel:
     def from_pretrained(cls, source: str | os.PathLike, *, config: Any = None, **options: Any) -> Any:
         """Load the checkpoint with the class that its model_type and this task call for; options as for any model."""
         if config is None:
-            where = {
+            where: dict[str, Any] = {
                 k: options[k]
                 for k in ("revision", "cache_dir", "local_files_only", "token", "subfolder")
                 if k in options

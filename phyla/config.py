@@ -47,9 +47,10 @@ _DTYPES = ("float32", "float16", "bfloat16", "float64", "auto", "float8_e4m3fn",
 class PretrainedConfig:
     """Base of all configurations. A family lists its keys as annotated class attributes with their public defaults.
 
-    Keys that a family does not know are kept as they are and written back. Values of known keys are checked: type,
-    positive sizes, and sizes below 2**31 (ConfigError). `ALIASES` gives other names for a key (`hidden_size` for
-    `n_embd`); `LABELS` is the default number of labels; `PARTS` names nested configurations and their default model_type.
+    Keys that a family does not know are kept as they are and written back. Values of known keys are checked:
+    type, positive sizes, and sizes below 2**31 (ConfigError). `ALIASES` gives other names for a key
+    (`hidden_size` for `n_embd`); `LABELS` is the default number of labels; `PARTS` names nested
+    configurations and their default model_type.
     """
 
     model_type: ClassVar[str] = ""
@@ -220,7 +221,7 @@ class PretrainedConfig:
             return len(self.__dict__["id2label"])
         if name == "use_return_dict":
             return self.__dict__.get("return_dict", True)
-        raise AttributeError(f"{type(self).__name__} has no key {name!r}.{nearest(name, self.__dict__)}")
+        raise _NoKey(type(self).__name__, name, self.__dict__)
 
     def __setattr__(self, name: str, value: Any) -> None:
         name = type(self).ALIASES.get(name, name)
@@ -309,6 +310,17 @@ class PretrainedConfig:
         new = object.__new__(type(self))
         new.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return new
+
+
+class _NoKey(AttributeError):
+    """A key that a configuration lacks; the message is made when it is read, as absent keys are asked for often."""
+
+    def __init__(self, owner: str, key: str, keys: dict[str, Any]) -> None:
+        super().__init__(owner, key)
+        self.owner, self.key, self.keys = owner, key, keys
+
+    def __str__(self) -> str:
+        return f"{self.owner} has no key {self.key!r}.{nearest(self.key, self.keys)}"
 
 
 def _plain_labels(count: int) -> dict[int, str]:

@@ -15,10 +15,10 @@ from phyla.model import PreTrainedModel
 class Family:
     """All that phyla knows of one public model_type.
 
-    build: config -> backbone description. names: the name map, or config -> name map where layouts depend on it.
-    heads: public class name -> head. skeleton: the call signature. width: config -> elements of a state.
-    shifts_inputs: decoder inputs default to the shifted encoder inputs (BART). segments_required: token_type_ids
-    given to a model without segments are an error rather than ignored.
+    build: config -> backbone description. names: the name map, or config -> name map where layouts depend on
+    it. heads: public class name -> head. skeleton: the call signature. width: config -> elements of a state.
+    shifts_inputs: decoder inputs default to the shifted encoder inputs (BART). segments_required:
+    token_type_ids given to a model without segments are an error rather than ignored.
     """
 
     model_type: str

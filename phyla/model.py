@@ -62,8 +62,8 @@ class _Lazy:
 class PreTrainedModel(nn.Module):
     """A backbone with at most one head, under a public class name.
 
-    `Model(config)` has fresh random weights; `Model.from_pretrained(source)` reads them. The public classes are made
-    by `phyla.family.family`; skeletons (phyla/skeletons.py) give them their call signature.
+    `Model(config)` has fresh random weights; `Model.from_pretrained(source)` reads them. The public classes
+    are made by `phyla.family.family`; skeletons (phyla/skeletons.py) give them their call signature.
     """
 
     config_class: ClassVar[type[PretrainedConfig]] = PretrainedConfig
@@ -71,6 +71,10 @@ class PreTrainedModel(nn.Module):
     head_spec: ClassVar[Head]
     main_input_name: ClassVar[str] = "input_ids"
     config: PretrainedConfig
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...  # LAZY_METHODS and the like
 
     def __init__(self, config: PretrainedConfig, *, device: Any = None, dtype: Any = None) -> None:
         super().__init__()
@@ -191,6 +195,7 @@ class PreTrainedModel(nn.Module):
         self._set_checkpointing(False)
 
     def _set_checkpointing(self, value: bool) -> None:
+        module: Any
         for module in self.modules():
             if hasattr(module, "gradient_checkpointing"):
                 module.gradient_checkpointing = value
@@ -235,7 +240,8 @@ def assign(places: Places, old: Tensor, new: Tensor) -> None:
     parameter = isinstance(old, nn.Parameter)
     value = nn.Parameter(new, requires_grad=old.requires_grad) if parameter else new
     for module, name in places[id(old)]:
-        (module._parameters if parameter else module._buffers)[name] = value
+        table: dict[str, Any] = module._parameters if parameter else module._buffers
+        table[name] = value
 
 
 def materialise(model: nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> None:
@@ -254,17 +260,18 @@ def materialise(model: nn.Module, device: torch.device, dtype: torch.dtype | Non
 def init_module(module: nn.Module, std: float) -> None:
     """Fresh values for the parameters that this module itself holds."""
     with torch.no_grad():
-        if hasattr(module, "reset") and module.reset(std):
+        reset = getattr(module, "reset", None)
+        if reset is not None and reset(std):
             return
         for name, parameter in module.named_parameters(recurse=False):
             if name == "bias" or not parameter.is_floating_point():
                 parameter.zero_()
             else:
                 parameter.normal_(0.0, std)
-        padding = getattr(module, "padding", None)
-        if isinstance(padding, int) and isinstance(getattr(module, "weight", None), Tensor):
-            if 0 <= padding < len(module.weight) and module.weight.dim() == 2:
-                module.weight[padding].zero_()
+        padding, weight = getattr(module, "padding", None), getattr(module, "weight", None)
+        if isinstance(padding, int) and isinstance(weight, Tensor):
+            if 0 <= padding < len(weight) and weight.dim() == 2:
+                weight[padding].zero_()
         for name, buffer in module.named_buffers(recurse=False):
             if name not in module._non_persistent_buffers_set:
                 buffer.zero_()

@@ -1,15 +1,19 @@
 """What models return: ordered fields readable by attribute, key or index, under the public names."""
 
 from collections import OrderedDict
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import Field, dataclass, fields
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.utils._pytree import register_pytree_node
+from typing_extensions import dataclass_transform
 
 
+@dataclass_transform()
 class ModelOutput(OrderedDict):
     """Fields that are not None, by attribute (`out.logits`), key (`out["logits"]`) or position (`out[0]`)."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     def __init_subclass__(cls) -> None:
         dataclass(cls)

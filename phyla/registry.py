@@ -102,7 +102,7 @@ def public_class(name: str, module: str) -> Any:
 
 
 def register(
-    model_type: str, config: type, model: type, task: str = "base-model", modality: str = "text"
+    model_type: str, config: "type[PretrainedConfig]", model: type, task: str = "base-model", modality: str = "text"
 ) -> None:
     """Add a configuration and model class from outside; the same model_type may be given several tasks."""
     from phyla.families._index import FAMILIES

@@ -1,5 +1,6 @@
 """One typed call signature for each kind of model: text stack, encoder-decoder, vision, two towers."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from phyla.blocks.cache import Cache
 from phyla.blocks.context import Context
 from phyla.blocks.stack import DualOutput, Stack, StackOutput
 from phyla.errors import ArgumentError
-from phyla.heads.base import Call
+from phyla.heads.base import Call, HeadModule
 from phyla.model import PreTrainedModel
 from phyla.outputs import BaseModelOutput, BaseModelOutputWithPooling, ModelOutput
 
@@ -28,6 +29,14 @@ def finish(model: PreTrainedModel, fields: dict[str, Any], out: Any, return_dict
     values = {n: fields[n] if n in fields else getattr(out, n, None) for n in names}
     result: ModelOutput = kind(**values)
     return result if flag(return_dict, model.config.return_dict) else result.to_tuple()
+
+
+def only_one(ids: Tensor | None, vectors: Tensor | None, to: str = "") -> Tensor:
+    """Token ids or the vectors in their place; ArgumentError unless exactly one of them is there."""
+    given = ids if ids is not None else vectors
+    if given is None or (ids is not None and vectors is not None):
+        raise ArgumentError(f"pass either input_ids or inputs_embeds{to}, and not both")
+    return given
 
 
 def check_ids(ids: Tensor, name: str) -> None:
@@ -49,7 +58,7 @@ def positions_of(mask: Tensor | None, start: int, length: int, device: torch.dev
 
 def context_for(
     model: PreTrainedModel,
-    shape: tuple[int, int],
+    shape: Sequence[int],
     device: torch.device,
     mask: Tensor | None,
     positions: Tensor | None,
@@ -136,17 +145,15 @@ class TextModel(PreTrainedModel):
     ) -> Any:
         """Run the model.
 
-        input_ids (B, S), or inputs_embeds (B, S, D) in their place; (B, choices, S) for multiple choice, where
-        mc_token_ids (B, choices) say which token a double head reads and mc_labels (B) which choice is right.
-        attention_mask (B, cached + S): 1 real, 0 padding, on either side; or a ready 4-D mask.
-        past_key_values: a cache, filled in place; use_cache=True makes one. logits_to_keep: only the last n positions.
-        Raises ArgumentError for wrong shapes and dtypes.
+        input_ids (B, S), or inputs_embeds (B, S, D) in their place; (B, choices, S) for multiple choice,
+        where mc_token_ids (B, choices) say which token a double head reads and mc_labels (B) which choice is
+        right. attention_mask (B, cached + S): 1 real, 0 padding, on either side; or a ready 4-D mask.
+        past_key_values: a cache, filled in place; use_cache=True makes one. logits_to_keep: only the last n
+        positions. Raises ArgumentError for wrong shapes and dtypes.
         """
         config = self.config
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ArgumentError("pass either input_ids or inputs_embeds, and not both")
         choices = 0
-        given = input_ids if input_ids is not None else inputs_embeds
+        given = only_one(input_ids, inputs_embeds)
         task, grouped = self.head_spec.task, given.dim() == (3 if input_ids is not None else 4)
         if task == "multiple-choice" or (task == "double-heads" and grouped):
             choices = given.shape[1]
@@ -161,7 +168,7 @@ class TextModel(PreTrainedModel):
             )
         if input_ids is not None:
             check_ids(input_ids, "input_ids")
-        given = input_ids if input_ids is not None else inputs_embeds
+        given = only_one(input_ids, inputs_embeds)
         batch, length = given.shape[:2]
         backbone: Stack = self.backbone
         if (
@@ -245,11 +252,9 @@ class EncoderDecoderModel(PreTrainedModel):
         output_hidden_states: bool | None = None,
     ) -> BaseModelOutput:
         """States of the encoder for input_ids (B, S)."""
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ArgumentError("pass either input_ids or inputs_embeds to the encoder, and not both")
+        given = only_one(input_ids, inputs_embeds, " to the encoder")
         if input_ids is not None:
             check_ids(input_ids, "input_ids")
-        given = input_ids if input_ids is not None else inputs_embeds
         attentions = flag(output_attentions, self.config.output_attentions)
         ctx = context_for(self, given.shape[:2], given.device, attention_mask, None, None, attentions, False)
         encoder = self.backbone.encoder
@@ -298,24 +303,24 @@ class EncoderDecoderModel(PreTrainedModel):
     ) -> Any:
         """Run encoder and decoder, or the decoder alone where encoder_outputs are given.
 
-        input_ids (B, S), decoder_input_ids (B, T); labels (B, T) stand in for decoder_input_ids, shifted right.
-        attention_mask (B, S) is the encoder's, decoder_attention_mask (B, cached + T) the decoder's.
+        input_ids (B, S), decoder_input_ids (B, T); labels (B, T) stand in for decoder_input_ids, shifted
+        right. attention_mask (B, S) is the encoder's, decoder_attention_mask (B, cached + T) the decoder's.
         """
         config = self.config
-        if decoder_input_ids is None and decoder_inputs_embeds is None:
+        given = decoder_input_ids if decoder_input_ids is not None else decoder_inputs_embeds
+        if given is None:
             source = labels if self.head_spec.task == "seq2seq-lm" and labels is not None else None
             if source is None and self.family.shifts_inputs:
                 source = input_ids
             if source is None:
                 raise ArgumentError("pass decoder_input_ids (or labels)")
-            decoder_input_ids = self.start_ids(source)
+            given = decoder_input_ids = self.start_ids(source)
         if encoder_outputs is None:
             encoder_outputs = self.encode(
                 input_ids, attention_mask, inputs_embeds, head_mask, output_attentions, output_hidden_states
             )
         elif isinstance(encoder_outputs, tuple | list):
             encoder_outputs = BaseModelOutput(*encoder_outputs)
-        given = decoder_input_ids if decoder_input_ids is not None else decoder_inputs_embeds
         if decoder_input_ids is not None:
             check_ids(decoder_input_ids, "decoder_input_ids")
         batch, length = given.shape[:2]
@@ -343,7 +348,7 @@ class EncoderDecoderModel(PreTrainedModel):
         return finish(self, fields, joined, return_dict)
 
 
-def joint_output(out: StackOutput, encoder: Any) -> StackOutput:
+def joint_output(out: Any, encoder: Any) -> Any:
     """The decoder's output with the public names of both sides."""
     out.decoder_hidden_states, out.decoder_attentions = out.hidden_states, out.attentions
     out.encoder_last_hidden_state = encoder.last_hidden_state
@@ -419,6 +424,8 @@ def see(
 
 class DualModel(PreTrainedModel):
     """Texts and images to vectors that can be compared; the head is a `Contrast`."""
+
+    head: HeadModule
 
     def read(
         self,

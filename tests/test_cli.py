@@ -139,6 +139,13 @@ def test_generate_reads_a_pipe_and_is_repeatable() -> None:
 
 
 @pytest.mark.slow
+def test_packed_blocks_answer_too() -> None:
+    done = phyla("chat", "--quantized", "--prompt", "What is the capital of France?", "-n", "24")
+    assert done.returncode == 0, done.stderr
+    assert "Paris" in done.stdout and not done.stderr
+
+
+@pytest.mark.slow
 def test_generate_json() -> None:
     done = phyla("generate", MODEL, "The sea", "-n", "6", "--num", "2", "--seed", "1", "--json")
     rows = [json.loads(line) for line in done.stdout.splitlines()]

@@ -1,8 +1,9 @@
 """Options that the tiny goldens do not use, against recorded outputs of the reference on other configurations.
 
-Format of tests/goldens/options/<family>.json.xz: goldens with class, config, tensor names and shapes (weights follow
-from them by phyla.testing.seeded), inputs (without `values` where they follow from name and shape), call, and of each
-output its shape and evenly spaced values; some with options of from_pretrained, labels and loss, generate and generated.
+Format of tests/goldens/options/<family>.json.xz: goldens with class, config, tensor names and shapes (weights
+follow from them by phyla.testing.seeded), inputs (without `values` where they follow from name and shape),
+call, and of each output its shape and evenly spaced values; some with options of from_pretrained, labels and
+loss, generate and generated.
 """
 
 import functools

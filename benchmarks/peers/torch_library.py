@@ -123,7 +123,7 @@ def load_quantised():
 
     torch.set_num_threads(ASKED["threads"])
     library = importlib.import_module(LIBRARY)
-    return library.AutoModelForCausalLM.from_pretrained(ASKED["gguf"], torch_dtype="auto").eval()
+    return library.AutoModelForCausalLM.from_pretrained(ASKED["gguf"], quantized=True).eval()
 
 
 def measure_ids() -> None:

@@ -122,15 +122,25 @@ class Attention(Mixer):
             q, k = self.q_norm(q), self.k_norm(k)
         return q, k, v
 
+    def _project_and_turn(self, x: Tensor, ctx: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """`project` and the rotation of queries and keys; where both are plain, on all heads at once."""
+        joined, position = self.joined, self.position
+        if joined is not None and position is not None and self.q_norm is None and joined.ready() and joined.bare():
+            queries, turned = self.num_heads, self.num_heads + self.num_kv_heads
+            heads = self._split(joined.product(x), turned + self.num_kv_heads)  # (B, H + 2G, S, E)
+            qk = position.rotate_heads(heads[:, :turned], ctx)
+            if qk is not None:
+                return qk[:, :queries], qk[:, queries:], heads[:, turned:]
+        q, k, v = self.project(x, x)
+        return (q, k, v) if position is None else (*position.rotate(q, k, ctx), v)
+
     def mix(self, x: Stream, ctx: Context) -> Stream:
         cache = ctx.slot(self.slot)
         if self.cross:
             q, k, v = self._cross(x, ctx, cache)
             first, causal = 0, False
         else:
-            q, k, v = self.project(x, x)
-            if self.position is not None:
-                q, k = self.position.rotate(q, k, ctx)
+            q, k, v = self._project_and_turn(x, ctx)
             first = 0
             if cache is not None:
                 k, v, first = cache.update(k, v)
@@ -221,7 +231,7 @@ def attend(
         mask = mask.to(q.dtype)
     if length == 1 and groups > 1:
         # One query a head: the heads of a group become the queries of one head, and keys are read once.
-        q = q.view(batch, k.shape[1], groups, width)
+        q = q.reshape(batch, k.shape[1], groups, width)
         if mask is not None and mask.shape[1] > 1:
             mask = mask.expand(-1, heads, -1, -1).reshape(mask.shape[0], k.shape[1], groups, -1)
         return F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scale).view(batch, heads, 1, -1)

@@ -1,6 +1,6 @@
 """Memory between decoding steps: preallocated, owned by the mixers that write it."""
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,9 @@ class Slot(Protocol):
 class KVCache:
     """Keys and values of one self-attention, (B, G, capacity, E), written in place.
 
-    With a window the oldest positions are dropped once nobody can attend to them: the buffer holds two windows, and
-    when it is full the newer part moves to the front, so that a step costs the same on average at any length.
+    With a window the oldest positions are dropped once nobody can attend to them: the buffer holds two
+    windows, and when it is full the newer part moves to the front, so that a step costs the same on average
+    at any length.
     """
 
     def __init__(self, batch: int, length: int, window: int | None = None) -> None:
@@ -30,37 +31,39 @@ class KVCache:
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
 
-    def _reserve(self, k: Tensor, v: Tensor, extra: int) -> None:
-        """Make room for `extra` more positions, keeping those in use."""
-        if self.keys is not None and self.used + extra <= self.capacity:
-            return
+    def _reserve(self, k: Tensor, v: Tensor, extra: int) -> tuple[Tensor, Tensor]:
+        """The keys and values in use, with room for `extra` more positions behind them."""
+        keys, values = old_keys, old_values = self.keys, self.values
+        if keys is not None and values is not None and self.used + extra <= self.capacity:
+            return keys, values
         drop = 0
-        if self.window is not None and self.keys is not None:
+        if self.window is not None and old_keys is not None:
             drop = max(0, self.used - (self.window - 1))
         kept = self.used - drop
         need = kept + extra
-        old_keys, old_values = self.keys, self.values
-        if old_keys is None or need > self.capacity:
+        if keys is None or values is None or need > self.capacity:
             if old_keys is not None:
                 need = max(need, self.capacity * 2 if self.window is None else need)
             self.capacity = max(self.capacity, need)
             batch, heads, _, width = k.shape
-            self.keys = k.new_empty(batch, heads, self.capacity, width)
-            self.values = v.new_empty(batch, heads, self.capacity, v.shape[-1])
+            keys = k.new_empty(batch, heads, self.capacity, width)
+            values = v.new_empty(batch, heads, self.capacity, v.shape[-1])
         if old_keys is not None and old_values is not None:
-            self.keys[:, :, :kept] = old_keys[:, :, drop : self.used].clone()
-            self.values[:, :, :kept] = old_values[:, :, drop : self.used].clone()
+            keys[:, :, :kept] = old_keys[:, :, drop : self.used].clone()
+            values[:, :, :kept] = old_values[:, :, drop : self.used].clone()
+        self.keys, self.values = keys, values
         self.first, self.used = self.first + drop, kept
+        return keys, values
 
     def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, int]:
         """Append new keys and values (B, G, S, E); returns all that are kept and the slot of the first of them."""
         new = k.shape[2]
-        self._reserve(k, v, new)
+        keys, values = self._reserve(k, v, new)
         end = self.used + new
-        self.keys[:, :, self.used : end] = k
-        self.values[:, :, self.used : end] = v
+        keys[:, :, self.used : end] = k
+        values[:, :, self.used : end] = v
         self.used = end
-        return self.keys[:, :, :end], self.values[:, :, :end], self.first
+        return keys[:, :, :end], values[:, :, :end], self.first
 
     def reorder(self, index: Tensor) -> None:
         """Rows `index` of this cache, in that order (beams, batch selection, repetition)."""
@@ -127,7 +130,7 @@ class Cache:
     @classmethod
     def of(cls, model: nn.Module, batch: int, length: int) -> "Cache":
         """An empty cache for the mixers of `model`, with room for `length` positions of `batch` rows."""
-        slots = [m.new_cache(batch, length) for m in model.modules() if getattr(m, "caches", False)]
+        slots = [mixer.new_cache(batch, length) for mixer in _keepers(model)]
         return cls(slots, batch)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -143,7 +146,8 @@ class Cache:
 
     def repeat(self, times: int) -> None:
         """Each row `times` times, side by side."""
-        device = next((s.keys.device for s in self.slots if getattr(s, "keys", None) is not None), None)
+        keys = (getattr(slot, "keys", None) for slot in self.slots)
+        device = next((k.device for k in keys if k is not None), None)
         self.reorder(torch.arange(self.batch, device=device).repeat_interleave(times))
 
     def truncate(self, length: int) -> None:
@@ -162,8 +166,10 @@ class Cache:
 
 def number_slots(model: nn.Module) -> None:
     """Give every mixer that keeps a cache its number, in module order (the order of `Cache.of`)."""
-    index = 0
-    for module in model.modules():
-        if getattr(module, "caches", False):
-            module.slot = index
-            index += 1
+    for index, mixer in enumerate(_keepers(model)):
+        mixer.slot = index
+
+
+def _keepers(model: nn.Module) -> list[Any]:
+    """The mixers that keep memory between calls, in module order."""
+    return [module for module in model.modules() if getattr(module, "caches", False)]

@@ -24,10 +24,11 @@ class Tokens(nn.Module):
 class Embed(Block):
     """Token vectors, plus positions and segments, normed: ids (B, S) -> stream (B, S, D).
 
-    inner: width of the token table when it differs from D; a projection follows (without bias, before positions:
-    OPT). scale: factor on the token vectors (T5 none, BART sqrt(D), Gemma sqrt(D)). scale_rounded: the factor is
-    rounded to the dtype of the stream first (Gemma). padding: row that gets no gradient. segments: size of the table
-    of token types, or "tokens" where given types are looked up in the token table (GPT-2).
+    inner: width of the token table when it differs from D; a projection follows (without bias, before
+    positions: OPT). scale: factor on the token vectors (T5 none, BART sqrt(D), Gemma sqrt(D)). scale_rounded:
+    the factor is rounded to the dtype of the stream first (Gemma). padding: row that gets no gradient.
+    segments: size of the table of token types, or "tokens" where given types are looked up in the token table
+    (GPT-2).
     """
 
     site_kind = "stream"

@@ -9,6 +9,7 @@ class Linear(nn.Linear):
     """y = x W^T + b, with a site that may change y (LoRA, scaling, probes). x (..., in), y (..., out)."""
 
     site_kind = "linear"
+    site: nn.Module | None
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__(in_features, out_features, bias=bias)

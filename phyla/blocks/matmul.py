@@ -5,6 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 FEW_ROWS = 64
+HAS_BFLOAT16 = any(
+    getattr(torch.cpu, name, lambda: False)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+)
 _SLICES = (8, 4, 2)
 _MIN_SLICE = 16
 
@@ -20,7 +23,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if weight.dtype == torch.float32:
         if 0 < rows <= FEW_ROWS and torch.get_num_threads() > 1 and weight.is_contiguous():
             return _sliced(x, weight, bias, rows)
-    elif weight.dtype == torch.bfloat16 and 0 < rows < 4 and torch.backends.mkldnn.enabled:
+    elif weight.dtype != torch.bfloat16:
+        pass
+    elif rows >= 4 and not HAS_BFLOAT16:
+        # Without bfloat16 arithmetic, widening W costs less than emulating every product.
+        return F.linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
+    elif 0 < rows < 4 and torch.backends.mkldnn.enabled:
         # oneDNN reorders the whole weight at each call; the native product reads it once.
         torch._C._set_mkldnn_enabled(False)
         try:

@@ -2,10 +2,19 @@
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from phyla.blocks.shapes import Rows
 from phyla.blocks.spec import Block
+
+
+# Rows up to which the calls of a norm cost more than its arithmetic.
+FEW = 4
+
+
+def _hurried(x: Tensor) -> bool:
+    """Whether this is a decoding step on a CPU, where every call counts."""
+    return x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 class LayerNorm(Block):
@@ -34,8 +43,8 @@ class LayerNorm(Block):
 class RMSNorm(Block):
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4).
 
-    offset is added to the weight (Gemma stores weight - 1). The mean is taken in float32; `cast` says when the result
-    returns to the dtype of x: "early" before the weight (Llama), "late" after it (Gemma).
+    offset is added to the weight (Gemma stores weight - 1). The mean is taken in float32; `cast` says when
+    the result returns to the dtype of x: "early" before the weight (Llama), "late" after it (Gemma).
     """
 
     def __init__(self, width: int, eps: float = 1e-6, offset: float = 0.0, cast: str = "early") -> None:
@@ -44,6 +53,8 @@ class RMSNorm(Block):
         self.weight = nn.Parameter(torch.empty(width))
 
     def forward(self, x: Rows) -> Rows:
+        if x.numel() <= FEW * self.width and _hurried(x):
+            return self._few(x)
         if x.dtype == torch.float32 and not self.offset:
             return F.rms_norm(x, (self.width,), self.weight, self.eps)
         wide = x.float()
@@ -51,6 +62,15 @@ class RMSNorm(Block):
         if self.cast == "early":
             return (self.weight + self.offset if self.offset else self.weight) * wide.to(x.dtype)
         return (wide * (self.weight.float() + self.offset)).to(x.dtype)
+
+    def _few(self, x: Tensor) -> Tensor:
+        """The same numbers for few rows in half the time: (x, -x) has mean 0, so its layer norm is x's RMS norm."""
+        width, late = self.width, self.cast == "late"
+        both = torch.cat((x, -x), -1)
+        y = F.layer_norm(both.float() if late else both, (2 * width,), None, None, self.eps)[..., :width]
+        if not self.offset:
+            return (y * self.weight.float()).to(x.dtype) if late else y * self.weight
+        return (y * (self.weight.float() + self.offset)).to(x.dtype) if late else y * (self.weight + self.offset)
 
     def reset(self, std: float) -> bool:
         nn.init.constant_(self.weight, 1.0 - self.offset)

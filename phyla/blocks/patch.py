@@ -12,8 +12,9 @@ from phyla.errors import ArgumentError
 class PatchEmbed(Block):
     """Square patches of an image as vectors, a class vector in front, positions added (Dosovitskiy et al. 2020, eq. 1).
 
-    Pixels (B, C, Y, X) -> (B, P + 1, D). image, patch: (height, width) in pixels. class_token: a vector in front.
-    mask_token: stands for the patches that `hidden` (B, P) marks. Sizes other than `image` need interpolate=True.
+    Pixels (B, C, Y, X) -> (B, P + 1, D). image, patch: (height, width) in pixels. class_token: a vector in
+    front. mask_token: stands for the patches that `hidden` (B, P) marks. Sizes other than `image` need
+    interpolate=True.
     """
 
     site_kind = "stream"

@@ -20,8 +20,8 @@ def first_token(x: Tensor, mask: Tensor | None) -> Tensor:
 class Pool(Block):
     """One vector of width D (or `out`) from the stream (B, S, D): pick, norm, then act(dense(x)).
 
-    pick: "first" token; "end" the first token `end_id`, or where end_id is 2 the highest id (CLIP's old files).
-    norm: on the picked vector (CLIP's vision tower). act None leaves the dense layer out.
+    pick: "first" token; "end" the first token `end_id`, or where end_id is 2 the highest id (CLIP's old
+    files). norm: on the picked vector (CLIP's vision tower). act None leaves the dense layer out.
     """
 
     def __init__(
@@ -47,6 +47,8 @@ class Pool(Block):
                 raise ArgumentError(
                     "the vector of a text is taken at its end token: pass input_ids, not inputs_embeds"
                 )
+            if self.end_id is None:
+                raise ArgumentError('pick="end" needs end_id, the number of the end token')
             marked = ids.int() if self.end_id == 2 else (ids == self.end_id).int()
             y = x[torch.arange(len(x), device=x.device), marked.argmax(-1)]
         if self.norm is not None:

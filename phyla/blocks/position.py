@@ -20,6 +20,10 @@ class Position(Block):
         """Queries (B, H, S, E) and new keys (B, G, S, E) with their positions turned in."""
         return q, k
 
+    def rotate_heads(self, heads: Tensor, ctx: Context) -> Tensor | None:
+        """Queries and keys side by side (B, H + G, S, E) turned in one go, or None where they turn differently."""
+        return None
+
     def bias(self, q: Queries, k: Keys, first: int, scale: float, ctx: Context) -> Bias | None:
         """What to add to the scaled scores, broadcastable to (B, H, S, K), for key slots first .. first+K-1."""
         return None
@@ -71,12 +75,14 @@ class Rotary(Position):
         if x.shape[-1] != self.width:
             x, rest = x[..., : self.width], x[..., self.width :]
         if self.layout == "half":
-            half = self.width // 2
-            other = torch.cat((x[..., half:], x[..., :half]), -1)
+            other = x.roll(self.width // 2, -1)
         else:
             other = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
         y = torch.addcmul(x * cos, other, sin)
         return y if rest is None else torch.cat((y, rest), -1)
+
+    def rotate_heads(self, heads: Tensor, ctx: Context) -> Tensor:
+        return self._turn(heads, *ctx.once(self.signature, lambda: self._angles(ctx, heads.dtype)))
 
     def rotate(self, q: Queries, k: NewKeys, ctx: Context) -> tuple[Queries, NewKeys]:
         cos, sin = ctx.once(self.signature, lambda: self._angles(ctx, q.dtype))

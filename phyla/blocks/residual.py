@@ -15,7 +15,8 @@ class Mixer(Block):
     """Something that turns the stream into a new stream: attention, feed-forward, experts, state space, ...
 
     A subclass writes `mix(x, ctx)`; one with memory between calls also writes `new_cache(batch, length)` and
-    sets `slot`. Alone, a mixer computes `mix`; as a branch (see `residual`) it computes the residual sum around it.
+    sets `slot`. Alone, a mixer computes `mix`; as a branch (see `residual`) it computes the residual sum
+    around it.
     """
 
     site_kind = "branch"
@@ -94,9 +95,9 @@ def residual(
 ) -> Spec:
     """The branch x + dropout(out(mixer(pre(x)))), then `post`.
 
-    pre: norm of the mixer's input; out: norm of its output (Gemma 2, Swin 2); post: norm after the sum (BERT).
-    scale: a number or a `LayerScale` on the output. keep_norm: the sum starts from the normed input (BLOOM's and
-    Falcon's `apply_residual_connection_post_layernorm`).
+    pre: norm of the mixer's input; out: norm of its output (Gemma 2, Swin 2); post: norm after the sum
+    (BERT). scale: a number or a `LayerScale` on the output. keep_norm: the sum starts from the normed input
+    (BLOOM's and Falcon's `apply_residual_connection_post_layernorm`).
     """
     branch = {
         "pre": pre,

@@ -25,9 +25,9 @@ def rope_table(
 ) -> RopeTable:
     """The table of a public `rope_scaling` object (None: plain).
 
-    Kinds: default (and mrope), linear (Chen et al. 2023, arXiv:2306.15595), dynamic (NTK-aware), yarn (Peng et al.
-    2023, arXiv:2309.00071), longrope and su (Ding et al. 2024, arXiv:2402.13753), llama3.
-    Raises ConfigError for unknown kinds and for missing or impossible fields.
+    Kinds: default (and mrope), linear (Chen et al. 2023, arXiv:2306.15595), dynamic (NTK-aware), yarn (Peng
+    et al. 2023, arXiv:2309.00071), longrope and su (Ding et al. 2024, arXiv:2402.13753), llama3. Raises
+    ConfigError for unknown kinds and for missing or impossible fields.
     """
     if width <= 0 or width % 2:
         raise ConfigError(f"the rotary width must be positive and even, but is {width}")

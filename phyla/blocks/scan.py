@@ -9,7 +9,8 @@ from phyla.blocks.shapes import State, Steps
 def scan(decay: Steps, entry: Steps, state: State | None = None) -> tuple[Steps, State]:
     """h_t = decay_t * h_{t-1} + entry_t along dimension 1.
 
-    decay, entry (B, S, ...); state (B, ...) is h_0 (default 0). Returns all h (B, S, ...) and the last one (B, ...).
+    decay, entry (B, S, ...); state (B, ...) is h_0 (default 0). Returns all h (B, S, ...) and the last one
+    (B, ...).
     """
     length = entry.shape[1]
     if length == 1:

@@ -1,8 +1,9 @@
 """Sites: the named places of a model that an adapter, a quantiser, a probe or a pruner may touch.
 
 A site is an attribute `site` that is None until something is put there, so an empty one costs one `is None`.
-`Linear` calls `site(x, y, linear)`; a branch calls `site(y, x, branch)` on its output before the residual sum;
-the embedding and each layer call `site(x)`; attention calls `kv_site(k, v, ctx)` before keys and values are used.
+`Linear` calls `site(x, y, linear)`; a branch calls `site(y, x, branch)` on its output before the residual
+sum; the embedding and each layer call `site(x)`; attention calls `kv_site(k, v, ctx)` before keys and values
+are used.
 """
 
 from collections.abc import Iterator

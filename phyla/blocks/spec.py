@@ -3,9 +3,13 @@
 import inspect
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
+
+
+_HALVES = (torch.float16, torch.bfloat16)
 
 
 class Spec:
@@ -69,20 +73,41 @@ class _BlockMeta(type):
     """Turns `Block(...)` into a Spec; the module itself is made by `Spec.make`."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Spec:
-        bound = inspect.signature(cls.__init__).bind(None, *args, **kwargs)
+        bound = inspect.signature(cls.__init__).bind(None, *args, **kwargs)  # type: ignore[misc]
         bound.apply_defaults()
         fields = list(bound.arguments.items())[1:]
         return Spec(cls, dict(fields))
 
 
-class Block(nn.Module, metaclass=_BlockMeta):
-    """Base of all parts. `B(...)` is a frozen description; `make(B(...))` is a module whose `spec` is that description."""
+if TYPE_CHECKING:
+
+    class _Described(Spec, nn.Module):
+        """A block to type checkers, which do not follow the metaclass: `B(...)` is a Spec, `self` a module."""
+
+        def __init__(self) -> None: ...
+
+else:
+    _Described = nn.Module
+
+
+class Block(_Described, metaclass=_BlockMeta):
+    """Base of all parts. `B(...)` is a frozen description; `make(B(...))` is a module with that as its `spec`."""
 
     spec: Spec
     signature: str  # text of the description: parts of equal text may share what one call computes
 
     def __init__(self) -> None:
         super().__init__()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "Block":
+        """As for any module, but computed tables stay float32: rounded angles would spoil long texts."""
+        super()._apply(fn, recurse)
+        rounded = [n for n in self._non_persistent_buffers_set if self._buffers[n].dtype in _HALVES]
+        for name in rounded:
+            self._buffers[name] = self._buffers[name].float()
+        if rounded and not self._buffers[rounded[0]].is_meta:
+            self.fill_buffers()
+        return self
 
     def fill_buffers(self) -> None:
         """Recompute tables that no checkpoint holds (called once the module has left the meta device)."""
@@ -104,7 +129,7 @@ def make(part: Any) -> Any:
 @cache
 def _variadic(block: type) -> str | None:
     """Name of the `**branches` parameter of a block, if it has one."""
-    for name, parameter in inspect.signature(block.__init__).parameters.items():
+    for name, parameter in inspect.signature(block.__init__).parameters.items():  # type: ignore[misc]
         if parameter.kind is parameter.VAR_KEYWORD:
             return name
     return None

@@ -49,7 +49,8 @@ class Layer(Block):
 class Parallel(Block):
     """Branches that all read the same stream and are summed into it at once (GPT-J, NeoX, Falcon).
 
-    pre: one norm for all branches; a branch without it may have its own. dropout: on the sum of the branches (Falcon).
+    pre: one norm for all branches; a branch without it may have its own. dropout: on the sum of the branches
+    (Falcon).
     """
 
     site_kind = "stream"
@@ -98,9 +99,11 @@ def _less(layer: Spec, lost: int) -> Spec:
 class Stack(Block):
     """embed -> layers -> norm -> pool. The backbone of encoders and decoders alike.
 
-    embed: token or patch embedding, or None where the caller brings states. norm: final norm. project: (from, to)
-    widths of a Linear without bias after it (OPT). dropout: on the final states (T5). position: a bias shared by all layers (see `StackBias`).
-    layer_drop: chance that training skips a layer. record: the last entry of hidden_states is the final states ("normed"), or those before the norm ("raw"); "layers": hidden_states are the outputs of all layers and the final states, without the embedding (Mamba).
+    embed: token or patch embedding, or None where the caller brings states. norm: final norm. project: (from,
+    to) widths of a Linear without bias after it (OPT). dropout: on the final states (T5). position: a bias
+    shared by all layers (see `StackBias`). layer_drop: chance that training skips a layer. record: the last
+    entry of hidden_states is the final states ("normed"), or those before the norm ("raw"); "layers":
+    hidden_states are the outputs of all layers and the final states, without the embedding (Mamba).
     """
 
     def __init__(

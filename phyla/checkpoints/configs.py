@@ -27,7 +27,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def make_config(
-    data: dict[str, Any], where: Any, cls: type | None = None, **changes: Any
+    data: dict[str, Any], where: Any, cls: type[PretrainedConfig] | None = None, **changes: Any
 ) -> PretrainedConfig:
     """The configuration object for config.json's content; `cls` checks that the file is of that family."""
     model_type = data.get("model_type")
@@ -53,7 +53,7 @@ def make_config(
         raise type(error)(f"{error} (config of {where})") from None
 
 
-def _part_for(data: dict[str, Any], cls: type) -> dict[str, Any] | None:
+def _part_for(data: dict[str, Any], cls: type[PretrainedConfig]) -> dict[str, Any] | None:
     """The part of a config.json that describes a model of cls: as the family of the whole reads it, else by name."""
     try:
         whole = config_class(str(data["model_type"])).from_dict(data)
@@ -63,11 +63,13 @@ def _part_for(data: dict[str, Any], cls: type) -> dict[str, Any] | None:
     return parts[0] if parts else None
 
 
-def load_config(source: str | os.PathLike, cls: type | None = None, **options: Any) -> PretrainedConfig:
+def load_config(
+    source: str | os.PathLike, cls: type[PretrainedConfig] | None = None, **options: Any
+) -> PretrainedConfig:
     """Read the configuration of a folder, GGUF file, hub id or weight package.
 
-    Options that say where to look (revision, cache_dir, local_files_only, token, subfolder) do that; all others
-    replace keys. With return_unused_kwargs=True the result is (config, keys that it does not know).
+    Options that say where to look (revision, cache_dir, local_files_only, token, subfolder) do that; all
+    others replace keys. With return_unused_kwargs=True the result is (config, keys that it does not know).
     """
     where = {k: options.pop(k) for k in RESOLVE if k in options}
     unused = options.pop("return_unused_kwargs", False)

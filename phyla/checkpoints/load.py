@@ -54,10 +54,11 @@ def from_pretrained(
 ) -> Any:
     """Load a model from a folder, a file (.safetensors, .bin, .gguf), a hub id, or an installed weight package.
 
-    torch_dtype: None for float32, "auto" for the checkpoint's own, or a dtype. device_map: a device, "auto", or None
-    for the CPU. quantized: keep the blocks of a GGUF file packed and compute on them. strict: tensors without a place
-    are an error. allow_missing: patterns (`*` stands for anything) of tensors that may be missing. Other keywords
-    replace config keys. Returns the model in eval mode, with output_loading_info (model, info).
+    torch_dtype: None for float32, "auto" for the checkpoint's own, or a dtype. device_map: a device, "auto",
+    or None for the CPU. quantized: keep the blocks of a GGUF file packed and compute on them. strict: tensors
+    without a place are an error. allow_missing: patterns (`*` stands for anything) of tensors that may be
+    missing. Other keywords replace config keys. Returns the model in eval mode, with output_loading_info
+    (model, info).
 
     Raises MissingFileError, CorruptFileError, ConfigError, MissingWeightsError, ShapeMismatchError, ...
     """
@@ -79,10 +80,13 @@ def from_pretrained(
         model._assemble(config)
         wanted = choose_dtype(dtype if dtype is not None else torch_dtype, config, weights)
         report = LoadReport(os.fspath(source))
-        packed = model._install_packed(weights, layout_of(model), wanted) if quantized else set()
-        fill(model, weights, wanted, device, report, ignore_mismatched_sizes, packed)
-    _judge(model, report, named, strict, allow_missing)
+        layout = layout_of(model)
+        packed = model._install_packed(weights, layout, wanted) if quantized else set()
+        fill(model, layout, weights, wanted, device, report, ignore_mismatched_sizes, packed)
+    _judge(model, layout, report, named, strict, allow_missing)
     model.fill_buffers()
+    if packed:
+        model.to(device)
     model.eval()
     config.torch_dtype = str(wanted).removeprefix("torch.")
     if model.can_generate():
@@ -142,6 +146,7 @@ def choose_dtype(wanted: Any, config: PretrainedConfig, weights: Weights) -> tor
 
 def fill(
     model: PreTrainedModel,
+    layout: Layout,
     weights: Weights,
     dtype: torch.dtype,
     device: torch.device,
@@ -150,7 +155,6 @@ def fill(
     done: set[str] | frozenset[str] = frozenset(),
 ) -> None:
     """Assign every tensor of the model from the file; what the file lacks gets fresh values and is reported."""
-    layout = layout_of(model)
     spelled = {modern(name): name for name in weights.infos}
     lines = choose_lines(layout, spelled)
     tensors = tensors_of(model)
@@ -260,13 +264,13 @@ def _fill_rest(model: PreTrainedModel, fresh: list[str], dtype: torch.dtype, dev
 
 
 def _judge(
-    model: PreTrainedModel, report: LoadReport, named: list[str], strict: bool, allow_missing: Sequence[str]
+    model: PreTrainedModel, layout: Layout, report: LoadReport, named: list[str], strict: bool, allow_missing: Sequence[str]
 ) -> None:
     """Raise for what must not be passed over, warn for the rest."""
     name = type(model).__name__
     hard = [n for n in report.missing if not any(fnmatchcase(n, p) for p in allow_missing)]
     if name not in named:
-        new = {n for line in _optional_lines(model) for n in line}
+        new = {n for line in _optional_lines(layout) for n in line}
         hard = [n for n in hard if n not in new]
     if hard:
         others = LoadReport(report.source, missing=hard, unexpected=report.unexpected)
@@ -282,9 +286,8 @@ def _judge(
     report.warn(name)
 
 
-def _optional_lines(model: PreTrainedModel) -> list[tuple[str, ...]]:
+def _optional_lines(layout: Layout) -> list[tuple[str, ...]]:
     """Public names that a checkpoint of another class may lack: those of the head, the pool and cross-attention."""
-    layout = layout_of(model)
     lines = [*layout.lines(True), *layout.lines(False)]
     optional = ("head.", "backbone.pool.")
     return [li.theirs for li in lines if li.ours[0].startswith(optional) or ".cross." in li.ours[0]]

@@ -39,11 +39,12 @@ class Line:
 class NameMap:
     """Module path -> public path. Leaves ride along: a line for `norm` covers `norm.weight` and `norm.bias`.
 
-    lines: `{i}` stands for a layer number on both sides; the left side may name several parts: `layers.{i}.attn.q|k|v`.
-    prefix: what stands before the backbone's names in files of models with a head, and in none of the bare backbone's.
-    aliases: public names that are only read, ours -> theirs (other copies of a tied tensor).
-    copies: public names that are written as well, ours -> theirs (a tied tensor that files hold twice).
-    ignore: patterns of public tensors that hold nothing we need. parts: module path -> (public prefix, map of that part).
+    lines: `{i}` stands for a layer number on both sides; the left side may name several parts:
+    `layers.{i}.attn.q|k|v`. prefix: what stands before the backbone's names in files of models with a head,
+    and in none of the bare backbone's. aliases: public names that are only read, ours -> theirs (other copies
+    of a tied tensor). copies: public names that are written as well, ours -> theirs (a tied tensor that files
+    hold twice). ignore: patterns of public tensors that hold nothing we need. parts: module path -> (public
+    prefix, map of that part).
     """
 
     lines: Mapping[str, str | To]

@@ -27,8 +27,9 @@ def save_pretrained(
 ) -> None:
     """Write config.json, generation_config.json and the weights into a folder, atomically, in the public format.
 
-    max_shard_size: bytes or "5GB"-like; larger models are cut into shards with an index. state_dict: other values
-    by public name. Raises ArgumentError for unknown settings and OSError where the folder cannot be written.
+    max_shard_size: bytes or "5GB"-like; larger models are cut into shards with an index. state_dict: other
+    values by public name. Raises ArgumentError for unknown settings and OSError where the folder cannot be
+    written.
     """
     if not safe_serialization:
         raise ArgumentError("phyla writes safetensors only: leave safe_serialization at True")

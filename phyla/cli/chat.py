@@ -103,6 +103,7 @@ def chat(
     dtype: options.DtypeOption = None,
     device: options.DeviceOption = None,
     revision: options.RevisionOption = None,
+    quantized: options.Quantized = False,
 ) -> None:
     """Talk to a model; its answers appear while they are made.
 
@@ -110,7 +111,7 @@ def chat(
     """
     if prompt is not None and not prompt.strip():
         raise ArgumentError("--prompt must hold some text, but is empty")
-    loaded, tokenizer = load_language_model(model, dtype, device, revision)
+    loaded, tokenizer = load_language_model(model, dtype, device, revision, quantized)
     if not getattr(tokenizer, "chat_template", None):
         raise ArgumentError(
             f"{model} has no chat template, so it cannot chat; continue a text with: phyla generate {model}"

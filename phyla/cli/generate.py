@@ -47,6 +47,7 @@ def generate(
     dtype: options.DtypeOption = None,
     device: options.DeviceOption = None,
     revision: options.RevisionOption = None,
+    quantized: options.Quantized = False,
 ) -> None:
     """Print what a model makes of a text, while it makes it.
 
@@ -58,7 +59,7 @@ def generate(
         if sampling.get("do_sample") is False:
             raise ArgumentError(f"--num {num} needs sampling, but --temperature 0 is greedy")
         sampling["do_sample"] = True
-    loaded, tokenizer = load_language_model(model, dtype, device, revision)
+    loaded, tokenizer = load_language_model(model, dtype, device, revision, quantized)
     if seed is not None:
         import torch
 

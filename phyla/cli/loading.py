@@ -7,7 +7,7 @@ from phyla.cli.terminal import waiting
 
 
 def load_language_model(
-    source: str, dtype: Dtype | None, device: str | None, revision: str | None
+    source: str, dtype: Dtype | None, device: str | None, revision: str | None, quantized: bool
 ) -> tuple[Any, Any]:
     """(model, tokenizer) of one source; an encoder-decoder where its config says so."""
     with waiting(f"loading {source}"):
@@ -16,7 +16,9 @@ def load_language_model(
         tokenizer = phyla.AutoTokenizer.from_pretrained(source, **revised(revision))
         config = phyla.AutoConfig.from_pretrained(source, **revised(revision))
         kind = phyla.AutoModelForSeq2SeqLM if config.is_encoder_decoder else phyla.AutoModelForCausalLM
-        model = kind.from_pretrained(source, torch_dtype=torch_dtype(dtype), **revised(revision)).eval()
+        model = kind.from_pretrained(
+            source, torch_dtype=torch_dtype(dtype), quantized=quantized, **revised(revision)
+        ).eval()
         if device is not None:
             model.to(device)
     return model, tokenizer

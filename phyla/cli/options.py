@@ -41,6 +41,14 @@ RevisionOption = Annotated[
         "--revision", help="Branch, tag or commit of a hub id.", rich_help_panel=LOADING, show_default=False
     ),
 ]
+Quantized = Annotated[
+    bool,
+    typer.Option(
+        "--quantized",
+        help="Compute on the packed blocks of a GGUF file: less memory.",
+        rich_help_panel=LOADING,
+    ),
+]
 MaxNewTokens = Annotated[
     int, typer.Option("--max-new-tokens", "-n", min=1, help="Stop after so many new tokens.")
 ]

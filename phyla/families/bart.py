@@ -1,7 +1,7 @@
 """BART (Lewis et al. 2019, arXiv:1910.13461). Public checkpoints: facebook/bart-large, facebook/bart-large-cnn, ...
 
-Differs from the plain encoder-decoder in: norms after the residual sums and after the embedding, learned positions with
-two unused rows in front, a stored constant on the logits.
+Differs from the plain encoder-decoder in: norms after the residual sums and after the embedding, learned
+positions with two unused rows in front, a stored constant on the logits.
 """
 
 from phyla.blocks import (
@@ -88,7 +88,7 @@ def build(c: Config) -> EncoderDecoder:
     return EncoderDecoder(stack(c, Encoder, False), stack(c, Decoder, True))
 
 
-def build_decoder(c: Config) -> Decoder:
+def build_decoder(c: Config) -> Spec:
     return stack(c, Decoder, True)
 
 

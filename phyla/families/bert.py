@@ -4,6 +4,8 @@ Public checkpoints: google-bert/bert-base-uncased, all-MiniLM-L6-v2 and every `m
 Differs from the plain encoder in: norms after the residual sums, segments, normed embeddings, a pooled token.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -67,7 +69,7 @@ class Kept(Learned):
         return torch.zeros((), dtype=self.weight.dtype, device=self.weight.device)
 
 
-def build(c: Config, table: Spec | None = None) -> Spec:
+def build(c: PretrainedConfig, table: Spec | None = None) -> Spec:
     """BERT's stack; relatives pass the position table of their embeddings."""
     norm, drop = LayerNorm(c.hidden_size, eps=c.layer_norm_eps), c.hidden_dropout_prob
     heads, relative = Heads(c.num_attention_heads), None
@@ -135,7 +137,7 @@ def transform(c: Config) -> Transform:
     return Transform(c.hidden_act, c.layer_norm_eps)
 
 
-LM = {
+LM: dict[str, Any] = {
     "names": NameMap(lm_names("cls.predictions"), aliases={"out.bias": ("cls.predictions.decoder.bias",)}),
     "transform": transform,
     "bias": True,

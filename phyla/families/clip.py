@@ -47,7 +47,7 @@ def merge_parts(keys: dict[str, Any], parts: dict[str, str]) -> dict[str, Any]:
     return keys
 
 
-def build(c: Config) -> Dual:
+def build(c: PretrainedConfig) -> Dual:
     return Dual(text=clip_text_model.build(c.text_config), image=clip_vision_model.build(c.vision_config))
 
 

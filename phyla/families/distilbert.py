@@ -4,6 +4,8 @@ Public checkpoints: distilbert/distilbert-base-uncased and every `model_type: di
 Differs from BERT in: no segments, no pool, no dropout behind attention; sines as positions on demand.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -86,7 +88,7 @@ NAMES = NameMap(
     ignore=(r"(distilbert\.)?embeddings\.position_ids",),
 )
 
-ROW = {
+ROW: dict[str, Any] = {
     "on": "first",
     "dense": "relu",
     "dropout": ("seq_classif_dropout",),

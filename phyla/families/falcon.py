@@ -6,10 +6,10 @@ fused in files.
 """
 
 from phyla.blocks import (
-    FFN, Alibi, Attention, Causal, Decoder, Embed, Heads, Layer, LayerNorm, Parallel, Rotary, repeat,
-    residual,
+    FFN, Alibi, Attention, Causal, Decoder, Embed, Heads, Layer, LayerNorm, Parallel, Rotary, Spec,
+    repeat, residual,
 )  # fmt: skip
-from phyla.checkpoints.names import NameMap, split
+from phyla.checkpoints.names import NameMap, To, split
 from phyla.config import PretrainedConfig
 from phyla.errors import ConfigError
 from phyla.family import family
@@ -72,7 +72,7 @@ class Config(PretrainedConfig):
     def kv(self) -> int:
         """Key/value heads: num_kv_heads of the new architecture, else one or as many as query heads."""
         if self.new_decoder_architecture:
-            return self.num_kv_heads
+            return self.num_kv_heads or self.num_attention_heads
         return 1 if self.multi_query else self.num_attention_heads
 
     @property
@@ -87,10 +87,11 @@ def build(c: Config) -> Decoder:
     position = rotary or Alibi(c.num_attention_heads, rounded=True, scaled=True)
     heads = Heads(c.num_attention_heads, kv=c.kv)
     attn = Attention(c.hidden_size, heads, position, Causal(), bias=c.bias, dropout=c.attention_dropout)
-    ffn = FFN(c.hidden_size, c.ffn_hidden_size, act=c.activation, bias=c.bias)
+    ffn = FFN(c.hidden_size, c.ffn_hidden_size or 4 * c.hidden_size, act=c.activation, bias=c.bias)
+    layer: Spec
     if not c.parallel_attn:
-        attn = residual(attn, pre=norm, dropout=c.attention_dropout)
-        layer = Layer(attn=attn, ffn=residual(ffn, pre=norm, dropout=c.hidden_dropout))
+        branch = residual(attn, pre=norm, dropout=c.attention_dropout)
+        layer = Layer(attn=branch, ffn=residual(ffn, pre=norm, dropout=c.hidden_dropout))
     elif c.two_norms:
         layer = Parallel(attn=residual(attn, pre=norm), ffn=residual(ffn, pre=norm), dropout=c.hidden_dropout)
     else:
@@ -106,7 +107,7 @@ def names(c: Config) -> NameMap:
     norms = {"layers.{i}.attn.pre_norm": f"h.{{i}}.{first}", "layers.{i}.ffn.pre_norm": f"h.{{i}}.{second}"}
     if c.parallel_attn and not c.two_norms:
         norms = {"layers.{i}.pre_norm": "h.{i}.input_layernorm"}
-    lines = {
+    lines: dict[str, str | To] = {
         "embed.tokens": "word_embeddings",
         "layers.{i}.attn.q|k|v": split("h.{i}.self_attention.query_key_value", groups=c.kv),
         "layers.{i}.attn.o": "h.{i}.self_attention.dense",

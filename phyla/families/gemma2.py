@@ -1,7 +1,7 @@
 """Gemma 2 (Gemma Team 2024, arXiv:2408.00118). Public checkpoints: google/gemma-2-2b and relatives.
 
-Differs from Llama in: norms before and after each branch, stored as weight - 1; every second layer sees a sliding
-window; scores and logits are capped softly; embeddings are scaled by sqrt(D) and tied to the head.
+Differs from Llama in: norms before and after each branch, stored as weight - 1; every second layer sees a
+sliding window; scores and logits are capped softly; embeddings are scaled by sqrt(D) and tied to the head.
 """
 
 from phyla.blocks import Causal, Decoder, Embed, GatedFFN, Layer, RMSNorm, repeat, residual

@@ -1,7 +1,8 @@
 """Llama 1-3 (Touvron et al. 2023, arXiv:2302.13971, arXiv:2307.09288; Llama 3, arXiv:2407.21783).
 
-Public checkpoints: meta-llama/Llama-3.1-8B, HuggingFaceTB/SmolLM2-135M-Instruct and every `model_type: llama`.
-Differs from the plain decoder in: RMS norm, rotary positions, gated feed-forward, grouped key/value heads, no biases.
+Public checkpoints: meta-llama/Llama-3.1-8B, HuggingFaceTB/SmolLM2-135M-Instruct and every `model_type:
+llama`. Differs from the plain decoder in: RMS norm, rotary positions, gated feed-forward, grouped key/value
+heads, no biases.
 """
 
 from collections.abc import Sequence
@@ -60,7 +61,7 @@ class Config(PretrainedConfig):
     finish = fill_heads
 
 
-def attention(c: Config, **options) -> Spec:
+def attention(c: PretrainedConfig, **options) -> Spec:
     """Llama's attention; relatives pass what differs."""
     width = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
     heads = Heads(c.num_attention_heads, kv=c.num_key_value_heads, width=width)
@@ -71,7 +72,10 @@ def attention(c: Config, **options) -> Spec:
 
 
 def build(
-    c: Config, attn: Spec | None = None, ffn: Spec | None = None, layers: Sequence[Spec] | None = None
+    c: PretrainedConfig,
+    attn: Spec | None = None,
+    ffn: Spec | None = None,
+    layers: Sequence[Spec] | None = None,
 ) -> Decoder:
     norm = RMSNorm(c.hidden_size, eps=c.rms_norm_eps)
     attn = attn or attention(c)

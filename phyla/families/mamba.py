@@ -84,8 +84,8 @@ def build(c: Config) -> Decoder:
         out_gain=c.num_hidden_layers**-0.5 if c.rescale_prenorm_residual else 1.0,
     )  # fmt: skip
     ssm = Mamba(
-        c.hidden_size, c.intermediate_size, c.state_size, c.conv_kernel, c.time_step_rank, act=c.hidden_act,
-        bias=c.use_bias, conv_bias=c.use_conv_bias, fresh=fresh,
+        c.hidden_size, c.intermediate_size, c.state_size, c.conv_kernel, int(c.time_step_rank),
+        act=c.hidden_act, bias=c.use_bias, conv_bias=c.use_conv_bias, fresh=fresh,
     )  # fmt: skip
     return Decoder(
         embed=(WideEmbed if wide else Embed)(c.vocab_size, c.hidden_size),

@@ -5,6 +5,8 @@ front; a token table that may be narrower than the stream (opt-350m, which also 
 sums).
 """
 
+from typing import Any
+
 from phyla.blocks import (
     FFN, Attention, Causal, Decoder, Embed, Heads, Layer, LayerNorm, Learned, Spec, repeat, residual,
 )  # fmt: skip
@@ -46,25 +48,23 @@ class Config(PretrainedConfig):
 
 
 def build(c: Config) -> Decoder:
-    narrow = c.word_embed_proj_dim != c.hidden_size
+    inner = c.word_embed_proj_dim or c.hidden_size
     norm = LayerNorm(c.hidden_size, affine=c.layer_norm_elementwise_affine)
     heads = Heads(c.num_attention_heads)
     attn = Attention(c.hidden_size, heads, mask=Causal(), bias=c.enable_bias, dropout=c.attention_dropout)
     ffn = FFN(c.hidden_size, c.ffn_dim, act=c.activation_function, bias=c.enable_bias)
 
     def branch(mixer: Spec) -> Spec:
-        side = {"pre": norm} if c.do_layer_norm_before else {"post": norm}
+        side: dict[str, Any] = {"pre": norm} if c.do_layer_norm_before else {"post": norm}
         return residual(mixer, **side, dropout=c.dropout)
 
     # Two rows stand in front of position 0.
     position = Learned(c.max_position_embeddings + 2, c.hidden_size, offset=2, count="mask")
     return Decoder(
-        embed=Embed(
-            c.vocab_size, c.hidden_size, position, inner=c.word_embed_proj_dim, padding=c.pad_token_id
-        ),
+        embed=Embed(c.vocab_size, c.hidden_size, position, inner=inner, padding=c.pad_token_id),
         layers=repeat(c.num_hidden_layers, Layer(attn=branch(attn), ffn=branch(ffn))),
         norm=norm if c.do_layer_norm_before and not c._remove_final_layer_norm else None,
-        project=(c.hidden_size, c.word_embed_proj_dim) if narrow else None,
+        project=(c.hidden_size, inner) if inner != c.hidden_size else None,
         layer_drop=c.layerdrop,
     )
 

@@ -1,6 +1,7 @@
 """Phi-3 and Phi-4-mini (Abdin et al. 2024, arXiv:2404.14219). Public checkpoints: microsoft/Phi-3-mini-4k-instruct, ...
 
-Differs from Llama in: fused q, k, v and gate, up in files; dropout on the branches; a part of each head may not rotate.
+Differs from Llama in: fused q, k, v and gate, up in files; dropout on the branches; a part of each head may
+not rotate.
 """
 
 from phyla.blocks import Causal, Decoder, Embed, GatedFFN, Layer, RMSNorm, Rotary, repeat, residual

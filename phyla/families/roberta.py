@@ -4,6 +4,8 @@ Public checkpoints: FacebookAI/roberta-base, FacebookAI/roberta-large and every 
 Differs from BERT in: positions counted over tokens other than padding, from pad_token_id + 1 on; its heads.
 """
 
+from typing import Any
+
 from phyla.blocks import Learned, Spec
 from phyla.checkpoints.names import NameMap
 from phyla.config import PretrainedConfig
@@ -57,7 +59,7 @@ def build(c: Config) -> Spec:
 
 NAMES = bert.NAMES.but(prefix="roberta", ignore=(r"(roberta\.)?embeddings\.(position_ids|token_type_ids)",))
 
-LM = {
+LM: dict[str, Any] = {
     "names": NameMap(
         {
             "dense": "lm_head.dense",

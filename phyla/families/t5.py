@@ -1,8 +1,10 @@
 """T5 and T5 1.1, Flan-T5 (Raffel et al. 2020, arXiv:1910.10683). Public checkpoints: google-t5/t5-small, google/flan-t5-base.
 
-Differs from the plain encoder-decoder in: bucketed relative biases shared by all layers, unscaled attention, RMS norms,
-no biases, and a tied head whose input is scaled by D^-0.5.
+Differs from the plain encoder-decoder in: bucketed relative biases shared by all layers, unscaled attention,
+RMS norms, no biases, and a tied head whose input is scaled by D^-0.5.
 """
+
+from typing import Any
 
 from phyla.blocks import (
     FFN, Attention, BucketBias, Causal, Decoder, Embed, Encoder, EncoderDecoder, Full, GatedFFN, Heads, Layer, RMSNorm,
@@ -65,7 +67,7 @@ def stack(c: Config, kind: type, layers: int, decoder: bool) -> Spec:
     """T5's encoder or decoder."""
     norm, drop = RMSNorm(c.d_model, eps=c.layer_norm_epsilon), c.dropout_rate
     heads = Heads(c.num_heads, width=c.d_kv)
-    shared = {"bias": False, "scale": 1.0, "dropout": drop}
+    shared: dict[str, Any] = {"bias": False, "scale": 1.0, "dropout": drop}
     attn = Attention(c.d_model, heads, position=StackBias(), mask=Causal() if decoder else Full(), **shared)
     ffn = (GatedFFN if c.is_gated_act else FFN)(
         c.d_model, c.d_ff, act=c.dense_act_fn, bias=False, dropout=drop
@@ -89,12 +91,11 @@ def stack(c: Config, kind: type, layers: int, decoder: bool) -> Spec:
 
 
 def build(c: Config) -> EncoderDecoder:
-    return EncoderDecoder(
-        stack(c, Encoder, c.num_layers, False), stack(c, Decoder, c.num_decoder_layers, True)
-    )
+    decoder_layers = c.num_layers if c.num_decoder_layers is None else c.num_decoder_layers
+    return EncoderDecoder(stack(c, Encoder, c.num_layers, False), stack(c, Decoder, decoder_layers, True))
 
 
-def build_encoder(c: Config) -> Encoder:
+def build_encoder(c: Config) -> Spec:
     return stack(c, Encoder, c.num_layers, False)
 
 

@@ -61,6 +61,10 @@ class Joined:
             return False
         return self.whole()
 
+    def bare(self) -> bool:
+        """Whether the product alone is the maps' result: none has a bias or something at its site."""
+        return all(m.bias is None and m.site is None for m in self.maps)
+
     def whole(self) -> bool:
         """Whether the maps still look into the joined weight (`model.to(...)` takes them apart)."""
         raise TypeError(f"{type(self).__name__} must define whole()")

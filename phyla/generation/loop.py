@@ -71,8 +71,9 @@ def generate(
             f"{type(model).__name__} cannot generate: it has no head for next tokens; load the checkpoint as "
             "AutoModelForCausalLM or AutoModelForSeq2SeqLM"
         )
-    if hasattr(model, "pack") and not model.training:
-        model.pack()  # does nothing where it is done already
+    pack = getattr(model, "pack", None)
+    if pack is not None and not model.training:
+        pack()  # does nothing where it is done already
     with torch.no_grad():
         config = merge_config(model, generation_config, use_model_defaults)
         asked = {name: value for name, value in settings.items() if name in DEFAULTS or hasattr(config, name)}

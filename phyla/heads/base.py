@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
 from phyla.outputs import BaseModelOutput, ModelOutput
+
+if TYPE_CHECKING:
+    from phyla.checkpoints.names import NameMap
 
 
 @dataclass
@@ -37,6 +40,10 @@ class HeadModule(nn.Module):
         """Fields such as `loss` and `logits` from the output of the backbone (a StackOutput or its like)."""
         raise TypeError(f"{type(self).__name__} must define forward(out, call)")
 
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+
     def tie(self, backbone: nn.Module) -> None:
         """Share parameters with the backbone where the head is declared tied."""
 
@@ -45,13 +52,14 @@ class HeadModule(nn.Module):
 class Head:
     """One public class of a family: its task, output, public names, and what it needs of the backbone.
 
-    names: our path below the head -> public path. prefix: of the backbone's names in this class's files, where it is
-    not the family's. pool: whether the class has the backbone's pool. build, table: another backbone than the
-    family's, with its name map (an encoder alone). changes: config keys that this class sets.
+    names: our path below the head -> public path. prefix: of the backbone's names in this class's files,
+    where it is not the family's. pool: whether the class has the backbone's pool. build, table: another
+    backbone than the family's, with its name map (an encoder alone). changes: config keys that this class
+    sets.
     """
 
     task: ClassVar[str] = ""
-    names: Mapping[str, Any] = field(default_factory=dict)
+    names: "Mapping[str, Any] | NameMap" = field(default_factory=dict)
     output: type[ModelOutput] = BaseModelOutput
     pool: bool = False
     prefix: str | None = None

@@ -88,7 +88,8 @@ class _Rows(HeadModule):
 class Classify(Head):
     """Labels of a row: on "pool", the "first" token, the "last" real one or the last "end" token.
 
-    dense: activation of a square layer in between ("" for none). dropout: config keys, the first set one counts.
+    dense: activation of a square layer in between ("" for none). dropout: config keys, the first set one
+    counts.
     """
 
     task: ClassVar[str] = "sequence-classification"

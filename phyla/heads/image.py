@@ -58,7 +58,7 @@ class _Pixels(HeadModule):
         x = x.transpose(1, 2).reshape(x.shape[0], -1, side, side)  # (B, D, rows, columns)
         pixels = F.pixel_shuffle(self.out(x), self.stride)  # (B, C, Y, X)
         loss = None
-        if call.bool_masked_pos is not None:
+        if call.bool_masked_pos is not None and call.pixel_values is not None:
             if config.patch_size != config.encoder_stride:
                 raise ArgumentError(
                     f"patch_size ({config.patch_size}) must equal encoder_stride ({config.encoder_stride}) to rebuild pixels"

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from phyla.blocks import LayerNorm, Linear, activation, make
+from phyla.blocks.embed import Tokens
 from phyla.heads.base import Call, Head, HeadModule
 from phyla.heads.loss import balance_loss, check_labels, cross_entropy, next_token_loss
 from phyla.outputs import (
@@ -95,7 +96,7 @@ class TokenScores(HeadModule):
         return fields
 
 
-def token_table(backbone: nn.Module) -> nn.Module:
+def token_table(backbone: Any) -> Tokens:
     """The token embedding of a backbone: its own, or its decoder's."""
     for name in ("decoder", "text"):
         if getattr(backbone, name, None) is not None:
@@ -107,11 +108,11 @@ def token_table(backbone: nn.Module) -> nn.Module:
 class CausalLM(Head):
     """Next-token scores. tied: the output matrix is the token table where config.tie_word_embeddings says so.
 
-    bias: True, False or the config key that says. transform: config -> Transform. softcap: config key of the cap.
-    scale: config -> factor on the states or None. offset: a stored constant added to the scores (BART).
+    bias: True, False or the config key that says. transform: config -> Transform. softcap: config key of the
+    cap. scale: config -> factor on the states or None. offset: a stored constant added to the scores (BART).
     shifted: labels are the inputs (the head shifts them); False where labels are the decoder's targets.
-    balance: adds the experts' balance loss. vocabulary: config -> V. from_zero: `generate` numbers positions from 0,
-    whatever forward does without position_ids (public results of RoBERTa and its relatives).
+    balance: adds the experts' balance loss. vocabulary: config -> V. from_zero: `generate` numbers positions
+    from 0, whatever forward does without position_ids (public results of RoBERTa and its relatives).
     """
 
     task: ClassVar[str] = "causal-lm"

@@ -1,6 +1,7 @@
 """What must hold for every model whatever its family; each check raises AssertionError with the figures.
 
-They take a loaded float32 model in eval mode. Token ids are drawn so that no padding or end token is among them.
+They take a loaded float32 model in eval mode. Token ids are drawn so that no padding or end token is among
+them.
 """
 
 from typing import Any
@@ -105,8 +106,8 @@ def cached_equals_uncached(model: PreTrainedModel, chunks: tuple[int, ...]) -> N
             out = model(**step_inputs(model, piece, memory), past_key_values=cache, use_cache=True)
             found.append(out["logits"] if "logits" in out else out["last_hidden_state"])
             at += size
-        if cache.length != total:
-            raise AssertionError(f"the cache counts {cache.length} positions after {total}")
+        if cache is None or cache.length != total:
+            raise AssertionError(f"the cache counts {cache and cache.length} positions after {total}")
         assert_close(torch.cat(found, 1), wanted, f"chunks {chunks} with room for {room}")
 
 

@@ -349,7 +349,9 @@ def _post_processor(
     def known(name: str) -> list[tuple[str, int]]:
         """The special token of that public name with its id, if there is one."""
         token = config.get(name)
-        number = None if token is None else tokenizer.token_to_id(token)
+        if not isinstance(token, str):
+            return []
+        number = tokenizer.token_to_id(token)
         return [] if number is None else [(token, number)]
 
     if fields.kind == "bert":

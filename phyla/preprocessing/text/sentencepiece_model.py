@@ -10,6 +10,7 @@ import struct
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from phyla.errors import MissingFileError, TokenizerFileError
 
@@ -183,8 +184,8 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         shift += 7
 
 
-def _fields(data: bytes) -> Iterator[tuple[int, int, int | bytes]]:
-    """Field number, wire type and raw value of each field of a message."""
+def _fields(data: bytes) -> Iterator[tuple[int, int, Any]]:
+    """Field number, wire type and raw value (an int for a varint, else bytes) of each field of a message."""
     at, end = 0, len(data)
     while at < end:
         key, at = _varint(data, at)
@@ -260,8 +261,8 @@ _NORMALIZER_FIELDS = {
 }
 
 
-def _settings(data: bytes, table: dict) -> dict[str, object]:
-    found: dict[str, object] = {}
+def _settings(data: bytes, table: dict) -> dict[str, Any]:
+    found: dict[str, Any] = {}
     for number, wire, value in _fields(data):
         if number in table:
             name, read = table[number]

@@ -2,6 +2,7 @@
 
 import re
 import string
+from collections.abc import Callable
 
 from phyla.preprocessing.text.template_budget import Budget, Refusal
 
@@ -151,7 +152,7 @@ def _check_format(budget: Budget, text, *args, **kwargs) -> None:
 
 
 # Checks of filters; each takes the filter's own arguments.
-FILTER_CHECKS = {
+FILTER_CHECKS: dict[str, Callable[..., None]] = {
     "indent": _check_indent,
     "center": _check_center,
     "batch": _check_count,
