@@ -58,7 +58,7 @@ test: setup
 	@$(VENV)/bin/python -m pytest -n logical --maxprocesses 8 --dist worksteal $(ARGS)
 
 quick: setup
-	@$(VENV)/bin/python -m pytest -n logical --maxprocesses 8 --dist worksteal -m 'not slow and not gpu' $(ARGS)
+	@$(VENV)/bin/python -m pytest -n logical --maxprocesses 8 --dist worksteal -m 'not slow and not gpu and not reference' $(ARGS)
 
 check: setup
 	@$(VENV)/bin/ruff check .

@@ -1,4 +1,7 @@
-"""phyla: a few body plans, every model. Public names load on first use; importing phyla loads neither torch nor a family."""
+"""phyla: a few body plans, every model.
+
+Public names load on first use; importing phyla loads neither torch nor a family.
+"""
 
 import importlib
 from typing import Any
@@ -6,17 +9,18 @@ from typing import Any
 __version__ = "0.1.0"
 
 _AUTO = (
-    "AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoModelForImageClassification", "AutoModelForMaskedImageModeling",
-    "AutoModelForMaskedLM", "AutoModelForMultipleChoice", "AutoModelForNextSentencePrediction", "AutoModelForPreTraining",
-    "AutoModelForQuestionAnswering", "AutoModelForSeq2SeqLM", "AutoModelForSequenceClassification",
-    "AutoModelForTextEncoding", "AutoModelForTokenClassification", "AutoModelForZeroShotImageClassification",
-    "AutoModelWithLMHead",
+    "AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoModelForImageClassification",
+    "AutoModelForMaskedImageModeling", "AutoModelForMaskedLM", "AutoModelForMultipleChoice",
+    "AutoModelForNextSentencePrediction", "AutoModelForPreTraining", "AutoModelForQuestionAnswering",
+    "AutoModelForSeq2SeqLM", "AutoModelForSequenceClassification", "AutoModelForTextEncoding",
+    "AutoModelForTokenClassification", "AutoModelForZeroShotImageClassification", "AutoModelWithLMHead",
 )  # fmt: skip
 _ERRORS = (
-    "ArgumentError", "CheckpointError", "ConfigError", "CorruptFileError", "DtypeMismatchError", "GenerationError",
-    "MissingExtraError", "MissingFileError", "MissingWeightsError", "NameMapError", "NonFiniteLogitsError", "PhylaError",
-    "ShapeMismatchError", "TemplateError", "TokenizerFileError", "TokenizerInputError", "UnexpectedWeightsError",
-    "UnknownArgumentError", "UnsafeFormatError", "UnsafePathError",
+    "ArgumentError", "CheckpointError", "ConfigError", "CorruptFileError", "DtypeMismatchError",
+    "GenerationError", "MissingExtraError", "MissingFileError", "MissingWeightsError", "NameMapError",
+    "NonFiniteLogitsError", "PhylaError", "ShapeMismatchError", "TemplateError", "TokenizerFileError",
+    "TokenizerInputError", "UnexpectedWeightsError", "UnknownArgumentError", "UnsafeFormatError",
+    "UnsafePathError",
 )  # fmt: skip
 _CORE = {
     "Cache": "phyla.blocks.cache",

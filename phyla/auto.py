@@ -55,7 +55,7 @@ class _AutoModel:
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike, *, config: Any = None, **options: Any) -> Any:
-        """Load the checkpoint with the class that its model_type and this task call for; options as for any model."""
+        """Load the checkpoint with the class for its model_type and this task; options as for any model."""
         if config is None:
             where: dict[str, Any] = {
                 k: options[k]

@@ -1,4 +1,4 @@
-"""Model configurations: the public config.json keys as attributes, with the public defaults and strict values."""
+"""Model configurations: the public config.json keys as attributes, with public defaults and strict values."""
 
 import copy
 import json
@@ -45,7 +45,7 @@ _DTYPES = ("float32", "float16", "bfloat16", "float64", "auto", "float8_e4m3fn",
 
 
 class PretrainedConfig:
-    """Base of all configurations. A family lists its keys as annotated class attributes with their public defaults.
+    """Base of all configurations. A family lists its keys as annotated class attributes with public defaults.
 
     Keys that a family does not know are kept as they are and written back. Values of known keys are checked:
     type, positive sizes, and sizes below 2**31 (ConfigError). `ALIASES` gives other names for a key
@@ -102,7 +102,7 @@ class PretrainedConfig:
         self.finish()
 
     def finish(self) -> None:
-        """Fill keys that follow from others and refuse combinations that cannot work (families override this)."""
+        """Fill keys that follow from others, refuse impossible combinations (families override this)."""
 
     def _part(self, name: str, value: Any, model_type: str) -> "PretrainedConfig":
         from phyla.registry import config_class
@@ -313,7 +313,7 @@ class PretrainedConfig:
 
 
 class _NoKey(AttributeError):
-    """A key that a configuration lacks; the message is made when it is read, as absent keys are asked for often."""
+    """A key that a configuration lacks; the message is made when read, as such keys are asked for often."""
 
     def __init__(self, owner: str, key: str, keys: dict[str, Any]) -> None:
         super().__init__(owner, key)

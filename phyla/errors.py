@@ -1,4 +1,4 @@
-"""Every error that phyla raises on purpose: each says what must hold, what was found, where, and what to do."""
+"""Every error that phyla raises on purpose: each says what must hold, what was found, where, what to do."""
 
 import difflib
 from collections.abc import Iterable

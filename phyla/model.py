@@ -1,4 +1,4 @@
-"""The public face of every model: construction, devices, dtypes, and the names of what belongs to higher floors."""
+"""The public face of every model: construction, devices, dtypes, and names of what is on higher floors."""
 
 import importlib
 from collections.abc import Iterator
@@ -92,8 +92,8 @@ class PreTrainedModel(nn.Module):
         """Build the module tree on the meta device."""
         if not isinstance(config, PretrainedConfig):
             raise ConfigError(
-                f"{type(self).__name__} takes a {self.config_class.__name__}, but got {type(config).__name__}; "
-                "to read a checkpoint use from_pretrained"
+                f"{type(self).__name__} takes a {self.config_class.__name__}, but got "
+                f"{type(config).__name__}; to read a checkpoint use from_pretrained"
             )
         head = self.head_spec
         self.config = config
@@ -156,8 +156,7 @@ class PreTrainedModel(nn.Module):
 
     def sites(self) -> Iterator[Site]:
         """Every named place that adapters, quantisers and probes may touch."""
-        for site in sites(self.backbone):
-            yield site
+        yield from sites(self.backbone)
 
     def new_cache(self, batch: int, length: int) -> Cache | None:
         """An empty cache with room for `length` positions of `batch` rows; forward fills it in place.
@@ -245,7 +244,7 @@ def assign(places: Places, old: Tensor, new: Tensor) -> None:
 
 
 def materialise(model: nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> None:
-    """Give uninitialised memory to every tensor that is still on the meta device; `dtype` is for floating parameters."""
+    """Give uninitialised memory to tensors still on the meta device; `dtype` is for floating parameters."""
     places = places_of(model)
     for tensor in [*model.parameters(), *model.buffers()]:
         if tensor.is_meta:

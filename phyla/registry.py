@@ -36,7 +36,7 @@ def table() -> dict[str, Row]:
 
 
 def families(modality: str | None = None, search: str = "") -> list[Row]:
-    """Rows of the table, by modality (`text`, `vision`, `audio`, `multimodal`) and words in their names or tasks."""
+    """Rows of the table by modality (`text`, `vision`, `audio`, `multimodal`) and words in names or tasks."""
     words = search.lower().split()
     rows = sorted(table().values(), key=lambda row: row.model_type)
     if modality is not None:
@@ -56,7 +56,8 @@ def row(model_type: str) -> Row:
     if model_type not in rows:
         raise ConfigError(
             f"no family {model_type!r}.{nearest(str(model_type), rows)} phyla knows {len(rows)} families; "
-            "`phyla models` lists them. Code in a checkpoint is never run; register a class of your own in Python"
+            "`phyla models` lists them. Code in a checkpoint is never run; "
+            "register a class of your own in Python"
         )
     return rows[model_type]
 
@@ -102,7 +103,11 @@ def public_class(name: str, module: str) -> Any:
 
 
 def register(
-    model_type: str, config: "type[PretrainedConfig]", model: type, task: str = "base-model", modality: str = "text"
+    model_type: str,
+    config: "type[PretrainedConfig]",
+    model: type,
+    task: str = "base-model",
+    modality: str = "text",
 ) -> None:
     """Add a configuration and model class from outside; the same model_type may be given several tasks."""
     from phyla.families._index import FAMILIES

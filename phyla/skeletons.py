@@ -78,8 +78,8 @@ def context_for(
         if mask.dim() == 2:
             if mask.shape[0] != batch or mask.shape[1] != start + length:
                 raise ArgumentError(
-                    f"{name} must be ({batch}, {start + length}) for {length} new and {start} cached positions, "
-                    f"but is {tuple(mask.shape)}"
+                    f"{name} must be ({batch}, {start + length}) for {length} new and {start} cached "
+                    f"positions, but is {tuple(mask.shape)}"
                 )
             mask = mask.to(device=device, dtype=torch.bool)
     counted = positions is None
@@ -105,8 +105,8 @@ def take_cache(model: PreTrainedModel, past: Any, wanted: bool, batch: int, leng
         return None if cache is None or all(slot is None for slot in cache.slots) else cache
     if not isinstance(past, Cache):
         raise ArgumentError(
-            f"past_key_values must be a cache of this model (model.new_cache(batch, length) or the past_key_values of "
-            f"an earlier output), but is {type(past).__name__}"
+            "past_key_values must be a cache of this model (model.new_cache(batch, length) or the "
+            f"past_key_values of an earlier output), but is {type(past).__name__}"
         )
     if past.batch != batch:
         raise ArgumentError(f"the cache holds {past.batch} rows, but the inputs have {batch}")
@@ -149,7 +149,9 @@ class TextModel(PreTrainedModel):
         where mc_token_ids (B, choices) say which token a double head reads and mc_labels (B) which choice is
         right. attention_mask (B, cached + S): 1 real, 0 padding, on either side; or a ready 4-D mask.
         past_key_values: a cache, filled in place; use_cache=True makes one. logits_to_keep: only the last n
-        positions. Raises ArgumentError for wrong shapes and dtypes.
+        positions.
+
+        Raises ArgumentError for wrong shapes and dtypes.
         """
         config = self.config
         choices = 0
@@ -265,7 +267,7 @@ class EncoderDecoderModel(PreTrainedModel):
         return BaseModelOutput(out.last_hidden_state, out.hidden_states, out.attentions)
 
     def start_ids(self, ids: Tensor) -> Tensor:
-        """Decoder inputs for targets or texts `ids` (B, S): one step to the right, the start token in front."""
+        """Decoder inputs for targets `ids` (B, S): one step to the right, the start token in front."""
         start, padding = self.config.decoder_start_token_id, self.config.pad_token_id
         if start is None:
             raise ArgumentError(
@@ -328,8 +330,8 @@ class EncoderDecoderModel(PreTrainedModel):
         cache = take_cache(self, past_key_values, caching, batch, length)
         attentions = flag(output_attentions, config.output_attentions)
         ctx = context_for(
-            self, (batch, length), given.device, decoder_attention_mask, decoder_position_ids, cache, attentions,
-            True, "decoder_attention_mask",
+            self, (batch, length), given.device, decoder_attention_mask, decoder_position_ids, cache,
+            attentions, True, "decoder_attention_mask",
         )  # fmt: skip
         ctx.memory = encoder_outputs.last_hidden_state
         if attention_mask is not None:
@@ -342,7 +344,8 @@ class EncoderDecoderModel(PreTrainedModel):
         joined = joint_output(out, encoder_outputs)
         call = Call(
             config, input_ids if self.family.shifts_inputs else decoder_input_ids, attention_mask, labels,
-            start_positions, end_positions, logits_to_keep=logits_to_keep, num_items_in_batch=num_items_in_batch,
+            start_positions, end_positions, logits_to_keep=logits_to_keep,
+            num_items_in_batch=num_items_in_batch,
         )  # fmt: skip
         fields = {} if self.head is None else self.head(joined, call)
         return finish(self, fields, joined, return_dict)

@@ -115,12 +115,12 @@ def test_files_that_are_no_configuration(tmp_path: Path) -> None:
     for index, text in enumerate(("{", "[1]", "[" * 100_000, '{"hidden_size": ' + "9" * 5000 + "}")):
         folder = tmp_path / str(index)
         folder.mkdir()
-        with pytest.raises(ConfigError, match="config.json"):
+        with pytest.raises(ConfigError, match=r"config\.json"):
             phyla.AutoConfig.from_pretrained(write(folder, text))
     (tmp_path / "dir" / "config.json").mkdir(parents=True)
-    with pytest.raises(PhylaError, match="config.json"):
+    with pytest.raises(PhylaError, match=r"config\.json"):
         phyla.AutoConfig.from_pretrained(tmp_path / "dir")
-    with pytest.raises(MissingFileError, match="config.json"):
+    with pytest.raises(MissingFileError, match=r"config\.json"):
         (tmp_path / "empty").mkdir()
         phyla.AutoConfig.from_pretrained(tmp_path / "empty")
 

@@ -24,8 +24,10 @@ IDS = torch.tensor([[5, 6, 7, 8]])
 @pytest.fixture
 def llama(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    config = phyla.LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-                               num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=32)  # fmt: skip
+    config = phyla.LlamaConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=32,
+    )  # fmt: skip
     phyla.LlamaForCausalLM(config).save_pretrained(tmp_path / "llama")
     return tmp_path / "llama"
 

@@ -1,4 +1,4 @@
-"""Options that the tiny goldens do not use, against recorded outputs of the reference on other configurations.
+"""Options that the tiny goldens do not use, against recorded outputs of the reference.
 
 Format of tests/goldens/options/<family>.json.xz: goldens with class, config, tensor names and shapes (weights
 follow from them by phyla.testing.seeded), inputs (without `values` where they follow from name and shape),

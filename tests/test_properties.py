@@ -86,8 +86,8 @@ def test_gradients_reach_every_parameter(model_type: str, name: str) -> None:
 
 # A constant added to all scores of a query: softmax cannot see it, so its gradient is zero.
 SILENT = ("attn.k.bias", "cross.k.bias")
-# Parameters that the recorded inputs do not reach: cross-attention without an encoder, a mask token without a mask;
-# and CLIP's image classifier stores a norm that it does not use.
+# Parameters that the recorded inputs do not reach: cross-attention without an encoder, a mask token without
+# a mask; and CLIP's image classifier stores a norm that it does not use.
 UNREACHED: dict[str, tuple[str, ...]] = {
     "BartForCausalLM": (".cross.",),
     "CLIPForImageClassification": (

@@ -1,4 +1,4 @@
-"""The shapes written in signatures are true: every golden runs in a process where jaxtyping checks each call."""
+"""The shapes written in signatures are true: every golden runs where jaxtyping checks each call."""
 
 import os
 import subprocess
@@ -21,7 +21,8 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
 
 def test_a_wrong_shape_is_caught() -> None:
     code = (
-        "from jaxtyping import install_import_hook; install_import_hook('phyla.blocks', 'beartype.beartype')\n"
+        "from jaxtyping import install_import_hook\n"
+        "install_import_hook('phyla.blocks', 'beartype.beartype')\n"
         "import torch; from phyla.blocks import FFN, Context, make\n"
         "ffn = make(FFN(4, 8))\n"
         "ffn(torch.zeros(2, 4), Context(positions=torch.zeros(1, 2), length=2))\n"

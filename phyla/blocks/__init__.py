@@ -34,7 +34,8 @@ from phyla.blocks.stack import (
 
 __all__ = [
     "FFN", "Alibi", "Attention", "Block", "BucketBias", "Causal", "Context", "Decoder", "Dual", "DualOutput",
-    "Embed", "Encoder", "EncoderDecoder", "Experts", "Full", "GatedFFN", "Heads", "Layer", "LayerNorm", "Learned",
-    "Linear", "Mamba", "Mixer", "Parallel", "PatchEmbed", "Pool", "RMSNorm", "RelativeKeys", "Rotary", "Spec", "Stack", "StackBias",
-    "StackOutput", "Window", "activation", "make", "repeat", "residual",
+    "Embed", "Encoder", "EncoderDecoder", "Experts", "Full", "GatedFFN", "Heads", "Layer", "LayerNorm",
+    "Learned", "Linear", "Mamba", "Mixer", "Parallel", "PatchEmbed", "Pool", "RMSNorm", "RelativeKeys",
+    "Rotary", "Spec", "Stack", "StackBias", "StackOutput", "Window", "activation", "make", "repeat",
+    "residual",
 ]  # fmt: skip

@@ -73,5 +73,6 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
         return ACTIVATIONS[name]
     except (KeyError, TypeError):
         raise ConfigError(
-            f"an activation must be one of {sorted(ACTIVATIONS)}, but is {name!r}.{nearest(str(name), ACTIVATIONS)}"
+            f"an activation must be one of {sorted(ACTIVATIONS)}, but is {name!r}."
+            + nearest(str(name), ACTIVATIONS)
         ) from None

@@ -56,7 +56,7 @@ class KVCache:
         return keys, values
 
     def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Append new keys and values (B, G, S, E); returns all that are kept and the slot of the first of them."""
+        """Append new keys and values (B, G, S, E); returns all that are kept and the slot of the first."""
         new = k.shape[2]
         keys, values = self._reserve(k, v, new)
         end = self.used + new
@@ -75,13 +75,14 @@ class KVCache:
         """Forget all positions from `length` on."""
         if length < self.first:
             raise ArgumentError(
-                f"a sliding cache can be cut back to {self.first} positions at most, but {length} was asked for"
+                f"a sliding cache can be cut back to {self.first} positions at most, "
+                f"but {length} was asked for"
             )
         self.used = max(0, min(self.used, length - self.first))
 
 
 class CrossCache:
-    """Keys and values of the encoder's states (B, G, K, E), computed at the first step and read at all others."""
+    """Keys and values of the encoder's states (B, G, K, E), computed at the first step, read at each."""
 
     def __init__(self) -> None:
         self.keys: Tensor | None = None
@@ -119,7 +120,7 @@ class StateCache:
 
 
 class Cache:
-    """All memory of one batch in one model: a slot for each mixer that keeps one, and the positions seen so far.
+    """All memory of one batch in one model: a slot for each mixer that keeps one, and the positions seen.
 
     It is what models return and take as `past_key_values`.
     """

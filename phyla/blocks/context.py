@@ -12,11 +12,11 @@ class Context:
     """One call of a stack: masks, positions, caches and what to record.
 
     attention_mask: bool (B, K), True where a position may be attended, over cached and new positions; or a
-    ready mask (B, 1 or H, S, K), bool or additive. None means everything may be attended. positions: (B or 1,
-    S) index of each new token in its row. start: positions already cached. length: S. counted: positions
-    follow from the mask; False where the caller gave them. memory, memory_mask: encoder states (B, K', D')
-    and their bool mask (B, K') for cross-attention. attentions, cross_attentions, router_logits: lists to
-    record into, or None (nothing is computed for them).
+        ready mask (B, 1 or H, S, K), bool or additive. None means everything may be attended.
+    positions: (B or 1, S) index of each new token in its row. start: positions already cached. length: S.
+    counted: positions follow from the mask; False where the caller gave them.
+    memory, memory_mask: encoder states (B, K', D') and their bool mask (B, K') for cross-attention.
+    attentions, cross_attentions, router_logits: lists to record into, or None (nothing is computed for them).
     """
 
     positions: Tensor
@@ -36,7 +36,7 @@ class Context:
     memo: dict[Hashable, Any] = field(default_factory=dict)
 
     def once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
-        """The value of `compute()`, computed at the first request of this call and shared by all layers after it."""
+        """The value of `compute()`, computed at the first request of this call and shared by later layers."""
         if key not in self.memo:
             self.memo[key] = compute()
         return self.memo[key]

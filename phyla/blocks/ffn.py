@@ -12,7 +12,7 @@ from phyla.blocks.shapes import NewStream, Stream
 
 
 class FFN(Mixer):
-    """down(act(up(x))) (Vaswani et al. 2017, arXiv:1706.03762, eq. 2). x (B, S, D), inner width F in elements.
+    """down(act(up(x))) (Vaswani et al. 2017, arXiv:1706.03762, eq. 2). x (B, S, D), inner width F.
 
     dropout stands after the activation; `out` is the output width when it differs from the input's.
     """

@@ -1,4 +1,4 @@
-"""Which positions a query may attend to. Rules are small frozen objects; tensors are made once a call and shared."""
+"""Which positions a query may attend to. Rules are small frozen objects; tensors are made once a call."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ class Full:
     """Every position (encoders, cross-attention)."""
 
     def limits(self, start: int, length: int, keys: int) -> bool:
-        """Whether the rule hides any of `keys` slots from any of the `length` queries that begin at slot `start`."""
+        """Whether the rule hides any of `keys` slots from any of `length` queries that begin at `start`."""
         return False
 
     def visible(self, query: Tensor, key: Tensor) -> Tensor:
@@ -59,11 +59,11 @@ def is_plain_causal(mask: Mask, ctx: Context, keys: int) -> bool:
 
 
 def self_mask(mask: Mask, ctx: Context, first: int, keys: int) -> Tensor | None:
-    """Mask of self-attention over the key slots first .. first+keys-1: bool or additive (B or 1, 1 or H, S, K), or None.
+    """Mask over the key slots first .. first+keys-1: bool or additive (B or 1, 1 or H, S, K), or None.
 
     A rule without effect and an absent padding mask give None.
     """
-    # Layers of one rule see the same slots in one call; lengths are no part of the key, as they may be symbolic.
+    # Layers of one rule see the same slots in one call; lengths may be symbolic and are no part of the key.
     return ctx.once(mask, lambda: _self_mask(mask, ctx, first, keys))
 
 

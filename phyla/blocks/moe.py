@@ -12,10 +12,11 @@ from phyla.blocks.shapes import Stream
 
 
 class Experts(Mixer):
-    """Each token goes to the `chosen` best of X gated feed-forwards (Shazeer et al. 2017; Jiang et al. 2024, arXiv:2401.04088).
+    """Each token goes to the `chosen` best of X gated feed-forwards (Jiang et al. 2024, arXiv:2401.04088).
 
-    gate, up (X, F, D), down (X, D, F). Weights are the softmax over all experts, renormalised over the chosen
-    ones when `renormalise`. jitter: width of the uniform noise on the input while training.
+    After Shazeer et al. 2017. gate, up (X, F, D), down (X, D, F). Weights are the softmax over all experts,
+    renormalised over the chosen ones when `renormalise`. jitter: width of the uniform noise on the input
+    while training.
     """
 
     def __init__(

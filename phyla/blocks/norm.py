@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from phyla.blocks.shapes import Rows
 from phyla.blocks.spec import Block
 
-
 # Rows up to which the calls of a norm cost more than its arithmetic.
 FEW = 4
 
@@ -18,7 +17,7 @@ def _hurried(x: Tensor) -> bool:
 
 
 class LayerNorm(Block):
-    """(x - mean) / sqrt(var + eps) * weight + bias over the last dimension (Ba et al. 2016, arXiv:1607.06450).
+    """(x - mean) / sqrt(var + eps) * weight + bias over the last dimension (Ba et al., arXiv:1607.06450).
 
     affine=False drops weight and bias; bias=False drops the bias alone.
     """
@@ -41,7 +40,7 @@ class LayerNorm(Block):
 
 
 class RMSNorm(Block):
-    """x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4).
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang & Sennrich, arXiv:1910.07467, eq. 4).
 
     offset is added to the weight (Gemma stores weight - 1). The mean is taken in float32; `cast` says when
     the result returns to the dtype of x: "early" before the weight (Llama), "late" after it (Gemma).
@@ -64,13 +63,15 @@ class RMSNorm(Block):
         return (wide * (self.weight.float() + self.offset)).to(x.dtype)
 
     def _few(self, x: Tensor) -> Tensor:
-        """The same numbers for few rows in half the time: (x, -x) has mean 0, so its layer norm is x's RMS norm."""
+        """The same for few rows in half the time: (x, -x) has mean 0, so its layer norm is x's RMS norm."""
         width, late = self.width, self.cast == "late"
         both = torch.cat((x, -x), -1)
         y = F.layer_norm(both.float() if late else both, (2 * width,), None, None, self.eps)[..., :width]
         if not self.offset:
             return (y * self.weight.float()).to(x.dtype) if late else y * self.weight
-        return (y * (self.weight.float() + self.offset)).to(x.dtype) if late else y * (self.weight + self.offset)
+        return (
+            (y * (self.weight.float() + self.offset)).to(x.dtype) if late else y * (self.weight + self.offset)
+        )
 
     def reset(self, std: float) -> bool:
         nn.init.constant_(self.weight, 1.0 - self.offset)

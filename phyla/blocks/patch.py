@@ -10,7 +10,7 @@ from phyla.errors import ArgumentError
 
 
 class PatchEmbed(Block):
-    """Square patches of an image as vectors, a class vector in front, positions added (Dosovitskiy et al. 2020, eq. 1).
+    """Patches of an image as vectors, a class vector in front, positions added (Dosovitskiy et al., eq. 1).
 
     Pixels (B, C, Y, X) -> (B, P + 1, D). image, patch: (height, width) in pixels. class_token: a vector in
     front. mask_token: stands for the patches that `hidden` (B, P) marks. Sizes other than `image` need
@@ -42,7 +42,7 @@ class PatchEmbed(Block):
         self.register_module("site", None)
 
     def positions(self, rows: int, columns: int) -> Tensor:
-        """The position table for a grid of rows x columns patches, resampled bicubically when it is another."""
+        """The position table for a grid of rows x columns patches, resampled bicubically from another."""
         if (rows, columns) == self.grid:
             return self.position
         front = int(self.class_token is not None)

@@ -11,7 +11,7 @@ from phyla.errors import ArgumentError
 
 
 def first_token(x: Tensor, mask: Tensor | None) -> Tensor:
-    """(B, D): the first token of each row of x (B, S, D) that the mask (B, S) attends; the first slot without one."""
+    """(B, D): of each row of x (B, S, D) the first token that the mask (B, S) attends, else slot 0."""
     if mask is None or mask.dim() != 2 or mask.shape[1] != x.shape[1]:
         return x[:, 0]
     return x[torch.arange(len(x), device=x.device), mask.to(x.device).int().argmax(-1)]

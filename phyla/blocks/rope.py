@@ -13,7 +13,7 @@ from phyla.errors import ConfigError, nearest
 
 @dataclass(frozen=True)
 class RopeTable:
-    """Angles per position and a gain: `frequencies(total)` gives (width / 2) radians a token for `total` tokens."""
+    """Angles and a gain: `frequencies(total)` gives (width / 2) radians a token for `total` tokens."""
 
     frequencies: Callable[[int], Tensor]
     factor: float = 1.0
@@ -26,8 +26,8 @@ def rope_table(
     """The table of a public `rope_scaling` object (None: plain).
 
     Kinds: default (and mrope), linear (Chen et al. 2023, arXiv:2306.15595), dynamic (NTK-aware), yarn (Peng
-    et al. 2023, arXiv:2309.00071), longrope and su (Ding et al. 2024, arXiv:2402.13753), llama3. Raises
-    ConfigError for unknown kinds and for missing or impossible fields.
+    et al. 2023, arXiv:2309.00071), longrope and su (Ding et al. 2024, arXiv:2402.13753), llama3.
+    Raises ConfigError for unknown kinds and for missing or impossible fields.
     """
     if width <= 0 or width % 2:
         raise ConfigError(f"the rotary width must be positive and even, but is {width}")
@@ -38,7 +38,8 @@ def rope_table(
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind not in _KINDS:
         raise ConfigError(
-            f"rope_scaling's rope_type must be one of {sorted(_KINDS)}, but is {kind!r}.{nearest(str(kind), _KINDS)}"
+            f"rope_scaling's rope_type must be one of {sorted(_KINDS)}, but is {kind!r}."
+            + nearest(str(kind), _KINDS)
         )
     with torch.device("cpu"):  # models are described on the meta device, but a table is numbers
         return _KINDS[kind](width, float(base), dict(scaling), max_positions, original_positions)

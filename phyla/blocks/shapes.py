@@ -1,4 +1,7 @@
-"""Shapes in signatures, checked in the test run (PHYLA_CHECK_SHAPES=1); the letters are those of phyla/blocks/__init__.py."""
+"""Shapes in signatures, checked in the test run (PHYLA_CHECK_SHAPES=1).
+
+The letters are those of phyla/blocks/__init__.py.
+"""
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor

@@ -13,7 +13,7 @@ from torch import nn
 
 
 class Site(NamedTuple):
-    """One touchable place: dotted name, kind (`linear`, `branch`, `stream`, `keys-values`) and the module that holds it."""
+    """One touchable place: dotted name, kind (`linear`, `branch`, `stream`, `keys-values`), module."""
 
     name: str
     kind: str
@@ -21,7 +21,7 @@ class Site(NamedTuple):
 
 
 def sites(model: nn.Module) -> Iterator[Site]:
-    """Every site of a model in order of its modules; names are module paths, e.g. `layers.0.attn.q`, `layers.0.ffn.out`."""
+    """Every site of a model in order of its modules; names are module paths such as `layers.0.attn.q`."""
     for path, module in model.named_modules():
         kind = getattr(module, "site_kind", None)
         if kind is None:

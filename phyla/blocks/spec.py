@@ -1,4 +1,4 @@
-"""Frozen descriptions of blocks: calling a block class records the call; `make` turns the record into modules."""
+"""Frozen descriptions of blocks: calling a block class records the call; `make` turns it into modules."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-
 _HALVES = (torch.float16, torch.bfloat16)
 
 
 class Spec:
-    """A block class with its bound arguments: printable, comparable, hashable, and reusable without tying weights.
+    """A block class with its bound arguments: printable, comparable, hashable.
 
-    Fields are readable as attributes (`spec.width`); `but(**changes)` gives a changed copy.
+    It can be used again without tying weights. Fields are readable as attributes (`spec.width`);
+    `but(**changes)` gives a changed copy.
     """
 
     __slots__ = ("args", "block", "branch")
@@ -82,7 +82,7 @@ class _BlockMeta(type):
 if TYPE_CHECKING:
 
     class _Described(Spec, nn.Module):
-        """A block to type checkers, which do not follow the metaclass: `B(...)` is a Spec, `self` a module."""
+        """What type checkers, blind to the metaclass, take a block for: `B(...)` a Spec, `self` a module."""
 
         def __init__(self) -> None: ...
 
@@ -91,7 +91,7 @@ else:
 
 
 class Block(_Described, metaclass=_BlockMeta):
-    """Base of all parts. `B(...)` is a frozen description; `make(B(...))` is a module with that as its `spec`."""
+    """Base of all parts. `B(...)` is a frozen description, `make(B(...))` a module with that as `spec`."""
 
     spec: Spec
     signature: str  # text of the description: parts of equal text may share what one call computes
@@ -102,10 +102,11 @@ class Block(_Described, metaclass=_BlockMeta):
     def _apply(self, fn: Any, recurse: bool = True) -> "Block":
         """As for any module, but computed tables stay float32: rounded angles would spoil long texts."""
         super()._apply(fn, recurse)
-        rounded = [n for n in self._non_persistent_buffers_set if self._buffers[n].dtype in _HALVES]
-        for name in rounded:
-            self._buffers[name] = self._buffers[name].float()
-        if rounded and not self._buffers[rounded[0]].is_meta:
+        tables = [(name, self._buffers[name]) for name in self._non_persistent_buffers_set]
+        rounded = [(name, t) for name, t in tables if t is not None and t.dtype in _HALVES]
+        for name, table in rounded:
+            self._buffers[name] = table.float()
+        if rounded and not rounded[0][1].is_meta:
             self.fill_buffers()
         return self
 

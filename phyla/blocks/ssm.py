@@ -61,7 +61,7 @@ class _Step(Linear):
 
 
 class Mamba(Mixer):
-    """A gated convolution followed by a selective scan (Gu & Dao 2023, arXiv:2312.00752, algorithm 2 and figure 3).
+    """A gated convolution followed by a selective scan (Gu & Dao, arXiv:2312.00752, algorithm 2, figure 3).
 
     h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t;  y_t = C_t h_t + D x_t, with A = -exp(A_log) (inner, state).
     width D, inner I, state N, conv: taps, rank: width of the low-rank step,

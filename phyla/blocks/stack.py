@@ -17,7 +17,7 @@ from phyla.blocks.spec import Block, Spec, make
 
 @dataclass
 class StackOutput:
-    """What a stack computed; tuples are None unless asked for. Shapes: states (B, S, D), attentions (B, H, S, K)."""
+    """What a stack computed; tuples are None unless asked for: states (B, S, D), attentions (B, H, S, K)."""
 
     last_hidden_state: Tensor
     pooler_output: Tensor | None = None
@@ -99,11 +99,11 @@ def _less(layer: Spec, lost: int) -> Spec:
 class Stack(Block):
     """embed -> layers -> norm -> pool. The backbone of encoders and decoders alike.
 
-    embed: token or patch embedding, or None where the caller brings states. norm: final norm. project: (from,
-    to) widths of a Linear without bias after it (OPT). dropout: on the final states (T5). position: a bias
-    shared by all layers (see `StackBias`). layer_drop: chance that training skips a layer. record: the last
-    entry of hidden_states is the final states ("normed"), or those before the norm ("raw"); "layers":
-    hidden_states are the outputs of all layers and the final states, without the embedding (Mamba).
+    embed: token or patch embedding, or None where the caller brings states. norm: final norm.
+    project: (from, to) widths of a Linear without bias after it (OPT). dropout: on the final states (T5).
+    position: a bias shared by all layers (see `StackBias`). layer_drop: chance that training skips a layer.
+    record: the last entry of hidden_states is the final states ("normed"), or those before the norm ("raw");
+    "layers": hidden_states are the outputs of all layers and the final states, without the embedding (Mamba).
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class Stack(Block):
     def run(
         self, x: Tensor, ctx: Context, ids: Tensor | None = None, record_states: bool = False
     ) -> StackOutput:
-        """From embedded states x (B, S, D) to the output; `ids` only serve a pool that looks for the end token."""
+        """From embedded states x (B, S, D) to the output; `ids` serve a pool that looks for the end token."""
         states: list[Tensor] | None = ([] if self.record == "layers" else [x]) if record_states else None
         if self.position is not None:
             ctx.memo["stack-bias"] = self.position

@@ -54,7 +54,7 @@ def make_config(
 
 
 def _part_for(data: dict[str, Any], cls: type[PretrainedConfig]) -> dict[str, Any] | None:
-    """The part of a config.json that describes a model of cls: as the family of the whole reads it, else by name."""
+    """The part of a config.json that describes a model of cls: as the whole family reads it, else by name."""
     try:
         whole = config_class(str(data["model_type"])).from_dict(data)
         parts = [p.to_dict() for p in whole.__dict__.values() if isinstance(p, cls)]

@@ -52,7 +52,7 @@ def from_pretrained(
     use_safetensors: bool | None = None,
     **config_changes: Any,
 ) -> Any:
-    """Load a model from a folder, a file (.safetensors, .bin, .gguf), a hub id, or an installed weight package.
+    """Load a model from a folder, a file (.safetensors, .bin, .gguf), a hub id or a weight package.
 
     torch_dtype: None for float32, "auto" for the checkpoint's own, or a dtype. device_map: a device, "auto",
     or None for the CPU. quantized: keep the blocks of a GGUF file packed and compute on them. strict: tensors
@@ -154,7 +154,7 @@ def fill(
     ignore_mismatched: bool = False,
     done: set[str] | frozenset[str] = frozenset(),
 ) -> None:
-    """Assign every tensor of the model from the file; what the file lacks gets fresh values and is reported."""
+    """Assign every tensor of the model from the file; what the file lacks starts afresh and is reported."""
     spelled = {modern(name): name for name in weights.infos}
     lines = choose_lines(layout, spelled)
     tensors = tensors_of(model)
@@ -191,9 +191,9 @@ def fill(
             if new.shape != old.shape:
                 if not ignore_mismatched:
                     raise ShapeMismatchError(
-                        f"{line.theirs[0]} must have shape {tuple(old.shape)} by config.json, but has {tuple(new.shape)} "
-                        f"({report.source}); change the config key that sets it, or pass ignore_mismatched_sizes=True "
-                        "to start that tensor afresh"
+                        f"{line.theirs[0]} must have shape {tuple(old.shape)} by config.json, but has "
+                        f"{tuple(new.shape)} ({report.source}); change the config key that sets it, or pass "
+                        "ignore_mismatched_sizes=True to start that tensor afresh"
                     )
                 report.mismatched.append((line.theirs[0], tuple(new.shape), tuple(old.shape)))
                 fresh.append(path)
@@ -209,7 +209,7 @@ def fill(
 
 
 def choose_lines(layout: Layout, spelled: dict[str, str]) -> list[Line]:
-    """The lines in the spelling (with or without the backbone's prefix) that more of the file's names match."""
+    """The lines with the backbone's prefix or without it, whichever more names of the file match."""
     candidates = [layout.lines(True), layout.lines(False)] if layout.prefix else [layout.lines(True)]
     return max(candidates, key=lambda lines: sum(n in spelled for line in lines for n in line.theirs))
 
@@ -264,7 +264,12 @@ def _fill_rest(model: PreTrainedModel, fresh: list[str], dtype: torch.dtype, dev
 
 
 def _judge(
-    model: PreTrainedModel, layout: Layout, report: LoadReport, named: list[str], strict: bool, allow_missing: Sequence[str]
+    model: PreTrainedModel,
+    layout: Layout,
+    report: LoadReport,
+    named: list[str],
+    strict: bool,
+    allow_missing: Sequence[str],
 ) -> None:
     """Raise for what must not be passed over, warn for the rest."""
     name = type(model).__name__
@@ -275,7 +280,8 @@ def _judge(
     if hard:
         others = LoadReport(report.source, missing=hard, unexpected=report.unexpected)
         raise MissingWeightsError(
-            f"{name} needs {len(hard)} tensors that {report.source} does not hold:\n{others.describe_missing()}\n"
+            f"{name} needs {len(hard)} tensors that {report.source} does not hold:\n"
+            f"{others.describe_missing()}\n"
             "Pass allow_missing=[patterns] to start them with random values"
         )
     if strict and report.unexpected:
@@ -287,7 +293,7 @@ def _judge(
 
 
 def _optional_lines(layout: Layout) -> list[tuple[str, ...]]:
-    """Public names that a checkpoint of another class may lack: those of the head, the pool and cross-attention."""
+    """Public names that a file of another class may lack: those of the head, the pool and cross-attention."""
     lines = [*layout.lines(True), *layout.lines(False)]
     optional = ("head.", "backbone.pool.")
     return [li.theirs for li in lines if li.ours[0].startswith(optional) or ".cross." in li.ours[0]]

@@ -1,4 +1,4 @@
-"""Public tensor names of a family: a table from our module paths to theirs, total, order-free and invertible."""
+"""Public tensor names of a family: a table from our module paths to theirs, total and invertible."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -28,7 +28,7 @@ class To:
 
 @dataclass(frozen=True)
 class Line:
-    """Our parameters (several for a split) and the public tensors (several for a stack) they are stored as."""
+    """Our parameters (several for a split) and the public tensors (several for a stack) that hold them."""
 
     ours: tuple[str, ...]
     theirs: tuple[str, ...]
@@ -39,12 +39,12 @@ class Line:
 class NameMap:
     """Module path -> public path. Leaves ride along: a line for `norm` covers `norm.weight` and `norm.bias`.
 
-    lines: `{i}` stands for a layer number on both sides; the left side may name several parts:
-    `layers.{i}.attn.q|k|v`. prefix: what stands before the backbone's names in files of models with a head,
-    and in none of the bare backbone's. aliases: public names that are only read, ours -> theirs (other copies
-    of a tied tensor). copies: public names that are written as well, ours -> theirs (a tied tensor that files
-    hold twice). ignore: patterns of public tensors that hold nothing we need. parts: module path -> (public
-    prefix, map of that part).
+    lines: `{i}` is a layer number on both sides; a left side may name parts: `layers.{i}.attn.q|k|v`.
+    prefix: what stands before the backbone's names in files of models with a head, not of the bare backbone.
+    aliases: public names that are only read, ours -> theirs (other copies of a tied tensor).
+    copies: public names that are written as well, ours -> theirs (a tied tensor that files hold twice).
+    ignore: patterns of public tensors that hold nothing we need.
+    parts: module path -> (public prefix, map of that part).
     """
 
     lines: Mapping[str, str | To]
@@ -80,7 +80,7 @@ class NameMap:
     def bind(
         self, shapes: Mapping[str, torch.Size], where: str = "this model", tied: Collection[str] = ()
     ) -> "Bound":
-        """The lines of a model with these parameters; NameMapError where the table is not total and one-to-one.
+        """The lines of a model with these parameters; NameMapError unless the table is total and one-to-one.
 
         `tied` are parameters that have a name already, at another path; they may be without a line.
         """
@@ -153,10 +153,15 @@ def _public(right: str | To, holes: Mapping[str, int], leaf: str, shape: torch.S
     path = right if isinstance(right, str) else right.path
     if leaf:
         path = f"{path}.{leaf}"
-    path = _HOLE.sub(lambda m: str(holes[m[1]]) if m[1] in holes else m[0], path)
+    path = _filled(path, holes)
     if isinstance(right, To) and isinstance(right.op, Stack):
         return tuple(_HOLE.sub(str(e), path) for e in range(shape[0]))
     return (path,)
+
+
+def _filled(path: str, holes: Mapping[str, int]) -> str:
+    """The path with its holes filled, those without a number left open."""
+    return _HOLE.sub(lambda m: str(holes[m[1]]) if m[1] in holes else m[0], path)
 
 
 class _Index:
@@ -188,8 +193,7 @@ class _Index:
                 siblings, left, right, names = entry
                 holes = dict(zip(names, numbers, strict=True))
                 self.used.add(left)
-                fill = [_HOLE.sub(lambda m: str(holes[m[1]]), s) for s in siblings]
-                return fill, right, holes, leaf
+                return [_filled(path, holes) for path in siblings], right, holes, leaf
             if leaf or "." not in path:
                 return None
             path, _, leaf = path.rpartition(".")

@@ -47,7 +47,8 @@ class Split(Same):
         sizes = [shape[0] // self.groups for shape in shapes]
         if sum(sizes) * self.groups != fused.shape[0]:
             raise ShapeMismatchError(
-                f"a fused tensor must have {sum(sizes) * self.groups} rows for its parts, but has {fused.shape[0]}"
+                f"a fused tensor must have {sum(sizes) * self.groups} rows for its parts, "
+                f"but has {fused.shape[0]}"
             )
         parts = fused.unflatten(0, (self.groups, -1)).split(sizes, 1)
         return [part.flatten(0, 1) for part in parts]
@@ -70,7 +71,7 @@ class Stack(Same):
 
 @dataclass(frozen=True)
 class Reshape(Same):
-    """The same numbers in another shape (class tokens of (1, 1, D)); `shape` is the public one, -1 allowed once."""
+    """The same numbers in another shape (class tokens of (1, 1, D)); `shape` is public and may hold a -1."""
 
     shape: tuple[int, ...] = ()
 

@@ -47,7 +47,8 @@ class LoadReport:
         """Say once what a user should know."""
         if self.missing:
             logger.warning(
-                "%s from %s: %d tensors are not in the file and start with random values; train them before use:\n%s",
+                "%s from %s: %d tensors are not in the file and start with random values; "
+                "train them before use:\n%s",
                 model, self.source, len(self.missing), self.describe_missing(),
             )  # fmt: skip
         if self.unexpected:

@@ -1,4 +1,4 @@
-"""The public names of one model's tensors: its lines, where the backbone's prefix stands, tied tensors and copies."""
+"""The public names of one model's tensors: its lines, the place of the prefix, tied tensors and copies."""
 
 from dataclasses import dataclass, field
 
@@ -10,7 +10,7 @@ from phyla.model import PreTrainedModel
 
 @dataclass
 class Layout:
-    """Lines with full paths on our side. `backbone` names get the prefix in files that have it, `head` names never."""
+    """Lines with full paths on our side; names in `backbone` get the prefix where files have it."""
 
     prefix: str
     backbone: list[Line] = field(default_factory=list)
@@ -73,7 +73,7 @@ def layout_of(model: PreTrainedModel) -> Layout:
 
 
 def _leaves(path: str, tensors: dict[str, Tensor]) -> list[tuple[str, str]]:
-    """(leaf, full path) of the tensors that a table's path stands for: itself, or all leaves of that module."""
+    """(leaf, full path) of the tensors that a table's path means: itself, or all leaves of that module."""
     if path in tensors:
         return [("", path)]
     return [(p.rpartition(".")[2], p) for p in tensors if p.rpartition(".")[0] == path]

@@ -25,7 +25,7 @@ def save_pretrained(
     state_dict: dict[str, Tensor] | None = None,
     is_main_process: bool = True,
 ) -> None:
-    """Write config.json, generation_config.json and the weights into a folder, atomically, in the public format.
+    """Write config.json, generation_config.json and the weights into a folder, atomically, in public format.
 
     max_shard_size: bytes or "5GB"-like; larger models are cut into shards with an index. state_dict: other
     values by public name. Raises ArgumentError for unknown settings and OSError where the folder cannot be

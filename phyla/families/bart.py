@@ -1,24 +1,22 @@
-"""BART (Lewis et al. 2019, arXiv:1910.13461). Public checkpoints: facebook/bart-large, facebook/bart-large-cnn, ...
+"""BART (Lewis et al. 2019, arXiv:1910.13461).
 
+Public checkpoints: facebook/bart-large, facebook/bart-large-cnn, ...
 Differs from the plain encoder-decoder in: norms after the residual sums and after the embedding, learned
 positions with two unused rows in front, a stored constant on the logits.
 """
 
 from phyla.blocks import (
-    FFN, Attention, Causal, Decoder, Embed, Encoder, EncoderDecoder, Full, Heads, Layer, LayerNorm, Learned, Spec, repeat,
-    residual,
+    FFN, Attention, Causal, Decoder, Embed, Encoder, EncoderDecoder, Full, Heads, Layer, LayerNorm, Learned,
+    Spec, repeat, residual,
 )  # fmt: skip
 from phyla.checkpoints.names import NameMap
 from phyla.config import PretrainedConfig
 from phyla.family import family
 from phyla.heads import Backbone, CausalLM, Classify, Seq2SeqLM, Span
 from phyla.outputs import (
-    CausalLMOutputWithCrossAttentions,
-    Seq2SeqLMOutput,
-    Seq2SeqModelOutput,
-    Seq2SeqQuestionAnsweringModelOutput,
-    Seq2SeqSequenceClassifierOutput,
-)
+    CausalLMOutputWithCrossAttentions, Seq2SeqLMOutput, Seq2SeqModelOutput,
+    Seq2SeqQuestionAnsweringModelOutput, Seq2SeqSequenceClassifierOutput,
+)  # fmt: skip
 from phyla.skeletons import EncoderDecoderModel, TextModel
 
 
@@ -65,9 +63,8 @@ def stack(c: Config, kind: type, decoder: bool) -> Spec:
     heads = Heads(getattr(c, f"{side}_attention_heads"))
     norm = LayerNorm(c.d_model)
     attn = Attention(c.d_model, heads, mask=Causal() if decoder else Full(), dropout=c.attention_dropout)
-    ffn = FFN(
-        c.d_model, getattr(c, f"{side}_ffn_dim"), act=c.activation_function, dropout=c.activation_dropout
-    )
+    inner = getattr(c, f"{side}_ffn_dim")
+    ffn = FFN(c.d_model, inner, act=c.activation_function, dropout=c.activation_dropout)
     branches = {"attn": residual(attn, post=norm, dropout=c.dropout)}
     if decoder:
         across = Attention(c.d_model, heads, cross=True, dropout=c.attention_dropout)
@@ -75,8 +72,8 @@ def stack(c: Config, kind: type, decoder: bool) -> Spec:
     branches["ffn"] = residual(ffn, post=norm, dropout=c.dropout)
     scale = c.d_model**0.5 if c.scale_embedding else None
     embed = Embed(
-        c.vocab_size, c.d_model, position=Learned(c.max_position_embeddings + 2, c.d_model, offset=2), norm=norm,
-        dropout=c.dropout, scale=scale, padding=c.pad_token_id,
+        c.vocab_size, c.d_model, position=Learned(c.max_position_embeddings + 2, c.d_model, offset=2),
+        norm=norm, dropout=c.dropout, scale=scale, padding=c.pad_token_id,
     )  # fmt: skip
     return kind(
         embed=embed, layers=repeat(getattr(c, f"{side}_layers"), Layer(**branches)),
@@ -92,10 +89,7 @@ def build_decoder(c: Config) -> Spec:
     return stack(c, Decoder, True)
 
 
-_BRANCHES = {
-    "attn": ("self_attn", "self_attn_layer_norm"),
-    "cross": ("encoder_attn", "encoder_attn_layer_norm"),
-}
+_ATTENTIONS = {"attn": "self_attn", "cross": "encoder_attn"}
 
 
 def side_names(ours: str, theirs: str) -> dict[str, str]:
@@ -105,8 +99,8 @@ def side_names(ours: str, theirs: str) -> dict[str, str]:
         f"{ours}embed.position": f"{theirs}embed_positions",
         f"{ours}embed.norm": f"{theirs}layernorm_embedding",
     }
-    for branch, (attention, norm) in _BRANCHES.items():
-        lines[f"{at}.{branch}.post_norm"] = f"{to}.{norm}"
+    for branch, attention in _ATTENTIONS.items():
+        lines[f"{at}.{branch}.post_norm"] = f"{to}.{attention}_layer_norm"
         for part, public in {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj"}.items():
             lines[f"{at}.{branch}.{part}"] = f"{to}.{attention}.{public}"
     return lines | {
@@ -116,10 +110,9 @@ def side_names(ours: str, theirs: str) -> dict[str, str]:
     }
 
 
+SIDES = side_names("encoder.", "encoder.") | side_names("decoder.", "decoder.")
 NAMES = NameMap(
-    side_names("encoder.", "encoder.")
-    | side_names("decoder.", "decoder.")
-    | {"encoder.embed.tokens": "shared"},
+    SIDES | {"encoder.embed.tokens": "shared"},
     prefix="model",
     aliases={"encoder.embed.tokens": ("encoder.embed_tokens", "decoder.embed_tokens")},
 )
@@ -141,8 +134,9 @@ HEADS = {
     ),
     "BartForQuestionAnswering": Span(names={"out": "qa_outputs"}, output=Seq2SeqQuestionAnsweringModelOutput),
     "BartForCausalLM": CausalLM(
-        names={"out": "lm_head"}, output=CausalLMOutputWithCrossAttentions, shifted=False, build=build_decoder, table=DECODER_NAMES,
-        skeleton=TextModel, changes={"is_decoder": True, "is_encoder_decoder": False},
+        names={"out": "lm_head"}, output=CausalLMOutputWithCrossAttentions, shifted=False,
+        build=build_decoder, table=DECODER_NAMES, skeleton=TextModel,
+        changes={"is_decoder": True, "is_encoder_decoder": False},
     ),
 }  # fmt: skip
 

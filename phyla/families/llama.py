@@ -26,8 +26,8 @@ def fill_heads(self: PretrainedConfig) -> None:
     if self.head_dim is None:
         if self.hidden_size % self.num_attention_heads:
             raise ConfigError(
-                f"hidden_size must be a multiple of num_attention_heads ({self.num_attention_heads}) where head_dim is not "
-                f"given, but is {self.hidden_size}"
+                f"hidden_size must be a multiple of num_attention_heads ({self.num_attention_heads}) "
+                f"where head_dim is not given, but is {self.hidden_size}"
             )
         self.head_dim = self.hidden_size // self.num_attention_heads
 

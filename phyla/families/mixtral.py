@@ -1,4 +1,4 @@
-"""Mixtral (Jiang et al. 2024, arXiv:2401.04088). Public checkpoints: mistralai/Mixtral-8x7B-v0.1 and relatives.
+"""Mixtral (Jiang et al. 2024, arXiv:2401.04088). Public checkpoints: mistralai/Mixtral-8x7B-v0.1, ...
 
 Differs from Mistral in: each token's feed-forward is a mixture of two of eight experts.
 """

@@ -1,5 +1,6 @@
-"""Phi-3 and Phi-4-mini (Abdin et al. 2024, arXiv:2404.14219). Public checkpoints: microsoft/Phi-3-mini-4k-instruct, ...
+"""Phi-3 and Phi-4-mini (Abdin et al. 2024, arXiv:2404.14219).
 
+Public checkpoints: microsoft/Phi-3-mini-4k-instruct, microsoft/Phi-4-mini-instruct, ...
 Differs from Llama in: fused q, k, v and gate, up in files; dropout on the branches; a part of each head may
 not rotate.
 """
@@ -46,7 +47,8 @@ class Config(PretrainedConfig):
         scaling = self.rope_scaling
         if scaling is not None and not {"short_factor", "long_factor"} <= set(scaling):
             raise ConfigError(
-                f"rope_scaling must give type, short_factor and long_factor, but has {sorted(scaling)} (config key of phi3)"
+                "rope_scaling must give type, short_factor and long_factor, "
+                f"but has {sorted(scaling)} (config key of phi3)"
             )
 
 

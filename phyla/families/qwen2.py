@@ -1,4 +1,4 @@
-"""Qwen2 and Qwen2.5 (Yang et al. 2024, arXiv:2407.10671). Public checkpoints: Qwen/Qwen2.5-0.5B and relatives.
+"""Qwen2 and Qwen2.5 (Yang et al. 2024, arXiv:2407.10671). Public checkpoints: Qwen/Qwen2.5-0.5B, ...
 
 Differs from Llama in: biases on q, k, v; a sliding window from layer `max_window_layers` on, where it is
 switched on.

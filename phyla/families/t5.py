@@ -1,5 +1,6 @@
-"""T5 and T5 1.1, Flan-T5 (Raffel et al. 2020, arXiv:1910.10683). Public checkpoints: google-t5/t5-small, google/flan-t5-base.
+"""T5, T5 1.1 and Flan-T5 (Raffel et al. 2020, arXiv:1910.10683).
 
+Public checkpoints: google-t5/t5-small, google/flan-t5-base, ...
 Differs from the plain encoder-decoder in: bucketed relative biases shared by all layers, unscaled attention,
 RMS norms, no biases, and a tied head whose input is scaled by D^-0.5.
 """
@@ -7,8 +8,8 @@ RMS norms, no biases, and a tied head whose input is scaled by D^-0.5.
 from typing import Any
 
 from phyla.blocks import (
-    FFN, Attention, BucketBias, Causal, Decoder, Embed, Encoder, EncoderDecoder, Full, GatedFFN, Heads, Layer, RMSNorm,
-    Spec, StackBias, repeat, residual,
+    FFN, Attention, BucketBias, Causal, Decoder, Embed, Encoder, EncoderDecoder, Full, GatedFFN, Heads, Layer,
+    RMSNorm, Spec, StackBias, repeat, residual,
 )  # fmt: skip
 from phyla.checkpoints.names import NameMap
 from phyla.config import PretrainedConfig
@@ -44,11 +45,9 @@ class Config(PretrainedConfig):
     classifier_dropout: float = 0.0
 
     ALIASES = {
-        "hidden_size": "d_model",
-        "num_attention_heads": "num_heads",
-        "num_hidden_layers": "num_layers",
+        "hidden_size": "d_model", "num_attention_heads": "num_heads", "num_hidden_layers": "num_layers",
         "head_dim": "d_kv",
-    }
+    }  # fmt: skip
 
     def finish(self) -> None:
         if self.num_decoder_layers is None:
@@ -56,7 +55,8 @@ class Config(PretrainedConfig):
         parts = self.feed_forward_proj.split("-")
         if len(parts) > 2 or (len(parts) == 2 and parts[0] != "gated"):
             raise ConfigError(
-                f'feed_forward_proj must be "ACT" or "gated-ACT", but is {self.feed_forward_proj!r} (config key of t5)'
+                'feed_forward_proj must be "ACT" or "gated-ACT", '
+                f"but is {self.feed_forward_proj!r} (config key of t5)"
             )
         self.is_gated_act = len(parts) == 2
         # "gated-gelu" is the spelling of T5 1.1's files for the tanh form.
@@ -69,24 +69,19 @@ def stack(c: Config, kind: type, layers: int, decoder: bool) -> Spec:
     heads = Heads(c.num_heads, width=c.d_kv)
     shared: dict[str, Any] = {"bias": False, "scale": 1.0, "dropout": drop}
     attn = Attention(c.d_model, heads, position=StackBias(), mask=Causal() if decoder else Full(), **shared)
-    ffn = (GatedFFN if c.is_gated_act else FFN)(
-        c.d_model, c.d_ff, act=c.dense_act_fn, bias=False, dropout=drop
-    )
+    feed_forward = GatedFFN if c.is_gated_act else FFN
+    ffn = feed_forward(c.d_model, c.d_ff, act=c.dense_act_fn, bias=False, dropout=drop)
     branches = {"attn": residual(attn, pre=norm, dropout=drop)}
     if decoder:
-        branches["cross"] = residual(
-            Attention(c.d_model, heads, cross=True, **shared), pre=norm, dropout=drop
-        )
+        across = Attention(c.d_model, heads, cross=True, **shared)
+        branches["cross"] = residual(across, pre=norm, dropout=drop)
     branches["ffn"] = residual(ffn, pre=norm, dropout=drop)
     buckets = BucketBias(
-        c.relative_attention_num_buckets,
-        c.relative_attention_max_distance,
-        c.num_heads,
-        both_sides=not decoder,
+        c.relative_attention_num_buckets, c.relative_attention_max_distance, c.num_heads, not decoder
     )
     return kind(
-        embed=Embed(c.vocab_size, c.d_model, dropout=drop), layers=repeat(layers, Layer(**branches)), norm=norm,
-        dropout=drop, position=buckets,
+        embed=Embed(c.vocab_size, c.d_model, dropout=drop), layers=repeat(layers, Layer(**branches)),
+        norm=norm, dropout=drop, position=buckets,
     )  # fmt: skip
 
 
@@ -116,10 +111,8 @@ def _names(c: Config, sides: dict[str, str]) -> NameMap:
     lines[f"{first}embed.tokens"] = "shared"
     aliases = {f"{first}embed.tokens": ("encoder.embed_tokens", "decoder.embed_tokens")}
     # Some old files carry a table of distances for cross-attention that no layer reads.
-    stray = (
-        r"(transformer\.)?decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",
-    )
-    return NameMap(lines, aliases=aliases, ignore=stray)
+    stray = r"(transformer\.)?decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
+    return NameMap(lines, aliases=aliases, ignore=(stray,))
 
 
 def names(c: Config) -> NameMap:
@@ -133,8 +126,7 @@ def encoder_names(c: Config) -> NameMap:
 HEADS = {
     "T5Model": Backbone(output=Seq2SeqModelOutput),
     "T5ForConditionalGeneration": Seq2SeqLM(
-        names={"out": "lm_head"},
-        output=Seq2SeqLMOutput,
+        names={"out": "lm_head"}, output=Seq2SeqLMOutput,
         scale=lambda c: c.d_model**-0.5 if c.tie_word_embeddings else None,
     ),
     "T5EncoderModel": Backbone(build=build_encoder, table=encoder_names, skeleton=TextModel),
@@ -144,8 +136,8 @@ HEADS = {
         output=Seq2SeqSequenceClassifierOutput,
     ),
     "T5ForTokenClassification": TokenClassify(
-        names={"out": "classifier"}, dropout=("classifier_dropout",), prefix="transformer", build=build_encoder,
-        table=encoder_names, skeleton=TextModel,
+        names={"out": "classifier"}, dropout=("classifier_dropout",), prefix="transformer",
+        build=build_encoder, table=encoder_names, skeleton=TextModel,
     ),
     "T5ForQuestionAnswering": Span(names={"out": "qa_outputs"}, output=Seq2SeqQuestionAnsweringModelOutput),
 }  # fmt: skip

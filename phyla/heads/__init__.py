@@ -1,4 +1,4 @@
-"""Task heads and their losses, independent of any family: what stands on a backbone and under which public names."""
+"""Task heads and their losses, independent of any family: what stands on a backbone under which names."""
 
 from phyla.heads.base import Backbone, Call, Head, HeadModule
 from phyla.heads.choice import MultipleChoice
@@ -10,7 +10,7 @@ from phyla.heads.lm import CausalLM, MaskedLM, NextSentence, Pretraining, Seq2Se
 from phyla.heads.span import Span
 
 __all__ = [
-    "Backbone", "Call", "CausalLM", "Classify", "Contrast", "DoubleHeads", "Head", "HeadModule", "ImageClassify",
-    "ImageProjection", "MaskedImage", "MaskedLM", "MultipleChoice", "NextSentence", "Pretraining", "Seq2SeqLM", "Span",
-    "TextProjection", "TokenClassify", "Transform",
+    "Backbone", "Call", "CausalLM", "Classify", "Contrast", "DoubleHeads", "Head", "HeadModule",
+    "ImageClassify", "ImageProjection", "MaskedImage", "MaskedLM", "MultipleChoice", "NextSentence",
+    "Pretraining", "Seq2SeqLM", "Span", "TextProjection", "TokenClassify", "Transform",
 ]  # fmt: skip

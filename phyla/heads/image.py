@@ -61,7 +61,8 @@ class _Pixels(HeadModule):
         if call.bool_masked_pos is not None and call.pixel_values is not None:
             if config.patch_size != config.encoder_stride:
                 raise ArgumentError(
-                    f"patch_size ({config.patch_size}) must equal encoder_stride ({config.encoder_stride}) to rebuild pixels"
+                    f"patch_size ({config.patch_size}) must equal encoder_stride "
+                    f"({config.encoder_stride}) to rebuild pixels"
                 )
             size = config.image_size // config.patch_size
             mask = call.bool_masked_pos.reshape(-1, size, size).float()

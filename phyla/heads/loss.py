@@ -33,7 +33,7 @@ def check_labels(shape: torch.Size | tuple[int, ...], labels: Tensor) -> None:
 
 
 def label_loss(logits: Tensor, labels: Tensor, config) -> Tensor:
-    """Regression, single-label or multi-label loss by the public `problem_type`; guessed and kept where it is None.
+    """Loss by the public `problem_type` (regression, single or multi-label); None is guessed and then kept.
 
     logits (B, labels); labels (B) class numbers, or (B, labels) floats.
     """

@@ -51,7 +51,7 @@ def text_inputs(model: PreTrainedModel, ids: Tensor, mask: Tensor | None = None)
 
 
 def padding_does_not_matter(model: PreTrainedModel) -> None:
-    """Padding on the left, on the right, or both, in any amount, leaves the real tokens' outputs as they are."""
+    """Padding on either side or both, in any amount, leaves the real tokens' outputs as they are."""
     length = 7
     ids = random_ids(model, 2, length)
     wanted = states(model, **text_inputs(model, ids))
@@ -114,7 +114,10 @@ def cached_equals_uncached(model: PreTrainedModel, chunks: tuple[int, ...]) -> N
 def gradients_reach_all(
     model: PreTrainedModel, inputs: dict[str, Any], unreached: tuple[str, ...] = ()
 ) -> None:
-    """Every parameter gets a gradient that is finite and not all zero; `unreached` are parts of the names of those that cannot."""
+    """Every parameter gets a gradient that is finite and not all zero.
+
+    unreached: parts of the names of those that cannot get one.
+    """
     model.zero_grad()
     out = model(**inputs)
     loss = torch.zeros(())
