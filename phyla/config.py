@@ -313,14 +313,11 @@ class PretrainedConfig:
 
 
 class _NoKey(AttributeError):
-    """A key that a configuration lacks; the message is made when read, as such keys are asked for often."""
-
-    def __init__(self, owner: str, key: str, keys: dict[str, Any]) -> None:
-        super().__init__(owner, key)
-        self.owner, self.key, self.keys = owner, key, keys
+    """A key that a configuration lacks; the message is made when it is read, as absent keys are asked for often."""
 
     def __str__(self) -> str:
-        return f"{self.owner} has no key {self.key!r}.{nearest(self.key, self.keys)}"
+        owner, key, keys = self.args
+        return f"{owner} has no key {key!r}.{nearest(key, keys)}"
 
 
 def _plain_labels(count: int) -> dict[int, str]:

@@ -195,7 +195,7 @@ class TextModel(PreTrainedModel):
             ctx.memory = encoder_hidden_states
             if encoder_attention_mask is not None:
                 ctx.memory_mask = encoder_attention_mask.bool()
-        if flag(output_router_logits, getattr(config, "output_router_logits", False)):
+        if flag(output_router_logits, config.__dict__.get("output_router_logits", False)):
             ctx.router_logits = []
         out = backbone(
             ctx,
@@ -217,7 +217,7 @@ class TextModel(PreTrainedModel):
     def caches_by_default(self) -> bool:
         """Whether a call without `use_cache` returns a cache: as config.use_cache says, for decoders."""
         fields = self.head_spec.output.__dataclass_fields__
-        return bool(getattr(self.config, "use_cache", False)) and (
+        return bool(self.config.__dict__.get("use_cache", False)) and (
             "past_key_values" in fields or "cache_params" in fields
         )
 

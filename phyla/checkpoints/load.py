@@ -77,6 +77,8 @@ def from_pretrained(
     model = cls.__new__(cls)
     nn.Module.__init__(model)
     with open_weights(path, allow_pickle and use_safetensors is not True) as weights:
+        if weights.config is not None:
+            named = []  # a GGUF file leaves out poolers and some heads, whatever class its config names
         model._assemble(config)
         wanted = choose_dtype(dtype if dtype is not None else torch_dtype, config, weights)
         report = LoadReport(os.fspath(source))
