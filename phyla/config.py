@@ -313,7 +313,7 @@ class PretrainedConfig:
 
 
 class _NoKey(AttributeError):
-    """A key that a configuration lacks; the message is made when it is read, as absent keys are asked for often."""
+    """A key that a configuration lacks; the message is made when read, as such keys are asked for often."""
 
     def __str__(self) -> str:
         owner, key, keys = self.args

@@ -678,6 +678,18 @@ def cached_model(cache: Path) -> Path:
 
 
 class TestResolve:
+    @pytest.fixture(autouse=True)
+    def reachable(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys.modules["phyla.checkpoints.resolve"], "_reachable", lambda endpoint: True)
+
+    def test_a_hub_that_is_not_there_is_told_at_once(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sys.modules["phyla.checkpoints.resolve"], "_reachable", lambda endpoint: False)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        with pytest.raises(MissingFileError, match="cannot be reached"):
+            resolve("acme/tiny", cache_dir=tmp_path)
+
     def test_paths(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert resolve(folder) == folder
         assert resolve(str(folder / "model.safetensors")) == folder / "model.safetensors"

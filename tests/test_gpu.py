@@ -1,4 +1,4 @@
-"""On a CUDA device every family gives the numbers of the CPU (`pytest -m gpu`; not part of the ordinary run)."""
+"""On a CUDA device every family gives the numbers of the CPU (`pytest -m gpu`; not in the ordinary run)."""
 
 import tempfile
 from pathlib import Path
@@ -45,7 +45,7 @@ def test_greedy_tokens_are_those_of_the_cpu(name: str) -> None:
     model_type = name.partition("For")[0].lower()
     model, inputs = load(model_type, name)
     ids = inputs["input_ids"]
-    options = {"max_new_tokens": 6, "decoder_start_token_id": 0} if model_type == "t5" else {"max_new_tokens": 6}
+    options = {"max_new_tokens": 6, **({"decoder_start_token_id": 0} if model_type == "t5" else {})}
     wanted = model.generate(ids, **options)
     found = model.to("cuda").generate(ids.cuda(), **options)
     assert torch.equal(found.cpu(), wanted)

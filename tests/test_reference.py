@@ -1,7 +1,8 @@
-"""What phyla saves, the reference loads and computes alike: run with PHYLA_REFERENCE=/path/to/python and `-m reference`.
+"""What phyla saves, the reference loads and computes alike.
 
-That interpreter has Transformers installed, in an environment of its own. Without it the same is held by the recorded
-goldens: the saved tensors and keys are equal to those that the reference wrote.
+Run it with PHYLA_REFERENCE=/path/to/python and `-m reference`; that interpreter has Transformers installed,
+in an environment of its own. Without it the same is held by the recorded goldens: the saved tensors and keys
+are equal to those that the reference wrote.
 """
 
 import json
@@ -56,11 +57,13 @@ def test_the_reference_reads_what_phyla_saves(model_type: str, name: str, tmp_pa
     python = os.environ["PHYLA_REFERENCE"]
     done = subprocess.run(
         [python, "-c", SCRIPT, str(folder), name],
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""},
+        capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     theirs, ours = load_file(folder / "out.safetensors"), model(**inputs)
     shared = [k for k in theirs if k in ours and torch.is_tensor(ours[k])]
     assert shared
     for key in shared:
-        assert torch.allclose(ours[key], theirs[key], rtol=1e-4, atol=1e-5 * float(theirs[key].abs().max())), key
+        atol = 1e-5 * float(theirs[key].abs().max())
+        assert torch.allclose(ours[key], theirs[key], rtol=1e-4, atol=atol), key

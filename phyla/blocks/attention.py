@@ -16,12 +16,12 @@ from phyla.blocks.residual import Mixer
 from phyla.blocks.shapes import Answers, Bias, Keys, Queries, Stream, Values
 from phyla.blocks.shapes import Mask as MaskTensor
 from phyla.blocks.spec import Spec, make
-from phyla.errors import ConfigError
+from phyla.errors import ArgumentError, ConfigError
 
 
 @dataclass(frozen=True)
 class Heads:
-    """q query heads sharing kv key/value heads, each `width` elements wide (defaults: kv = q, width = D / q)."""
+    """q query heads that share kv key/value heads of `width` elements (defaults: kv = q, width = D / q)."""
 
     q: int
     kv: int | None = None
@@ -44,13 +44,14 @@ class Heads:
 
 
 class Attention(Mixer):
-    """softmax(scale q k^T + position bias + mask) v, heads joined by o (Vaswani et al. 2017, arXiv:1706.03762, eq. 1).
+    """softmax(scale q k^T + bias + mask) v, heads joined by o (Vaswani et al. 2017, arXiv:1706.03762, eq. 1).
 
-    width: D. position: what turns or biases queries and keys. mask: a rule of blocks/mask.py. bias: True, False or
-    the letters of the projections that have one ("qv": Whisper). scale: default E ** -0.5 (T5: 1.0).
-    softcap: scores become softcap * tanh(scores / softcap) (Gemma 2), under "eager" alone: fused kernels have no cap, and
-    public results are without it (docs/differences.md). norm_qk: norm of queries and keys, by head when
-    its width is E, else over all heads. cross: keys and values come from the encoder, of width kv_width.
+    width: D. position: what turns or biases queries and keys. mask: a rule of blocks/mask.py. bias: True,
+    False or the letters of the projections that have one ("qv": Whisper). scale: default E ** -0.5 (T5: 1.0).
+    softcap: scores become softcap * tanh(scores / softcap) (Gemma 2), under "eager" alone: fused kernels have
+    no cap, and public results are without it (docs/differences.md). norm_qk: norm of queries and keys, by
+    head when its width is E, else over all heads. cross: keys and values come from the encoder, of width
+    kv_width.
     """
 
     caches = True
@@ -106,7 +107,7 @@ class Attention(Mixer):
         return x.view(x.shape[0], x.shape[1], heads, self.head_width).transpose(1, 2)  # (B, heads, S, E)
 
     def project(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (B, H, S, E) of x and keys, values (B, G, K, E) of source, normed where the block has norm_qk."""
+        """Queries (B, H, S, E) of x; keys, values (B, G, K, E) of source; normed if the block has norm_qk."""
         if self.joined is not None and source is x and self.joined.ready():
             q, k, v = self.joined(x)
         else:
@@ -125,7 +126,13 @@ class Attention(Mixer):
     def _project_and_turn(self, x: Tensor, ctx: Context) -> tuple[Tensor, Tensor, Tensor]:
         """`project` and the rotation of queries and keys; where both are plain, on all heads at once."""
         joined, position = self.joined, self.position
-        if joined is not None and position is not None and self.q_norm is None and joined.ready() and joined.bare():
+        if (
+            joined is not None
+            and position is not None
+            and self.q_norm is None
+            and joined.ready()
+            and joined.bare()
+        ):
             queries, turned = self.num_heads, self.num_heads + self.num_kv_heads
             heads = self._split(joined.product(x), turned + self.num_kv_heads)  # (B, H + 2G, S, E)
             qk = position.rotate_heads(heads[:, :turned], ctx)
@@ -151,11 +158,8 @@ class Attention(Mixer):
         plain = record is None and ctx.implementation != "eager" and ctx.head_mask is None
         causal = causal and plain and bias is None and self.kv_site is None
         if self.cross:
-            mask = (
-                None
-                if ctx.memory_mask is None
-                else ctx.once("memory", lambda: ctx.memory_mask[:, None, None])
-            )
+            memory_mask = ctx.memory_mask
+            mask = None if memory_mask is None else ctx.once("memory", lambda: memory_mask[:, None, None])
         else:
             mask = None if causal else self_mask(self.mask, ctx, first, keys)
         if self.kv_site is not None:
@@ -174,6 +178,8 @@ class Attention(Mixer):
         if cache is not None and cache.keys is not None and cache.values is not None:
             q = self._split(self.q(x), self.num_heads)
             return q, cache.keys, cache.values
+        if ctx.memory is None:
+            raise ArgumentError("cross-attention needs the encoder's states: pass encoder_hidden_states")
         q, k, v = self.project(x, ctx.memory)
         if cache is not None:
             cache.keys, cache.values = k, v
@@ -218,7 +224,7 @@ def attend(
     scale: float,
     dropout: float,
 ) -> Answers:
-    """The one attention call: q (B, H, S, E), k and v (B, G, K, E) -> (B, H, S, E), by the fastest kernel there is.
+    """The one attention call, by the fastest kernel: q (B, H, S, E), k and v (B, G, K, E) -> (B, H, S, E).
 
     mask is bool or additive, broadcastable to (B, H, S, K); bias is added to the scaled scores.
     """

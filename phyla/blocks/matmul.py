@@ -1,4 +1,4 @@
-"""The one matrix product of all projections, by the arithmetic that is fastest for the shape, dtype and device."""
+"""The one matrix product of all projections, by the arithmetic fastest for the shape, dtype and device."""
 
 import torch
 import torch.nn.functional as F
@@ -6,7 +6,8 @@ from torch import Tensor
 
 FEW_ROWS = 64
 HAS_BFLOAT16 = any(
-    getattr(torch.cpu, name, lambda: False)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    getattr(torch.cpu, name, lambda: False)()
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
 )
 _SLICES = (8, 4, 2)
 _MIN_SLICE = 16
@@ -15,7 +16,7 @@ _MIN_SLICE = 16
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + b: x (..., K), weight (N, K), bias (N) -> (..., N).
 
-    On a CPU, products of few rows are bound by reading W: see benchmarks/results for the figures behind the choices.
+    On a CPU, products of few rows are bound by reading W: the figures are in benchmarks/results.
     """
     if weight.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return F.linear(x, weight, bias)

@@ -1,4 +1,4 @@
-"""What tells attention where tokens stand: rotation of queries and keys, biases on scores, or tables added to embeddings."""
+"""What tells attention where tokens stand: rotations of queries and keys, biases, tables on embeddings."""
 
 import math
 from typing import Any
@@ -21,18 +21,18 @@ class Position(Block):
         return q, k
 
     def rotate_heads(self, heads: Tensor, ctx: Context) -> Tensor | None:
-        """Queries and keys side by side (B, H + G, S, E) turned in one go, or None where they turn differently."""
+        """Queries and keys side by side (B, H + G, S, E) turned at once, or None if they turn differently."""
         return None
 
     def bias(self, q: Queries, k: Keys, first: int, scale: float, ctx: Context) -> Bias | None:
-        """What to add to the scaled scores, broadcastable to (B, H, S, K), for key slots first .. first+K-1."""
+        """What to add to the scaled scores, broadcastable to (B, H, S, K), for slots first .. first+K-1."""
         return None
 
 
 class Rotary(Position):
-    """Turns pairs of query and key elements by an angle that grows with the position (Su et al. 2021, arXiv:2104.09864).
+    """Turns pairs of query and key elements by angles that grow with position (Su et al., arXiv:2104.09864).
 
-    width: elements of a head that turn (the rest stays). base: theta. scaling: the public `rope_scaling` object.
+    width: elements of a head that turn (the rest stays). base: theta. scaling: the public `rope_scaling`.
     max_positions, original_positions: the context lengths that scaling kinds refer to.
     layout: "half" pairs element i with i + width/2 (Llama, NeoX); "pairs" pairs 2i with 2i + 1 (GPT-J).
     """
@@ -90,10 +90,10 @@ class Rotary(Position):
 
 
 class Alibi(Position):
-    """A bias that falls linearly with the distance, one slope a head (Press et al. 2022, arXiv:2108.12409, section 3).
+    """A bias that falls linearly with distance, one slope a head (Press et al., arXiv:2108.12409, section 3).
 
-    rounded: slopes and distances in bfloat16, as Falcon computes them. scaled: the attention scale applies to the
-    bias too (Falcon).
+    rounded: slopes and distances in bfloat16, as Falcon computes them. scaled: the attention scale applies to
+    the bias too (Falcon).
     """
 
     def __init__(self, heads: int, rounded: bool = False, scaled: bool = False) -> None:
@@ -123,17 +123,18 @@ class Alibi(Position):
 
 
 def alibi_slopes(heads: int) -> list[float]:
-    """Slopes 2^(-8i/n) for a power of two n; other counts take every second slope of the next power for the rest."""
+    """Slopes 2^(-8i/n) for a power of two n; further heads take every second slope of the next power."""
     power = 2 ** math.floor(math.log2(heads))
     slopes = [2.0 ** (-8.0 * (i + 1) / power) for i in range(power)]
     return slopes + [2.0 ** (-4.0 * (2 * i + 1) / power) for i in range(heads - power)]
 
 
 class BucketBias(Block):
-    """A learned bias for each head and bucket of distances (Raffel et al. 2020, arXiv:1910.10683, section 2.1).
+    """A learned bias for each head and bucket of distances (Raffel et al., arXiv:1910.10683, section 2.1).
 
-    Half of the buckets are single distances, the others widen logarithmically up to max_distance. A stack owns it and
-    all its layers add it (see `StackBias`). both_sides: later positions have buckets of their own (encoders).
+    Half of the buckets are single distances, the others widen logarithmically up to max_distance. A stack
+    owns it and all its layers add it (see `StackBias`). both_sides: later positions have buckets of their own
+    (encoders).
     """
 
     def __init__(self, buckets: int, max_distance: int, heads: int, both_sides: bool) -> None:
@@ -143,7 +144,8 @@ class BucketBias(Block):
 
     def bucket(self, distance: Tensor) -> Tensor:
         """Bucket of each distance key - query."""
-        buckets, offset = self.buckets, 0
+        buckets = self.buckets
+        offset: int | Tensor = 0
         if self.both_sides:
             buckets //= 2
             offset = (distance > 0).long() * buckets
@@ -175,7 +177,7 @@ class StackBias(Position):
 
 
 class RelativeKeys(Position):
-    """Learned vectors of the distance that score against the query, and with `queries` against the key as well.
+    """Learned vectors of the distance that score against the query and, with `queries`, against the key.
 
     Shaw et al. 2018, arXiv:1803.02155, eq. 4; Huang et al. 2020, arXiv:2009.13658 (method 4) for `queries`.
     """
@@ -200,8 +202,8 @@ class RelativeKeys(Position):
 class Learned(Block):
     """A table of position vectors added to the embeddings.
 
-    offset: rows before position 0 (OPT, BART: 2). count: "row" counts from the first attended token; "mask" counts
-    attended tokens (OPT); "tokens" counts tokens other than `padding` and starts behind it (RoBERTa).
+    offset: rows before position 0 (OPT, BART: 2). count: "row" counts from the first attended token; "mask"
+    counts attended tokens (OPT); "tokens" counts tokens other than `padding` and starts behind it (RoBERTa).
     """
 
     def __init__(
@@ -213,15 +215,15 @@ class Learned(Block):
 
     def index(self, ctx: Context, ids: Tensor | None) -> Tensor:
         """Table rows (B or 1, S) of the new tokens."""
-        masked = ctx.attention_mask is not None and ctx.attention_mask.dim() == 2
-        if self.count == "mask" and ctx.counted and masked:
-            given = ctx.attention_mask
+        mask = ctx.attention_mask
+        given = mask if mask is not None and mask.dim() == 2 else None
+        if self.count == "mask" and ctx.counted and given is not None:
             return ((given.long().cumsum(1) * given).long() - 1)[:, ctx.start :] + self.offset
         if self.count == "tokens" and self.padding is not None and ctx.counted:
             if ids is None:
                 return ctx.positions + self.padding + 1
             real = ids.ne(self.padding).int()
-            seen = ctx.attention_mask[:, : ctx.start].sum(1, keepdim=True) if masked else ctx.start
+            seen = ctx.start if given is None else given[:, : ctx.start].sum(1, keepdim=True)
             return (real.cumsum(1) + seen).long() * real + self.padding
         return ctx.positions + self.offset
 

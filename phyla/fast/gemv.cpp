@@ -79,20 +79,27 @@ template <class T, int M, int R> static inline void tile(const Product &p, long 
     Floats sums[M][R] = {};
     for (long k = 0; k < whole; k += LANES) {
         Floats x[M];
+        _Pragma("GCC unroll 8")
         for (int m = 0; m < M; m++) x[m] = load(p.x + m * p.x_stride + k);
+        _Pragma("GCC unroll 8")
         for (int r = 0; r < R; r++) {
             const T *at = w + r * width + k;
             __builtin_prefetch(at + PREFETCH);
             const Floats row = load(at);
+            _Pragma("GCC unroll 8")
             for (int m = 0; m < M; m++) sums[m][r] += x[m] * row;
         }
     }
     if (whole < width)
+        _Pragma("GCC unroll 8")
         for (int m = 0; m < M; m++) {
             const Floats x = load_part(p.x + m * p.x_stride + whole, width - whole);
+            _Pragma("GCC unroll 8")
             for (int r = 0; r < R; r++) sums[m][r] += x * load_part(w + r * width + whole, width - whole);
         }
+    _Pragma("GCC unroll 8")
     for (int m = 0; m < M; m++)
+        _Pragma("GCC unroll 8")
         for (int r = 0; r < R; r++) {
             const float bias = p.bias ? widen(((const T *)p.bias)[n + r]) : 0;
             store((T *)p.y + m * p.y_stride + n + r, sum(sums[m][r]) + bias);
