@@ -180,6 +180,7 @@ def test_the_auto_class_takes_the_class_of_the_task(llama: Path, bert: Path) -> 
 def test_a_class_from_outside_registers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("phyla.registry._registered", {})
     monkeypatch.setattr("phyla.registry._registered_classes", {})
+
     class AnimalConfig(phyla.PretrainedConfig):
         model_type = "animal"
         legs: int = 4

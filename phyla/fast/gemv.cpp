@@ -1,7 +1,8 @@
 // y = x w^T + b for one to eight rows of x: x (M, K), w (N, K) contiguous, y (M, N); float32 or bfloat16, float32 sums.
 //
-// Such products are bound by reading w once. Every output is one vector of running sums over K, reduced in a fixed
-// order, whatever M, the thread or the place in w: a row of a batch has the bits it has alone.
+// Such products are bound by reading w, which is fastest row after row: several rows at once, or prefetching by hand,
+// halved the speed where it was measured. Every output is the same sixteen running sums over K, reduced in the same
+// order, whatever M, the thread and the place in w: a row of a batch has the bits that it has alone.
 // The threads are those of the OpenMP runtime that torch uses: its GOMP_parallel comes in as a pointer.
 
 #include <stdint.h>
@@ -9,12 +10,14 @@
 #include <string.h>
 
 #if defined(__AVX512F__)
-enum { LANES = 16, SUMS = 16 };
-#elif defined(__aarch64__)
-enum { LANES = 4, SUMS = 16 };
+enum { LANES = 16 };
+#elif defined(__AVX__)
+enum { LANES = 8 };
 #else
-enum { LANES = 8, SUMS = 8 };
+enum { LANES = 4 };
 #endif
+enum { STEP = 16, SUMS = STEP / LANES, GROUP = 4 };
+enum { CHUNKS_PER_THREAD = 4, CHUNK_BYTES = 65536, LINE = 32 };
 
 typedef float Floats __attribute__((vector_size(LANES * 4)));
 typedef uint32_t Words __attribute__((vector_size(LANES * 4)));
@@ -29,21 +32,14 @@ static inline Floats load(const float *p) {
 }
 
 static inline Floats load(const bfloat16 *p) {
-    Halves h;
-    memcpy(&h, p, sizeof h);
-    return (Floats)(__builtin_convertvector(h, Words) << 16);
-}
-
-// The first `count` values, then zeros.
-template <class T> static inline Floats load_part(const T *p, long count) {
-    T part[LANES] = {};
-    memcpy(part, p, count * sizeof(T));
-    return load(part);
+    Halves v;
+    memcpy(&v, p, sizeof v);
+    return (Floats)(__builtin_convertvector(v, Words) << 16);
 }
 
 static inline float widen(float v) { return v; }
 static inline float widen(bfloat16 v) {
-    uint32_t bits = (uint32_t)v << 16;
+    const uint32_t bits = (uint32_t)v << 16;
     float f;
     memcpy(&f, &bits, sizeof f);
     return f;
@@ -57,91 +53,89 @@ static inline void store(bfloat16 *p, float v) {
     *p = v != v ? (bits >> 16) | 64 : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
 }
 
-static inline float sum(Floats v) {
-    float part[LANES];
-    memcpy(part, &v, sizeof v);
-    for (int half = LANES / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) part[i] += part[i + half];
-    return part[0];
+template <class T, int M>
+static inline __attribute__((always_inline)) void add(Floats (&sums)[M][SUMS], const float *x, long x_stride, const T *w) {
+#pragma GCC unroll 4
+    for (int s = 0; s < SUMS; s++) {
+        const Floats row = load(w + s * LANES);
+#pragma GCC unroll 4
+        for (int m = 0; m < M; m++) sums[m][s] += load(x + m * x_stride + s * LANES) * row;
+    }
+}
+
+// M rows of x with one row of w.
+template <class T, int M> static inline void dots(const float *x, long x_stride, const T *w, long width, float *out) {
+    Floats sums[M][SUMS] = {};
+    long k = 0;
+    for (; k + STEP <= width; k += STEP) add<T, M>(sums, x + k, x_stride, w + k);
+    if (k < width) {
+        float x_end[M][STEP] = {};
+        T w_end[STEP] = {};
+        memcpy(w_end, w + k, (width - k) * sizeof(T));
+        for (int m = 0; m < M; m++) memcpy(x_end[m], x + m * x_stride + k, (width - k) * sizeof(float));
+        add<T, M>(sums, x_end[0], STEP, w_end);
+    }
+    for (int m = 0; m < M; m++) {
+        float part[STEP];
+        memcpy(part, sums[m], sizeof part);
+        for (int half = STEP / 2; half; half /= 2)
+            for (int i = 0; i < half; i++) part[i] += part[i + half];
+        out[m] = part[0];
+    }
 }
 
 struct Product {
     const float *x;
     const void *w, *bias;
     void *y;
-    long rows, outs, width, x_stride, y_stride, chunk, chunks, next;
+    long rows, outs, width, x_stride, y_stride, chunk, next;
 };
 
-// M rows of x with R rows of w, which are read side by side while the next R are on their way to the cache.
-template <class T, int M, int R> static inline void tile(const Product &p, long n) {
-    const long width = p.width, whole = width / LANES * LANES;
-    const T *w = (const T *)p.w + n * width;
-    Floats sums[M][R] = {};
-    for (long k = 0; k < whole; k += LANES) {
-        Floats x[M];
-        _Pragma("GCC unroll 8")
-        for (int m = 0; m < M; m++) x[m] = load(p.x + m * p.x_stride + k);
-        _Pragma("GCC unroll 8")
-        for (int r = 0; r < R; r++) {
-            const T *at = w + r * width + k;
-            __builtin_prefetch(at + PREFETCH);
-            const Floats row = load(at);
-            _Pragma("GCC unroll 8")
-            for (int m = 0; m < M; m++) sums[m][r] += x[m] * row;
-        }
-    }
-    if (whole < width)
-        _Pragma("GCC unroll 8")
-        for (int m = 0; m < M; m++) {
-            const Floats x = load_part(p.x + m * p.x_stride + whole, width - whole);
-            _Pragma("GCC unroll 8")
-            for (int r = 0; r < R; r++) sums[m][r] += x * load_part(w + r * width + whole, width - whole);
-        }
-    _Pragma("GCC unroll 8")
-    for (int m = 0; m < M; m++)
-        _Pragma("GCC unroll 8")
-        for (int r = 0; r < R; r++) {
-            const float bias = p.bias ? widen(((const T *)p.bias)[n + r]) : 0;
-            store((T *)p.y + m * p.y_stride + n + r, sum(sums[m][r]) + bias);
-        }
-}
-
-template <class T, int M> static void work(void *data) {
+// One thread's share: chunks of rows of w, taken until none is left, however many threads come.
+template <class T> static void work(void *data) {
     Product &p = *(Product *)data;
-    const int R = NR < SUMS / M ? NR : SUMS / M;
-    for (long c; (c = __atomic_fetch_add(&p.next, 1, __ATOMIC_RELAXED)) < p.chunks;) {
-        long n = c * p.chunk;
+    for (long n; (n = __atomic_fetch_add(&p.next, p.chunk, __ATOMIC_RELAXED)) < p.outs;) {
         const long end = n + p.chunk < p.outs ? n + p.chunk : p.outs;
-        for (; n + R <= end; n += R) tile<T, M, R>(p, n);
-        for (; n < end; n++) tile<T, M, 1>(p, n);
+        for (; n < end; n++) {
+            const T *w = (const T *)p.w + n * p.width;
+            const float bias = p.bias ? widen(((const T *)p.bias)[n]) : 0;
+            for (long m = 0; m < p.rows; m += GROUP) {
+                const float *x = p.x + m * p.x_stride;
+                const long group = p.rows - m < GROUP ? p.rows - m : GROUP;
+                float out[GROUP];
+                if (group == 1) dots<T, 1>(x, p.x_stride, w, p.width, out);
+                if (group == 2) dots<T, 2>(x, p.x_stride, w, p.width, out);
+                if (group == 3) dots<T, 3>(x, p.x_stride, w, p.width, out);
+                if (group == 4) dots<T, 4>(x, p.x_stride, w, p.width, out);
+                for (long g = 0; g < group; g++) {
+                    T *y = (T *)p.y + (m + g) * p.y_stride + n;
+                    store(y, p.bias ? out[g] + bias : out[g]);
+                }
+            }
+        }
     }
 }
 
-template <class T> static void (*worker(long rows))(void *) {
-    static void (*const workers[])(void *) = {work<T, 1>, work<T, 2>, work<T, 3>, work<T, 4>,
-                                              work<T, 5>, work<T, 6>, work<T, 7>, work<T, 8>};
-    return workers[rows - 1];
-}
-
-extern "C" int phyla_few_rows(int half, long rows, long outs, long width, const void *x, long x_stride, const void *w,
-                              const void *bias, void *y, long y_stride, unsigned threads, Parallel parallel) {
-    if (rows < 1 || rows > 8) return 1;
+// 0, or 1 where there is no memory for x in float32. Strides count elements.
+extern "C" int phyla_few_rows(int is_bfloat16, long rows, long outs, long width, const void *x, long x_stride,
+                              const void *w, const void *bias, void *y, long y_stride, unsigned threads,
+                              Parallel parallel) {
+    Product p = {(const float *)x, w, bias, y, rows, outs, width, x_stride, y_stride, outs, 0};
     float *wide = 0;
-    if (half) {
+    if (is_bfloat16) {
         wide = (float *)malloc((rows * width + 1) * sizeof(float));
         if (!wide) return 1;
         for (long m = 0; m < rows; m++)
             for (long k = 0; k < width; k++) wide[m * width + k] = widen(((const bfloat16 *)x)[m * x_stride + k]);
+        p.x = wide;
+        p.x_stride = width;
     }
-    // Chunks are a multiple of a cache line of y, and not so small that handing them out shows.
-    const long bytes = outs * width * (half ? 2 : 4), most = bytes / 65536;
-    long chunks = most < CH * (long)threads ? most : CH * (long)threads;
-    if (threads < 2 || chunks < 1) chunks = 1;
-    const long chunk = ((outs + chunks - 1) / chunks + 31) / 32 * 32;
-    Product p = {wide ? wide : (const float *)x, w, bias, y, rows, outs, width, wide ? width : x_stride, y_stride,
-                 chunk, chunks, 0};
-    void (*run)(void *) = half ? worker<bfloat16>(rows) : worker<float>(rows);
-    if (chunks > 1)
+    // Not so small that handing them out shows, and whole cache lines of y.
+    const long most = outs * width * (is_bfloat16 ? 2 : 4) / CHUNK_BYTES;
+    const long chunks = most < CHUNKS_PER_THREAD * (long)threads ? most : CHUNKS_PER_THREAD * (long)threads;
+    if (threads > 1 && chunks > 1) p.chunk = ((outs + chunks - 1) / chunks + LINE - 1) / LINE * LINE;
+    void (*const run)(void *) = is_bfloat16 ? work<bfloat16> : work<float>;
+    if (p.chunk < outs)
         parallel(run, &p, threads, 0);
     else
         run(&p);
