@@ -37,7 +37,7 @@ TASKS = (
         "speed-quantised",
         "speed",
         ("phyla", "llama.cpp"),
-        {"kind": "quantised", "dtype": "float32", "batches": [1]},
+        {"kind": "quantised", "dtype": "bfloat16", "batches": [1]},
     ),
 )
 

@@ -123,7 +123,9 @@ def load_quantised():
 
     torch.set_num_threads(ASKED["threads"])
     library = importlib.import_module(LIBRARY)
-    return library.AutoModelForCausalLM.from_pretrained(ASKED["gguf"], quantized=True).eval()
+    return library.AutoModelForCausalLM.from_pretrained(
+        ASKED["gguf"], quantized=True, torch_dtype=getattr(torch, ASKED["dtype"])
+    ).eval()
 
 
 def measure_ids() -> None:

@@ -1,5 +1,7 @@
 """The one matrix product of all projections, by the arithmetic fastest for the shape, dtype and device."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,6 +13,9 @@ HAS_BFLOAT16 = any(
 )
 _SLICES = (8, 4, 2)
 _MIN_SLICE = 16
+NATIVE_ROWS = 8
+# (x, weight, bias) -> result, or None where it does not apply: phyla/fast/native.py puts its kernel here.
+few_rows: Callable[[Tensor, Tensor, Tensor | None], Tensor | None] | None = None
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -21,6 +26,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if weight.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return F.linear(x, weight, bias)
     rows = x.numel() // x.shape[-1] if x.numel() else 0
+    if few_rows is not None and 0 < rows <= NATIVE_ROWS:
+        y = few_rows(x, weight, bias)
+        if y is not None:
+            return y
     if weight.dtype == torch.float32:
         if 0 < rows <= FEW_ROWS and torch.get_num_threads() > 1 and weight.is_contiguous():
             return _sliced(x, weight, bias, rows)

@@ -16,7 +16,7 @@ enum { LANES = 8 };
 #else
 enum { LANES = 4 };
 #endif
-enum { STEP = 16, SUMS = STEP / LANES, GROUP = 4 };
+enum { STEP = 16, SUMS = STEP / LANES };
 enum { CHUNKS_PER_THREAD = 4, CHUNK_BYTES = 65536, LINE = 32 };
 
 typedef float Floats __attribute__((vector_size(LANES * 4)));
@@ -76,11 +76,11 @@ template <class T, int M> static inline void dots(const float *x, long x_stride,
         add<T, M>(sums, x_end[0], STEP, w_end);
     }
     for (int m = 0; m < M; m++) {
-        float part[STEP];
-        memcpy(part, sums[m], sizeof part);
-        for (int half = STEP / 2; half; half /= 2)
-            for (int i = 0; i < half; i++) part[i] += part[i + half];
-        out[m] = part[0];
+        float all[STEP], half[STEP / 2], quarter[STEP / 4];
+        memcpy(all, sums[m], sizeof all);
+        for (int i = 0; i < STEP / 2; i++) half[i] = all[i] + all[i + STEP / 2];
+        for (int i = 0; i < STEP / 4; i++) quarter[i] = half[i] + half[i + STEP / 4];
+        out[m] = (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
     }
 }
 
@@ -99,10 +99,10 @@ template <class T> static void work(void *data) {
         for (; n < end; n++) {
             const T *w = (const T *)p.w + n * p.width;
             const float bias = p.bias ? widen(((const T *)p.bias)[n]) : 0;
-            for (long m = 0; m < p.rows; m += GROUP) {
+            for (long m = 0; m < p.rows; m += 4) {
                 const float *x = p.x + m * p.x_stride;
-                const long group = p.rows - m < GROUP ? p.rows - m : GROUP;
-                float out[GROUP];
+                const long left = p.rows - m, group = left < 4 ? left : 4;
+                float out[4];
                 if (group == 1) dots<T, 1>(x, p.x_stride, w, p.width, out);
                 if (group == 2) dots<T, 2>(x, p.x_stride, w, p.width, out);
                 if (group == 3) dots<T, 3>(x, p.x_stride, w, p.width, out);
@@ -123,8 +123,7 @@ extern "C" int phyla_few_rows(int is_bfloat16, long rows, long outs, long width,
     Product p = {(const float *)x, w, bias, y, rows, outs, width, x_stride, y_stride, outs, 0};
     float *wide = 0;
     if (is_bfloat16) {
-        wide = (float *)malloc((rows * width + 1) * sizeof(float));
-        if (!wide) return 1;
+        if (posix_memalign((void **)&wide, 64, (rows * width + 1) * sizeof(float))) return 1;
         for (long m = 0; m < rows; m++)
             for (long k = 0; k < width; k++) wide[m * width + k] = widen(((const bfloat16 *)x)[m * x_stride + k]);
         p.x = wide;

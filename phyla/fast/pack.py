@@ -14,6 +14,7 @@ from phyla.blocks.attention import Attention
 from phyla.blocks.ffn import GatedFFN
 from phyla.blocks.linear import Linear
 from phyla.blocks.matmul import linear
+from phyla.fast import native
 from phyla.fast.nibbles import NibbleMatrix, concatenate
 from phyla.fast.packed import PackedLinear
 
@@ -34,6 +35,8 @@ def pack(model: nn.Module) -> nn.Module:
             continue
         if module.joined is None or not module.joined.whole():
             module.joined = join(maps)
+    if any(p.device.type == "cpu" for p in model.parameters()):
+        native.enable()
     return model
 
 
