@@ -94,6 +94,11 @@ def measure_speed() -> None:
 
     kind, dtype = ASKED["kind"], ASKED["dtype"]
     model = load_quantised() if kind == "quantised" else load(kind, dtype)
+    if LIBRARY == "phyla":
+        from phyla.fast import native
+
+        model.pack()  # as `generate` does; the kernel's one build of some tenths of a second is not what is measured
+        native.wait()
     name = "Q4_1" if kind == "quantised" else dtype
     results = {}
     with torch.inference_mode():
