@@ -97,7 +97,8 @@ def measure_speed() -> None:
     if LIBRARY == "phyla":
         from phyla.fast import native
 
-        model.pack()  # as `generate` does; the kernel's one build of some tenths of a second is not what is measured
+        # As `generate` does; the one build of the kernel (some tenths of a second) is not what is measured.
+        model.pack()
         native.wait()
     name = "Q4_1" if kind == "quantised" else dtype
     results = {}
