@@ -54,7 +54,7 @@ class GatedFFN(Mixer):
         self.down = Linear(inner, width, bias=bias)
 
     def mix(self, x: Stream, ctx: Context) -> NewStream:
-        # With many rows the arithmetic counts, and two dense halves are quicker to go on with than strided ones.
+        # With many rows the arithmetic counts, and dense halves are quicker to go on with than strided ones.
         if self.joined is not None and self.joined.ready() and x.shape[0] * x.shape[1] <= FEW_ROWS:
             gate, up = self.joined(x)
         else:
