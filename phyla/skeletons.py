@@ -101,8 +101,7 @@ def context_for(
 def take_cache(model: PreTrainedModel, past: Any, wanted: bool, batch: int, length: int) -> Cache | None:
     """The caller's cache, a new one where wanted, or None."""
     if past is None:
-        cache = model.new_cache(batch, length) if wanted else None
-        return None if cache is None or all(slot is None for slot in cache.slots) else cache
+        return model.new_cache(batch, length) if wanted else None
     if not isinstance(past, Cache):
         raise ArgumentError(
             "past_key_values must be a cache of this model (model.new_cache(batch, length) or the "

@@ -23,7 +23,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     On a CPU, products of few rows are bound by reading W: the figures are in benchmarks/results.
     """
-    if weight.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if not is_inference_on_cpu(weight):
         return F.linear(x, weight, bias)
     rows = x.numel() // x.shape[-1] if x.numel() else 0
     if few_rows is not None and 0 < rows <= NATIVE_ROWS:
@@ -33,19 +33,23 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if weight.dtype == torch.float32:
         if 0 < rows <= FEW_ROWS and torch.get_num_threads() > 1 and weight.is_contiguous():
             return _sliced(x, weight, bias, rows)
-    elif weight.dtype != torch.bfloat16:
-        pass
-    elif rows >= 4 and not HAS_BFLOAT16:
-        # Without bfloat16 arithmetic, widening W costs less than emulating every product.
-        return F.linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
-    elif 0 < rows < 4 and torch.backends.mkldnn.enabled:
-        # oneDNN reorders the whole weight at each call; the native product reads it once.
-        torch._C._set_mkldnn_enabled(False)
-        try:
-            return F.linear(x, weight, bias)
-        finally:
-            torch._C._set_mkldnn_enabled(True)
+    elif weight.dtype == torch.bfloat16:
+        if rows >= 4 and not HAS_BFLOAT16:
+            # Without bfloat16 arithmetic, widening W costs less than emulating every product.
+            return F.linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
+        if 0 < rows < 4 and torch.backends.mkldnn.enabled:
+            # oneDNN reorders the whole weight at each call; the native product reads it once.
+            torch._C._set_mkldnn_enabled(False)
+            try:
+                return F.linear(x, weight, bias)
+            finally:
+                torch._C._set_mkldnn_enabled(True)
     return F.linear(x, weight, bias)
+
+
+def is_inference_on_cpu(x: Tensor) -> bool:
+    """Whether x is on a CPU and neither gradients nor a captured graph are wanted: every call counts then."""
+    return x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def _sliced(x: Tensor, weight: Tensor, bias: Tensor | None, rows: int) -> Tensor:

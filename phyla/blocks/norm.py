@@ -4,16 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from phyla.blocks.matmul import is_inference_on_cpu
 from phyla.blocks.shapes import Rows
 from phyla.blocks.spec import Block
 
 # Rows up to which the calls of a norm cost more than its arithmetic.
 FEW = 4
-
-
-def _hurried(x: Tensor) -> bool:
-    """Whether this is a decoding step on a CPU, where every call counts."""
-    return x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 class LayerNorm(Block):
@@ -52,7 +48,7 @@ class RMSNorm(Block):
         self.weight = nn.Parameter(torch.empty(width))
 
     def forward(self, x: Rows) -> Rows:
-        if x.numel() <= FEW * self.width and _hurried(x):
+        if x.numel() <= FEW * self.width and is_inference_on_cpu(x):
             return self._few(x)
         if x.dtype == torch.float32 and not self.offset:
             return F.rms_norm(x, (self.width,), self.weight, self.eps)
@@ -67,11 +63,9 @@ class RMSNorm(Block):
         width, late = self.width, self.cast == "late"
         both = torch.cat((x, -x), -1)
         y = F.layer_norm(both.float() if late else both, (2 * width,), None, None, self.eps)[..., :width]
-        if not self.offset:
-            return (y * self.weight.float()).to(x.dtype) if late else y * self.weight
-        return (
-            (y * (self.weight.float() + self.offset)).to(x.dtype) if late else y * (self.weight + self.offset)
-        )
+        weight = self.weight.float() if late else self.weight
+        y = y * (weight + self.offset if self.offset else weight)
+        return y.to(x.dtype) if late else y
 
     def reset(self, std: float) -> bool:
         nn.init.constant_(self.weight, 1.0 - self.offset)

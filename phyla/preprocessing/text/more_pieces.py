@@ -14,19 +14,7 @@ class PythonSpacedPieces(PythonPieces):
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """The text of tokens; special tokens stand as they are."""
-        special = set(self.all_special_tokens)
-        text, after_special = "", False
-        current: list[str] = []
-        for token in tokens:
-            if token in special:
-                if not after_special:
-                    text += " "
-                text += self.sp_model.decode(current) + token
-                after_special, current = True, []
-            else:
-                current.append(token)
-                after_special = False
-        return (text + self.sp_model.decode(current)).strip()
+        return self.spaced_text(tokens)
 
 
 def cleaned(text: str, remove_space: bool, keep_accents: bool, lower: bool) -> str:

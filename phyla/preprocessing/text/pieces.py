@@ -173,6 +173,22 @@ class PythonPieces(FromTable, PreTrainedTokenizer):
         prefix = f"{filename_prefix}-" if filename_prefix else ""
         return self._copy_vocabulary(Path(save_directory), prefix, ["vocab_file"])
 
+    def spaced_text(self, tokens: list[str]) -> str:
+        """The text of tokens; special tokens stand as they are, with a space before each run of them."""
+        special = set(self.all_special_tokens)
+        text, after_special = "", False
+        current: list[str] = []
+        for token in tokens:
+            if token in special:
+                if not after_special:
+                    text += " "
+                text += self.sp_model.decode(current) + token
+                after_special, current = True, []
+            else:
+                current.append(token)
+                after_special = False
+        return (text + self.sp_model.decode(current)).strip()
+
 
 class PrefixByHand(PythonPieces):
     """Llama's and T5's newer text handling: with `legacy=False` the space before a text is put here, once,
@@ -309,16 +325,4 @@ class PythonSentinelPieces(PrefixByHand):
         tokens = list(tokens)
         if tokens and tokens[0].startswith(SPACE) and self.add_prefix_space:
             tokens[0] = tokens[0][1:]
-        special = set(self.all_special_tokens)
-        text, after_special = "", False
-        current: list[str] = []
-        for token in tokens:
-            if token in special:
-                if not after_special:
-                    text += " "
-                text += self.sp_model.decode(current) + token
-                after_special, current = True, []
-            else:
-                current.append(token)
-                after_special = False
-        return (text + self.sp_model.decode(current)).strip()
+        return self.spaced_text(tokens)
