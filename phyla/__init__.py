@@ -9,11 +9,20 @@ from typing import Any
 __version__ = "0.1.0"
 
 _AUTO = (
-    "AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoModelForImageClassification",
-    "AutoModelForMaskedImageModeling", "AutoModelForMaskedLM", "AutoModelForMultipleChoice",
-    "AutoModelForNextSentencePrediction", "AutoModelForPreTraining", "AutoModelForQuestionAnswering",
-    "AutoModelForSeq2SeqLM", "AutoModelForSequenceClassification", "AutoModelForTextEncoding",
-    "AutoModelForTokenClassification", "AutoModelForZeroShotImageClassification", "AutoModelWithLMHead",
+    "AutoBackbone", "AutoConfig", "AutoModel", "AutoModelForAudioClassification",
+    "AutoModelForAudioFrameClassification", "AutoModelForAudioXVector", "AutoModelForCTC",
+    "AutoModelForCausalLM", "AutoModelForDepthEstimation", "AutoModelForDocumentQuestionAnswering",
+    "AutoModelForImageClassification", "AutoModelForImageSegmentation", "AutoModelForImageTextToText",
+    "AutoModelForImageToImage", "AutoModelForInstanceSegmentation", "AutoModelForKeypointDetection",
+    "AutoModelForMaskGeneration", "AutoModelForMaskedImageModeling", "AutoModelForMaskedLM",
+    "AutoModelForMultipleChoice", "AutoModelForNextSentencePrediction", "AutoModelForObjectDetection",
+    "AutoModelForPreTraining", "AutoModelForQuestionAnswering", "AutoModelForSemanticSegmentation",
+    "AutoModelForSeq2SeqLM", "AutoModelForSequenceClassification", "AutoModelForSpeechSeq2Seq",
+    "AutoModelForTableQuestionAnswering", "AutoModelForTextEncoding", "AutoModelForTextToSpectrogram",
+    "AutoModelForTextToWaveform", "AutoModelForTokenClassification", "AutoModelForUniversalSegmentation",
+    "AutoModelForVideoClassification", "AutoModelForVision2Seq", "AutoModelForVisualQuestionAnswering",
+    "AutoModelForZeroShotImageClassification", "AutoModelForZeroShotObjectDetection",
+    "AutoModelWithLMHead",
 )  # fmt: skip
 _ERRORS = (
     "ArgumentError", "CheckpointError", "ConfigError", "CorruptFileError", "DtypeMismatchError",

@@ -103,4 +103,42 @@ AutoModelForMaskedImageModeling = _auto("AutoModelForMaskedImageModeling", "mask
 AutoModelForZeroShotImageClassification = _auto(
     "AutoModelForZeroShotImageClassification", "zero-shot-image-classification", "base-model"
 )
+AutoBackbone = _auto("AutoBackbone", "backbone")
+AutoModelForAudioClassification = _auto("AutoModelForAudioClassification", "audio-classification")
+AutoModelForAudioFrameClassification = _auto(
+    "AutoModelForAudioFrameClassification", "audio-frame-classification"
+)
+AutoModelForAudioXVector = _auto("AutoModelForAudioXVector", "audio-xvector")
+AutoModelForCTC = _auto("AutoModelForCTC", "ctc")
+AutoModelForDepthEstimation = _auto("AutoModelForDepthEstimation", "depth-estimation")
+AutoModelForDocumentQuestionAnswering = _auto(
+    "AutoModelForDocumentQuestionAnswering", "document-question-answering", "question-answering"
+)
+AutoModelForImageSegmentation = _auto("AutoModelForImageSegmentation", "image-segmentation")
+AutoModelForImageTextToText = _auto("AutoModelForImageTextToText", "image-text-to-text", "vision2seq")
+AutoModelForImageToImage = _auto("AutoModelForImageToImage", "image-to-image")
+AutoModelForInstanceSegmentation = _auto(
+    "AutoModelForInstanceSegmentation", "instance-segmentation", "universal-segmentation"
+)
+AutoModelForKeypointDetection = _auto("AutoModelForKeypointDetection", "keypoint-detection")
+AutoModelForMaskGeneration = _auto("AutoModelForMaskGeneration", "mask-generation")
+AutoModelForObjectDetection = _auto("AutoModelForObjectDetection", "object-detection")
+AutoModelForSemanticSegmentation = _auto("AutoModelForSemanticSegmentation", "semantic-segmentation")
+AutoModelForSpeechSeq2Seq = _auto("AutoModelForSpeechSeq2Seq", "speech-seq2seq")
+AutoModelForTableQuestionAnswering = _auto(
+    "AutoModelForTableQuestionAnswering", "table-question-answering", "seq2seq-lm"
+)
+AutoModelForTextToSpectrogram = _auto("AutoModelForTextToSpectrogram", "text-to-spectrogram")
+AutoModelForTextToWaveform = _auto("AutoModelForTextToWaveform", "text-to-waveform")
+AutoModelForUniversalSegmentation = _auto(
+    "AutoModelForUniversalSegmentation", "universal-segmentation", "image-segmentation"
+)
+AutoModelForVideoClassification = _auto("AutoModelForVideoClassification", "video-classification")
+AutoModelForVision2Seq = _auto("AutoModelForVision2Seq", "vision2seq", "image-text-to-text")
+AutoModelForVisualQuestionAnswering = _auto(
+    "AutoModelForVisualQuestionAnswering", "visual-question-answering"
+)
+AutoModelForZeroShotObjectDetection = _auto(
+    "AutoModelForZeroShotObjectDetection", "zero-shot-object-detection"
+)
 AutoModelWithLMHead = _auto("AutoModelWithLMHead", "seq2seq-lm", "causal-lm", "masked-lm")

@@ -7,8 +7,10 @@ from typing import Any
 
 from phyla.checkpoints.names import NameMap
 from phyla.config import PretrainedConfig
+from phyla.errors import ConfigError
 from phyla.heads.base import Head
 from phyla.model import PreTrainedModel
+from phyla.registry import load_family
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,47 @@ class Family:
         names = head.table if head.table is not None else self.names
         names = names(config) if callable(names) else names
         return names if head.prefix is None else names.but(prefix=head.prefix)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Another family inside a model: its description, names, width, and where its files put a task's head."""
+
+    family: Family
+    config: PretrainedConfig
+
+    @property
+    def spec(self) -> Any:
+        """The backbone's description."""
+        return self.family.build(self.config)
+
+    @property
+    def width(self) -> int:
+        """Elements of a state."""
+        return self.family.width(self.config)
+
+    @property
+    def bare(self) -> NameMap:
+        """Names as the bare backbone's files have them, without a prefix."""
+        return self.names().but(prefix="")
+
+    def names(self, task: str = "base-model") -> NameMap:
+        """Names of the backbone as files of the class for `task` have them."""
+        return self.family.table(self.config, self.head(task))
+
+    def head(self, task: str) -> Head:
+        """The description of the family's class for `task`; ConfigError without one."""
+        for head in self.family.heads.values():
+            if head.task == task:
+                return head
+        raise ConfigError(
+            f"family {self.family.model_type!r} has no class for {task!r}, which this model needs as a part"
+        )
+
+
+def part(config: PretrainedConfig) -> Part:
+    """The family of a nested configuration, as a part of another model."""
+    return Part(load_family(config.model_type), config)
 
 
 def hidden_size(config: PretrainedConfig) -> int:
