@@ -36,6 +36,7 @@ _CORE = {
     "ModelOutput": "phyla.outputs",
     "PreTrainedModel": "phyla.model",
     "PretrainedConfig": "phyla.config",
+    "RagRetriever": "phyla.families.rag",
     "SentenceEncoder": "phyla.pipelines.sentence",
 }
 _NAMES: dict[str, str] = {

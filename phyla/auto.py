@@ -85,7 +85,7 @@ def _auto(name: str, *tasks: str) -> type:
     return type(name, (_AutoModel,), {"tasks": tasks, "__doc__": doc, "__module__": __name__})
 
 
-AutoModel = _auto("AutoModel", "base-model")
+AutoModel = _auto("AutoModel", "base-model", "text-to-waveform")
 AutoModelForCausalLM = _auto("AutoModelForCausalLM", "causal-lm")
 AutoModelForMaskedLM = _auto("AutoModelForMaskedLM", "masked-lm")
 AutoModelForSeq2SeqLM = _auto("AutoModelForSeq2SeqLM", "seq2seq-lm")

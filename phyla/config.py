@@ -50,12 +50,13 @@ class PretrainedConfig:
     Keys that a family does not know are kept as they are and written back. Values of known keys are checked:
     type, positive sizes, and sizes below 2**31 (ConfigError). `ALIASES` gives other names for a key
     (`hidden_size` for `n_embd`); `LABELS` is the default number of labels; `PARTS` names nested
-    configurations and their default model_type.
+    configurations and their default model_type, `PART_DEFAULTS` the keys of those that a file leaves out.
     """
 
     model_type: ClassVar[str] = ""
     ALIASES: ClassVar[dict[str, str]] = {}
     PARTS: ClassVar[dict[str, str]] = {}
+    PART_DEFAULTS: ClassVar[dict[str, dict[str, Any]]] = {}
     DEFAULTS: ClassVar[dict[str, Any]] = {}
     LABELS: ClassVar[int] = 2
     _fields: ClassVar[dict[str, Any]] = {}
@@ -110,10 +111,35 @@ class PretrainedConfig:
         if isinstance(value, PretrainedConfig):
             return value
         if value is None:
-            return config_class(model_type)()
+            return config_class(model_type)(**self.PART_DEFAULTS.get(name, {}))
         if not isinstance(value, dict):
             raise ConfigError(f"{name} must be an object, but is {value!r} (in a {self.model_type} config)")
         return config_class(value.get("model_type", model_type))(**value)
+
+    def take_backbone(self, default: dict[str, Any] | None, model_type: str) -> None:
+        """Make `backbone_config` a configuration; ConfigError for a backbone that is only named.
+
+        default: the object in place of a missing one; model_type: that of an object without one.
+        """
+        values = self.__dict__
+        given, name = values.get("backbone_config"), values.get("backbone")
+        if given is not None and (name is not None or values.get("use_timm_backbone")):
+            raise ConfigError(
+                "backbone_config stands alone, but backbone or use_timm_backbone is set too "
+                f"({name!r}, in a {self.model_type} config)"
+            )
+        if given is not None and values.get("backbone_kwargs"):
+            raise ConfigError(
+                f"backbone_kwargs change a named backbone, but there is a backbone_config ({self.model_type})"
+            )
+        if name is not None:
+            raise ConfigError(
+                f"backbone names {name!r} (in a {self.model_type} config); networks are built from a "
+                "configuration: give backbone_config, such as that of AutoConfig.from_pretrained(name)"
+            )
+        given = default if given is None else given
+        made = None if given is None else self._part("backbone_config", given, model_type)
+        values["backbone_config"] = made
 
     def _set_labels(self, keys: dict[str, Any]) -> None:
         names, count = keys.pop("id2label", None), keys.pop("num_labels", None)
@@ -207,7 +233,9 @@ class PretrainedConfig:
         if not counts:
             return
         if value < 0 or (
-            value == 0 and not name.endswith(("_layers", "n_layer")) and name not in _MAY_BE_ZERO
+            value == 0
+            and not name.endswith(("_layers", "_features", "_to_freeze", "n_layer"))
+            and name not in _MAY_BE_ZERO
         ):
             raise ConfigError(f"{name} must be positive, but is {value} {where}")
         if ("layers" in name or name == "n_layer") and value > MAX_LAYERS:
@@ -312,6 +340,78 @@ class PretrainedConfig:
         return new
 
 
+_CHOSEN = ("out_features", "out_indices")
+
+
+class StagedConfig(PretrainedConfig):
+    """Configuration of a model that can give feature maps of its stages, chosen by name or by number.
+
+    A family annotates `out_features` and `out_indices` and calls `name_stages` in `finish`. The two keys
+    follow each other; without either it is the last stage. Negative numbers count from the end.
+    """
+
+    def name_stages(self, count: int) -> None:
+        """Name the stem and `count` stages; align the choice, ConfigError where it does not fit."""
+        self.__dict__["stage_names"] = ["stem", *(f"stage{i}" for i in range(1, count + 1))]
+        self._choose(self.__dict__["out_features"], self.__dict__["out_indices"])
+
+    def _choose(self, names: Any, numbers: Any) -> None:
+        stages = self.__dict__["stage_names"]
+        if names is None and numbers is None:
+            names, numbers = [stages[-1]], [len(stages) - 1]
+        for key, given in zip(_CHOSEN, (names, numbers), strict=True):
+            if given is not None and not isinstance(given, list | tuple):
+                raise ConfigError(f"{key} must be a list, but is {given!r} (in a {self.model_type} config)")
+        names, numbers = (None if v is None else list(v) for v in (names, numbers))
+        if names is not None:
+            known = [stages.index(n) if n in stages else None for n in names]
+            self._check_order("out_features", names, known)
+        if numbers is not None:
+            places = [i + len(stages) if isinstance(i, int) and i < 0 else i for i in numbers]
+            known = [i if i in range(len(stages)) else None for i in places]
+            self._check_order("out_indices", numbers, known)
+            at = [stages[i] for i in places]
+            if names is not None and names != at:
+                raise ConfigError(
+                    f"out_features and out_indices must mean the same stages, but are {names} and {numbers} "
+                    f"(of {stages}); give one of them"
+                )
+            names = at
+        elif names is not None:
+            numbers = [stages.index(n) for n in names]
+        self.__dict__["out_features"], self.__dict__["out_indices"] = names, numbers
+
+    def _check_order(self, key: str, given: list[Any], places: list[int | None]) -> None:
+        stages = self.__dict__["stage_names"]
+        if None in places:
+            wrong = given[places.index(None)]
+            raise ConfigError(
+                f"{key} must name stages of {stages} (by number 0 to {len(stages) - 1}), but has {wrong!r}."
+                + nearest(str(wrong), stages)
+            )
+        if places != sorted(set(places)):  # type: ignore[type-var]
+            raise ConfigError(f"{key} must be in the order of {stages}, each once, but is {given}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _CHOSEN and "stage_names" in self.__dict__:
+            value = self._checked(name, value)
+            self._choose(*((value, None) if name == "out_features" else (None, value)))
+        else:
+            super().__setattr__(name, value)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], **changes: Any) -> "StagedConfig":
+        """As for any configuration; a changed choice counts alone, and a changed depth drops a stored one."""
+        chosen = {k: changes.pop(k) for k in _CHOSEN if changes.get(k) is not None}
+        config = cls(**{k: v for k, v in {**data, **changes}.items() if k not in _CHOSEN})
+        if not chosen and (not changes or data.get("stage_names") == config.stage_names):
+            chosen = {k: data[k] for k in _CHOSEN if data.get(k) is not None}
+        if chosen:
+            checked = (config._checked(k, chosen.get(k)) for k in _CHOSEN)
+            config._choose(*checked)
+        return config
+
+
 class _NoKey(AttributeError):
     """A key that a configuration lacks; the message is made when read, as such keys are asked for often."""
 
@@ -324,4 +424,4 @@ def _plain_labels(count: int) -> dict[int, str]:
     return {i: f"LABEL_{i}" for i in range(count)}
 
 
-_MAY_BE_ZERO = ("type_vocab_size", "num_labels", "chunk_size_feed_forward", "num_beam_groups")
+_MAY_BE_ZERO = ("speaker_embedding_size", "type_vocab_size", "num_labels", "chunk_size_feed_forward", "num_beam_groups", "num_aggregation_labels")

@@ -1,16 +1,19 @@
 """One call at the end of a family file makes its public classes."""
 
+import copy
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from torch import nn
 
 from phyla.checkpoints.names import NameMap
 from phyla.config import PretrainedConfig
 from phyla.errors import ConfigError
 from phyla.heads.base import Head
 from phyla.model import PreTrainedModel
-from phyla.registry import load_family
+from phyla.registry import load_family, model_class
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,8 @@ class Family:
 
     build: config -> backbone description. names: the name map, or config -> name map where layouts depend on
     it. heads: public class name -> head. skeleton: the call signature. width: config -> elements of a state.
-    shifts_inputs: decoder inputs default to the shifted encoder inputs (BART). segments_required:
+    shifts_inputs: decoder inputs default to the shifted encoder inputs (BART). wraps_start: they begin with
+    the last token of their row, not with a start token (mBART). segments_required:
     token_type_ids given to a model without segments are an error rather than ignored.
     """
 
@@ -32,12 +36,13 @@ class Family:
     width: Callable[[Any], int]
     shifts_inputs: bool = False
     segments_required: bool = True
+    wraps_start: bool = False
 
     def table(self, config: PretrainedConfig, head: Head) -> NameMap:
         """The name map of the backbone of one class."""
         names = head.table if head.table is not None else self.names
         names = names(config) if callable(names) else names
-        return names if head.prefix is None else names.but(prefix=head.prefix)
+        return head.place(names if head.prefix is None else names.but(prefix=head.prefix), config)
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,32 @@ class Part:
     def spec(self) -> Any:
         """The backbone's description."""
         return self.family.build(self.config)
+
+    def spec_for(self, task: str) -> Any:
+        """The description of the backbone of the family's class for `task`, without a pool."""
+        head = self.head(task)
+        spec = (head.build or self.family.build)(self.config)
+        return head.wrap(spec.but(pool=None) if "pool" in spec.args else spec, self.config)
+
+    @property
+    def features(self) -> Any:
+        """The description of a `Features` block: pixels to feature maps, as the family's backbone class."""
+        return self.spec_for("backbone")
+
+    @property
+    def feature_names(self) -> NameMap:
+        """Names of `features` as files of the family's backbone class have them."""
+        return self.names("backbone").but(prefix=self.head("backbone").prefix or "")
+
+    def features_under(self, prefix: str) -> NameMap:
+        """`feature_names` behind a prefix, of a model whose whole backbone is this part."""
+        own = self.feature_names
+        return own.but(prefix=f"{prefix}.{own.prefix}" if own.prefix else prefix)
+
+    @property
+    def channels(self) -> list[int]:
+        """Channels of the feature maps of `features`."""
+        return self.head("backbone").chosen_channels(self.config)
 
     @property
     def width(self) -> int:
@@ -75,6 +106,25 @@ class Part:
             f"family {self.family.model_type!r} has no class for {task!r}, which this model needs as a part"
         )
 
+    def model(self, task: str) -> PreTrainedModel:
+        """The family's class for `task`, whole, on the meta device."""
+        cls = model_class(self.family.model_type, task, self.config.architectures)
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        # A class that sets keys sets them for itself: the configuration around it stays as it was.
+        made._assemble(copy.deepcopy(self.config) if cls.head_spec.changes else self.config)
+        return made
+
+    def model_names(self, task: str) -> NameMap:
+        """Names of `model(task)` as its own files have them."""
+        head = model_class(self.family.model_type, task, self.config.architectures).head_spec
+        table = self.family.table(self.config, head)
+        if task == "base-model" and head.prefix is None:
+            table = table.but(prefix="")
+        names: Any = head.names(self.config) if callable(head.names) else head.names
+        scores = names if isinstance(names, NameMap) else NameMap(names)
+        return NameMap({}, parts={"backbone": ("", table), "head": ("", scores)})
+
 
 def part(config: PretrainedConfig) -> Part:
     """The family of a nested configuration, as a part of another model."""
@@ -98,6 +148,7 @@ def family(
     width: Callable[[Any], int] = hidden_size,
     shifts_inputs: bool = False,
     segments_required: bool = True,
+    wraps_start: bool = False,
 ) -> Family:
     """Make the public classes of a family and put them into its module.
 
@@ -106,7 +157,10 @@ def family(
     module = sys.modules[config.__module__]
     config.model_type = model_type
     _rename(config, f"{public}Config", module)
-    made = Family(model_type, config, build, names, heads, skeleton, width, shifts_inputs, segments_required)
+    made = Family(
+        model_type, config, build, names, heads, skeleton, width, shifts_inputs, segments_required,
+        wraps_start,
+    )  # fmt: skip
     for name, head in heads.items():
         base = head.skeleton or skeleton
         body = {

@@ -35,6 +35,11 @@ LAZY_PROPERTIES: dict[str, tuple[str, str]] = {
     "generation_config": ("phyla.generation.config", "of_model"),
 }
 
+# Tasks whose heads score next tokens.
+GENERATING = (
+    "causal-lm", "double-heads", "seq2seq-lm", "image-text-to-text", "speech-seq2seq", "text-to-waveform",
+)  # fmt: skip
+
 # Public attention names -> ours. The fused call picks the flash kernel by itself wherever there is one.
 IMPLEMENTATIONS = {
     "eager": "eager",
@@ -44,7 +49,7 @@ IMPLEMENTATIONS = {
 }
 
 
-class _Lazy:
+class Lazy:
     """Finds a method on a higher floor when it is first asked for."""
 
     def __init__(self, module: str, name: str, kind: str) -> None:
@@ -108,6 +113,7 @@ class PreTrainedModel(nn.Module):
         spec = (head.build or self.family.build)(config)
         if not head.pool and "pool" in spec.args:
             spec = spec.but(pool=None)
+        spec = head.wrap(spec, config)
         with torch.device("meta"):
             self.backbone = spec.make()
             self.head: HeadModule | None = head.make(config, self.width)
@@ -210,15 +216,15 @@ class PreTrainedModel(nn.Module):
 
     def can_generate(self) -> bool:
         """Whether the head scores next tokens."""
-        return self.head_spec.task in ("causal-lm", "double-heads", "seq2seq-lm", "image-text-to-text")
+        return self.head_spec.task in GENERATING
 
 
 for _name, (_module, _function) in LAZY_METHODS.items():
-    setattr(PreTrainedModel, _name, _Lazy(_module, _function, "method"))
+    setattr(PreTrainedModel, _name, Lazy(_module, _function, "method"))
 for _name, (_module, _function) in LAZY_CLASS_METHODS.items():
-    setattr(PreTrainedModel, _name, _Lazy(_module, _function, "class"))
+    setattr(PreTrainedModel, _name, Lazy(_module, _function, "class"))
 for _name, (_module, _function) in LAZY_PROPERTIES.items():
-    setattr(PreTrainedModel, _name, _Lazy(_module, _function, "property"))
+    setattr(PreTrainedModel, _name, Lazy(_module, _function, "property"))
 
 
 Places = dict[int, list[tuple[nn.Module, str]]]

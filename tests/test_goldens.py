@@ -18,11 +18,29 @@ def family(pack: Path) -> dict[str, Golden]:
     return {golden.name: golden for golden in read_pack(pack)}
 
 
+# Goldens that phyla departs from on purpose, because the reference is not consistent with itself there.
+_GROUPS = (
+    "the reference gives head h the group h % groups in a pass and h // (heads / groups) in a step and on "
+    "CUDA; here it is always the latter, as in the paper"
+)
+_ROWS = "the reference mixes the rows of a batch in a decoding step; a single row gives the same tokens"
+DEPARTURES = {
+    "mamba2/Mamba2Model": (("forward",), _GROUPS),
+    "mamba2/Mamba2ForCausalLM": (("forward", "loss", "generate"), _GROUPS),
+    "rwkv/RwkvForCausalLM": (("generate",), _ROWS),
+}
+
+
 @pytest.mark.parametrize(
     ("pack", "name"), CASES, ids=[f"{p.name.removesuffix('.tar.xz')}/{name}" for p, name in CASES]
 )
 def test_golden(pack: Path, name: str) -> None:
-    faults = parity.check(family(pack)[name], phyla)
+    golden = family(pack)[name]
+    faults = parity.check(golden, phyla)
+    if golden.label in DEPARTURES:
+        aspects, reason = DEPARTURES[golden.label]
+        assert faults, f"holds by now, although {reason}"
+        faults = [fault for fault in faults if not fault.startswith(aspects)]
     assert not faults, "\n" + "\n".join(faults)
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phyla.blocks import matmul
-from phyla.fast import native
+from phyla.fast import native, products
 
 SHAPES = [
     (1, 1),
@@ -36,6 +36,7 @@ def kernel(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         found = native.load()
+        found = found and found[0]
     if COMPILER is None:
         assert found is None
         return lambda x, weight, bias: None
@@ -48,7 +49,7 @@ def fresh(monkeypatch, tmp_path):
     """`enable` as in a new process, with an empty cache."""
     monkeypatch.setattr(native, "_started", False)
     monkeypatch.setattr(native, "_builder", None)
-    monkeypatch.setattr(matmul, "few_rows", None)
+    monkeypatch.setattr(matmul, "native", None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("PHYLA_NATIVE", raising=False)
     return tmp_path
@@ -63,8 +64,8 @@ def product(kernel, x, weight, bias=None):
             calls.append(kernel(*parts))
             return calls[-1]
 
-        patch.setattr(matmul, "few_rows", few_rows)
-        patch.setattr(native, "MAX_ROWS", dict.fromkeys(TOLERANCE, 8))
+        patch.setattr(matmul, "native", few_rows)
+        patch.setattr(products, "FEW", dict.fromkeys(TOLERANCE, 8))
         y = matmul.linear(x, weight, bias)
     assert len(calls) == 1
     assert (calls[0] is not None) == (COMPILER is not None)
@@ -163,7 +164,7 @@ def test_bfloat16_rounds_to_nearest_even(kernel):
 
 def test_what_the_kernel_declines(kernel):
     x, weight = torch.randn(2, 32), torch.randn(16, 32)
-    for dtype, most in native.MAX_ROWS.items():
+    for dtype, most in products.FEW.items():
         assert kernel(torch.randn(most + 1, 32).to(dtype), weight.to(dtype), None) is None
     assert kernel(torch.randn(0, 32), weight, None) is None
     assert kernel(x[:, :31], weight, None) is None
@@ -180,13 +181,11 @@ def test_what_the_kernel_declines(kernel):
     torch.testing.assert_close(batched, F.linear(x, weight))
 
 
-def test_gradients_and_other_dtypes_never_reach_it(monkeypatch):
-    monkeypatch.setattr(matmul, "few_rows", lambda *parts: pytest.fail("called"))
+def test_gradients_never_reach_it(monkeypatch):
+    monkeypatch.setattr(matmul, "native", lambda *parts: pytest.fail("called"))
     weight = torch.randn(16, 32, requires_grad=True)
     matmul.linear(torch.randn(2, 32), weight).sum().backward()
     assert weight.grad is not None
-    with torch.inference_mode():
-        matmul.linear(torch.randn(9, 32), weight)
 
 
 def test_inference_mode(kernel):
@@ -201,11 +200,11 @@ def test_enable_fills_the_slot_and_finds_its_library_again(fresh, monkeypatch):
     assert native.wait() == (COMPILER is not None)
     assert len(list(fresh.glob("phyla/kernels/*"))) == (COMPILER is not None)
     if COMPILER is not None:
-        monkeypatch.setattr(matmul, "few_rows", None)
+        monkeypatch.setattr(matmul, "native", None)
         monkeypatch.setattr(native, "_started", False)
         monkeypatch.setattr(native, "_build", lambda target: pytest.fail("built twice"))
         native.enable()  # at once: it lies there
-        assert matmul.few_rows is not None
+        assert matmul.native is not None
         assert (fresh / "phyla" / "kernels").stat().st_mode & 0o777 == 0o700
 
 
@@ -238,7 +237,7 @@ def test_a_folder_open_to_others_is_refused(fresh, caplog, folder, mode):
     (fresh / folder).chmod(mode)
     caplog.set_level("DEBUG", native.__name__)
     native.enable(background=False)
-    assert matmul.few_rows is None
+    assert matmul.native is None
     if hasattr(os, "geteuid"):
         assert "closed to others" in caplog.text
 
@@ -248,7 +247,7 @@ def test_a_linked_folder_is_refused(fresh):
     (fresh / "phyla").mkdir(mode=0o700)
     (fresh / "phyla" / "kernels").symlink_to(fresh / "elsewhere")
     native.enable(background=False)
-    assert matmul.few_rows is None
+    assert matmul.native is None
 
 
 def test_after_fork(fresh):

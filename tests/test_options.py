@@ -10,6 +10,7 @@ import functools
 import json
 import lzma
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,11 @@ def cases(family: str) -> dict[str, dict]:
     return {golden["name"]: golden for golden in data["goldens"]}
 
 
-def tensor(stored: dict, name: str = "") -> torch.Tensor:
+def tensor(stored: dict, name: str = "") -> Any:
+    if "items" in stored:
+        return [tensor(v, f"{name}.{i}") for i, v in enumerate(stored["items"])]
+    if "shape" not in stored:
+        return {k: tensor(v, f"{name}.{k}") for k, v in stored.items()}
     if "values" not in stored:
         return torch.from_numpy(seeded_input(name, stored["shape"]))
     return torch.tensor(stored["values"], dtype=getattr(torch, stored["dtype"])).reshape(stored["shape"])

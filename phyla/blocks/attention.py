@@ -159,7 +159,9 @@ class Attention(Mixer):
         causal = causal and plain and bias is None and self.kv_site is None
         if self.cross:
             memory_mask = ctx.memory_mask
-            mask = None if memory_mask is None else ctx.once("memory", lambda: memory_mask[:, None, None])
+            mask = memory_mask
+            if memory_mask is not None and memory_mask.dim() == 2:
+                mask = ctx.once("memory", lambda: memory_mask[:, None, None])
         else:
             mask = None if causal else self_mask(self.mask, ctx, first, keys)
         if self.kv_site is not None:

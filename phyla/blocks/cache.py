@@ -55,6 +55,16 @@ class KVCache:
         self.first, self.used = self.first + drop, kept
         return keys, values
 
+    def room(self, new: int, like: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Keys and values with room for `new` positions behind those that are used.
+
+        like: (B, G, any, E), what an empty cache is made after.
+        """
+        keys, values = (like if t is None else t for t in (self.keys, self.values))
+        if keys is None or values is None:
+            raise ArgumentError("an empty cache makes room for what it is shown: pass `like`")
+        return self._reserve(keys, values, new)
+
     def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, int]:
         """Append new keys and values (B, G, S, E); returns all that are kept and the slot of the first."""
         new = k.shape[2]

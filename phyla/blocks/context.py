@@ -15,7 +15,8 @@ class Context:
         ready mask (B, 1 or H, S, K), bool or additive. None means everything may be attended.
     positions: (B or 1, S) index of each new token in its row. start: positions already cached. length: S.
     counted: positions follow from the mask; False where the caller gave them.
-    memory, memory_mask: encoder states (B, K', D') and their bool mask (B, K') for cross-attention.
+    memory, memory_mask: encoder states (B, K', D') and their bool mask (B, K') for cross-attention,
+        or one for each query, (B, 1, S, K').
     attentions, cross_attentions, router_logits: lists to record into, or None (nothing is computed for them).
     """
 

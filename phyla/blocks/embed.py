@@ -27,6 +27,7 @@ class Embed(Block):
     inner: width of the token table when it differs from D; a projection follows (without bias, before
     positions: OPT). scale: factor on the token vectors (T5 none, BART sqrt(D), Gemma sqrt(D)). scale_rounded:
     the factor is rounded to the dtype of the stream first (Gemma). padding: row that gets no gradient.
+    out: width of the stream where it differs from all of these; a projection with bias comes last (ALBERT).
     segments: size of the table of token types, or "tokens" where given types are looked up in the token table
     (GPT-2).
     """
@@ -45,6 +46,7 @@ class Embed(Block):
         scale_rounded: bool = False,
         inner: int | None = None,
         padding: int | None = None,
+        out: int | None = None,
     ) -> None:
         super().__init__()
         inner = inner or width
@@ -54,6 +56,7 @@ class Embed(Block):
         self.segment = Tokens(segments, width) if isinstance(segments, int) and segments else None
         self.shares_segments = segments == "tokens"
         self.norm = make(norm)
+        self.lift = Linear(width, out) if out is not None else None
         self.dropout_prob, self.scale, self.scale_rounded = dropout, scale, scale_rounded
         self.register_module("site", None)
 
@@ -73,9 +76,11 @@ class Embed(Block):
         elif self.segment is not None:
             x = x + (self.segment(segment_ids) if segment_ids is not None else self.segment.weight[0])
         if self.position is not None:
-            x = x + self.position(self.position.index(ctx, ids))
+            x = x + self.position(self.position.index(ctx, ids)).to(x.dtype)
         if self.norm is not None:
             x = self.norm(x)
         if self.training and self.dropout_prob:
             x = F.dropout(x, self.dropout_prob)
+        if self.lift is not None:
+            x = self.lift(x)
         return x if self.site is None else self.site(x)

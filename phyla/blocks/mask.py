@@ -48,6 +48,11 @@ class Window:
         return (query - key).abs() <= self.radius
 
 
+@dataclass(frozen=True)
+class Mutual(Full):
+    """Every position; padding, which nobody real sees, sees all alike."""
+
+
 Mask = Full | Causal | Window
 
 
@@ -80,6 +85,8 @@ def _self_mask(mask: Mask, ctx: Context, first: int, keys: int) -> Tensor | None
     if given is None:
         return rule
     padding = given[:, None, None, first : first + keys]  # (B, 1, 1, K)
+    if isinstance(mask, Mutual):
+        padding = padding | ~given[:, None, ctx.start : ctx.start + ctx.length, None]
     return padding if rule is None else padding & rule
 
 

@@ -13,9 +13,8 @@ HAS_BFLOAT16 = any(
 )
 _SLICES = (8, 4, 2)
 _MIN_SLICE = 16
-NATIVE_ROWS = 8
 # (x, weight, bias) -> result, or None where it does not apply: phyla/fast/native.py puts its kernel here.
-few_rows: Callable[[Tensor, Tensor, Tensor | None], Tensor | None] | None = None
+native: Callable[[Tensor, Tensor, Tensor | None], Tensor | None] | None = None
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -26,8 +25,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if not is_inference_on_cpu(weight):
         return F.linear(x, weight, bias)
     rows = x.numel() // x.shape[-1] if x.numel() else 0
-    if few_rows is not None and 0 < rows <= NATIVE_ROWS:
-        y = few_rows(x, weight, bias)
+    if native is not None and rows:
+        y = native(x, weight, bias)
         if y is not None:
             return y
     if weight.dtype == torch.float32:

@@ -41,6 +41,11 @@ class Experts(Mixer):
         if self.training and self.jitter:
             x = x * torch.empty_like(x).uniform_(1 - self.jitter, 1 + self.jitter)
         tokens = x.reshape(-1, x.shape[-1])  # (N, D)
+        weights, index = self.route(tokens, ctx)
+        return self._run(tokens, weights.to(x.dtype), index).view_as(x)
+
+    def route(self, tokens: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
+        """Weights and numbers of each token's experts, (N, chosen) each; the router's scores are recorded."""
         logits = self.router(tokens)  # (N, X)
         if ctx.router_logits is not None:
             ctx.router_logits.append(logits)
@@ -48,7 +53,7 @@ class Experts(Mixer):
         weights, index = torch.topk(weights, self.chosen, -1)  # (N, chosen)
         if self.renormalise:
             weights = weights / weights.sum(-1, keepdim=True)
-        return self._run(tokens, weights.to(x.dtype), index).view_as(x)
+        return weights, index
 
     def _run(self, tokens: Tensor, weights: Tensor, index: Tensor) -> Tensor:
         if torch.compiler.is_compiling() or tokens.is_cuda:

@@ -50,7 +50,7 @@ class RMSNorm(Block):
     def forward(self, x: Rows) -> Rows:
         if x.numel() <= FEW * self.width and is_inference_on_cpu(x):
             return self._few(x)
-        if x.dtype == torch.float32 and not self.offset:
+        if x.dtype == torch.float32 == self.weight.dtype and not self.offset:
             return F.rms_norm(x, (self.width,), self.weight, self.eps)
         wide = x.float()
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)

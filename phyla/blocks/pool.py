@@ -20,7 +20,7 @@ def first_token(x: Tensor, mask: Tensor | None) -> Tensor:
 class Pool(Block):
     """One vector of width D (or `out`) from the stream (B, S, D): pick, norm, then act(dense(x)).
 
-    pick: "first" token; "end" the first token `end_id`, or where end_id is 2 the highest id (CLIP's old
+    pick: "first" token; "last" slot; "end" the first token `end_id`, or where that is 2 the highest id (CLIP's
     files). norm: on the picked vector (CLIP's vision tower). act None leaves the dense layer out.
     """
 
@@ -42,6 +42,8 @@ class Pool(Block):
     def forward(self, x: Tensor, ids: Tensor | None, ctx: Context) -> Tensor:
         if self.pick == "first":
             y = first_token(x, ctx.attention_mask)
+        elif self.pick == "last":
+            y = x[:, -1]
         else:
             if ids is None:
                 raise ArgumentError(
@@ -56,3 +58,21 @@ class Pool(Block):
         if self.dense is not None and self.act is not None:
             y = self.act(self.dense(y))
         return y
+
+
+class MeanPool(Block):
+    """The mean of tokens (B, S, D) -> (B, D) or of maps (B, C, Y, X) -> (B, C, 1, 1), or (B, C) where normed.
+
+    front: tokens at the front that do not count.
+    """
+
+    def __init__(self, norm: Spec | None = None, front: int = 0) -> None:
+        super().__init__()
+        self.norm, self.front = make(norm), front
+
+    def forward(self, x: Tensor, ids: Tensor | None, ctx: Context) -> Tensor:
+        if x.dim() == 3:
+            y = x[:, self.front :].mean(1)
+        else:
+            y = x.mean((2, 3), keepdim=self.norm is None)
+        return y if self.norm is None else self.norm(y)

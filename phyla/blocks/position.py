@@ -60,7 +60,8 @@ class Rotary(Position):
             torch.cat((-one, one)) if self.layout == "half" else torch.stack((-one, one), -1).flatten()
         )
 
-    def _angles(self, ctx: Context, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def angles(self, ctx: Context, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosines and signed sines (1 or B, 1, S, width): turned = x cos + other sin."""
         frequencies = self.frequencies
         if self.table.depends_on_length:
             frequencies = self.table.frequencies(ctx.start + ctx.length).to(frequencies.device)
@@ -82,10 +83,10 @@ class Rotary(Position):
         return y if rest is None else torch.cat((y, rest), -1)
 
     def rotate_heads(self, heads: Tensor, ctx: Context) -> Tensor:
-        return self._turn(heads, *ctx.once(self.signature, lambda: self._angles(ctx, heads.dtype)))
+        return self._turn(heads, *ctx.once(self.signature, lambda: self.angles(ctx, heads.dtype)))
 
     def rotate(self, q: Queries, k: NewKeys, ctx: Context) -> tuple[Queries, NewKeys]:
-        cos, sin = ctx.once(self.signature, lambda: self._angles(ctx, q.dtype))
+        cos, sin = ctx.once(self.signature, lambda: self.angles(ctx, q.dtype))
         return self._turn(q, cos, sin), self._turn(k, cos, sin)
 
 
@@ -162,7 +163,11 @@ class BucketBias(Block):
         device = self.weight.device
         query = torch.arange(start, start + length, device=device)[:, None]
         key = torch.arange(first, first + keys, device=device)[None]
-        return F.embedding(self.bucket(key - query), self.weight).permute(2, 0, 1)[None]
+        return self.of(key - query)[None]
+
+    def of(self, distance: Tensor) -> Tensor:
+        """Biases (..., H, S, K) of distances key - query (..., S, K)."""
+        return F.embedding(self.bucket(distance), self.weight).movedim(-1, -3)
 
 
 class StackBias(Position):

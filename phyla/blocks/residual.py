@@ -36,11 +36,12 @@ class Mixer(Block):
         dropout: float,
         scale: Any,
         keep_norm: bool,
+        path_dropout: float = 0.0,
     ) -> None:
         """Make this mixer a residual branch; see `residual`."""
         self.is_branch = True
         self.pre_norm, self.post_norm, self.out_norm = make(pre), make(post), make(out)
-        self.dropout_prob, self.keep_norm = dropout, keep_norm
+        self.dropout_prob, self.keep_norm, self.path_dropout = dropout, keep_norm, path_dropout
         self.multiplier = scale if isinstance(scale, int | float) else None
         self.layer_scale = make(scale) if isinstance(scale, Spec) else None
 
@@ -67,6 +68,8 @@ class Mixer(Block):
             y = self.layer_scale(y)
         elif self.multiplier is not None:
             y = y * self.multiplier
+        if self.training and self.path_dropout:
+            y = drop_path(y, self.path_dropout)
         return y if self.site is None else self.site(y, x, self)
 
     def normed(self, x: Stream) -> Stream:
@@ -92,12 +95,13 @@ def residual(
     dropout: float = 0.0,
     scale: Any = None,
     keep_norm: bool = False,
+    path_dropout: float = 0.0,
 ) -> Spec:
     """The branch x + dropout(out(mixer(pre(x)))), then `post`.
 
     pre: norm of the mixer's input; out: norm of its output (Gemma 2, Swin 2); post: norm after the sum
     (BERT). scale: a number or a `LayerScale` on the output. keep_norm: the sum starts from the normed input
-    (BLOOM's and Falcon's `apply_residual_connection_post_layernorm`).
+    (BLOOM's and Falcon's `apply_residual_connection_post_layernorm`). path_dropout: see `drop_path`.
     """
     branch = {
         "pre": pre,
@@ -106,6 +110,7 @@ def residual(
         "dropout": dropout,
         "scale": scale,
         "keep_norm": keep_norm,
+        "path_dropout": path_dropout,
     }
     return Spec(mixer.block, mixer.args, branch)
 
@@ -124,3 +129,14 @@ class LayerScale(Block):
     def reset(self, std: float) -> bool:
         nn.init.constant_(self.weight, self.init)
         return True
+
+
+def drop_path(x: torch.Tensor, chance: float) -> torch.Tensor:
+    """Stochastic depth (Huang et al. 2016, arXiv:1603.09382): whole rows of x become 0, others grow."""
+    kept = torch.rand((len(x), *[1] * (x.dim() - 1)), dtype=x.dtype, device=x.device) >= chance
+    return x * (kept.to(x.dtype) / (1 - chance))
+
+
+def path_chances(last: float, count: int) -> list[float]:
+    """Chances of `drop_path` that grow evenly from 0 to `last` over `count` layers."""
+    return [last * i / max(count - 1, 1) for i in range(count)]

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from phyla.blocks.act import activation
 from phyla.blocks.cache import StateCache
 from phyla.blocks.context import Context
 from phyla.blocks.linear import Linear
 from phyla.blocks.residual import Mixer
-from phyla.blocks.scan import scan
+from phyla.blocks.scan import kernel, selective_scan
 from phyla.blocks.shapes import Stream
 
 
@@ -32,7 +32,7 @@ class FreshState:
     out_gain: float = 1.0
 
 
-class _Fan(Linear):
+class FanLinear(Linear):
     """A projection whose fresh weights are uniform within gain / sqrt(inputs)."""
 
     gain = 1.0
@@ -60,6 +60,39 @@ class _Step(Linear):
         return True
 
 
+def kept(ctx: Context, x: Tensor, leading: bool = False) -> Tensor | None:
+    """1 at the new real tokens and 0 at padding, (B, S, 1) in the dtype of x; None where nothing is padded.
+
+    leading: only padding before a row's first real token counts.
+    """
+    given = ctx.attention_mask
+    if given is None or given.dim() != 2:
+        return None
+    if leading:
+        given = given.long().cumsum(-1) > 0
+    return given[:, ctx.start : ctx.start + ctx.length, None].to(x.dtype)
+
+
+def causal_conv(x: Tensor, conv: nn.Conv1d, cache: StateCache | None) -> Tensor:
+    """Each channel's convolution with its own past, x (B, S, I); the cache keeps the last taps - 1 inputs."""
+    taps = conv.kernel_size[0]
+    x = x.transpose(1, 2)  # (B, I, S)
+    past = None if cache is None else cache.get("conv")
+    if cache is None and x.is_cuda and 2 <= taps <= 4 and not torch.compiler.is_compiling():
+        fused = kernel("causal_conv1d", "causal_conv1d_fn")
+        if fused is not None:
+            return fused(x, conv.weight[:, 0], conv.bias).transpose(1, 2)
+    x = F.pad(x, (taps - 1, 0)) if past is None else torch.cat((past, x), -1)
+    if cache is not None:
+        cache.set("conv", x[..., x.shape[-1] - (taps - 1) :].clone())
+    if x.shape[-1] == taps:
+        y = (x * conv.weight[:, 0]).sum(-1, keepdim=True)
+        y = y if conv.bias is None else y + conv.bias[:, None]
+    else:
+        y = F.conv1d(x, conv.weight, conv.bias, groups=conv.groups)
+    return y.transpose(1, 2)
+
+
 class Mamba(Mixer):
     """A gated convolution followed by a selective scan (Gu & Dao, arXiv:2312.00752, algorithm 2, figure 3).
 
@@ -85,52 +118,52 @@ class Mamba(Mixer):
         super().__init__()
         self.inner, self.state, self.rank, self.taps = inner, state, rank, conv
         self.act = activation(act)
-        self.in_x = _Fan(width, inner, bias=bias)
-        self.in_gate = _Fan(width, inner, bias=bias)
+        self.in_x = FanLinear(width, inner, bias=bias)
+        self.in_gate = FanLinear(width, inner, bias=bias)
         self.conv = nn.Conv1d(inner, inner, conv, groups=inner, bias=conv_bias)
-        self.select = _Fan(inner, rank + 2 * state, bias=False)
+        self.select = FanLinear(inner, rank + 2 * state, bias=False)
         self.step = _Step(rank, inner)
         self.step.fresh = fresh
         self.A_log = nn.Parameter(torch.empty(inner, state))
         self.D = nn.Parameter(torch.empty(inner))
-        self.out = _Fan(inner, width, bias=bias)
+        self.out = FanLinear(inner, width, bias=bias)
         self.out.gain = fresh.out_gain
 
     def new_cache(self, batch: int, length: int) -> StateCache:
         return StateCache()
 
     def mix(self, x: Stream, ctx: Context) -> Stream:
-        cache = ctx.slot(self.slot)
-        given = ctx.attention_mask
-        keep = None
-        if given is not None and given.dim() == 2:
-            keep = given[:, ctx.start : ctx.start + ctx.length, None].to(x.dtype)  # (B, S, 1)
+        cache, keep = ctx.slot(self.slot), kept(ctx, x)
         h, gate = self.in_x(x), self.in_gate(x)  # (B, S, I)
+        h = self.act(causal_conv(h if keep is None else h * keep, self.conv, cache))
         if keep is not None:
             h = h * keep
-        h = h.transpose(1, 2)  # (B, I, S)
-        past = None if cache is None else cache.get("conv")
-        if past is None:
-            past = h.new_zeros(h.shape[0], self.inner, self.taps - 1)
-        h = torch.cat((past, h), -1)
-        if cache is not None:
-            cache.set("conv", h[..., h.shape[-1] - (self.taps - 1) :].clone())
-        h = self.act(F.conv1d(h, self.conv.weight, self.conv.bias, groups=self.inner)).transpose(
-            1, 2
-        )  # (B, S, I)
-        if keep is not None:
-            h = h * keep
-        low, b, c = self.select(h).split((self.rank, self.state, self.state), -1)
-        step = F.softplus(self.step(low).float())  # (B, S, I)
+        step, b, c = self.selected(h)
+        step = F.softplus(self.step(step).float())  # (B, S, I)
+        y = self._scan(h.float(), step, b.float(), c.float(), cache)
+        y = y + h.float() * self.D.float()
+        return self.out(y.to(x.dtype) * self.act(gate))
+
+    def selected(self, h: Tensor) -> tuple[Tensor, ...]:
+        """Low-rank step (B, S, rank), b and c (B, S, N) that the inputs h (B, S, I) select."""
+        return self.select(h).split((self.rank, self.state, self.state), -1)
+
+    def _scan(self, x: Tensor, step: Tensor, b: Tensor, c: Tensor, cache: StateCache | None) -> Tensor:
         a = -torch.exp(self.A_log.float())  # (I, N)
-        decay = torch.exp(step[..., None] * a)  # (B, S, I, N)
-        entry = (step * h.float())[..., None] * b.float()[:, :, None]  # (B, S, I, N)
         state = None if cache is None else cache.get("state")
-        states, last = scan(decay, entry, state)
+        fused = None
+        if x.is_cuda and state is None and not torch.compiler.is_compiling():
+            fused = kernel("mamba_ssm.ops.selective_scan_interface", "selective_scan_fn")
+        if fused is None:
+            y, last = selective_scan(x, step, a, b, c, state)
+        else:
+            turned = (t.transpose(1, 2).contiguous() for t in (x, step, b, c))
+            u, delta, b, c = turned
+            y, last = fused(u, delta, a, b, c, return_last_state=True)
+            y = y.transpose(1, 2)
         if cache is not None:
             cache.set("state", last)
-        y = torch.einsum("bsin,bsn->bsi", states, c.float()) + h.float() * self.D.float()
-        return self.out(y.to(x.dtype) * self.act(gate))
+        return y
 
     def reset(self, std: float) -> bool:
         with torch.no_grad():

@@ -1,6 +1,6 @@
 """Layers in sequence and the skeletons made of them: encoder, decoder, encoder with decoder."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,10 @@ from phyla.blocks.cache import Cache
 from phyla.blocks.context import Context
 from phyla.blocks.linear import Linear
 from phyla.blocks.spec import Block, Spec, make
+from phyla.errors import ArgumentError
+
+# (stack, x, ctx) -> the states after all layers, or None where it does not apply: see phyla/fast/step.py.
+native: "Callable[[Stack, Tensor, Context], Tensor | None] | None" = None
 
 
 @dataclass
@@ -26,6 +30,12 @@ class StackOutput:
     attentions: tuple[Tensor, ...] | None = None
     cross_attentions: tuple[Tensor, ...] | None = None
     router_logits: tuple[Tensor, ...] | None = None
+    image_size: tuple[int, int] | None = None  # (Y, X) of the pixels that a vision body saw
+
+    @property
+    def router_probs(self) -> tuple[Tensor, ...] | None:
+        """The public name of encoders for their routers' scores."""
+        return self.router_logits
 
 
 class Layer(Block):
@@ -135,7 +145,10 @@ class Stack(Block):
         if self.position is not None:
             ctx.memo["stack-bias"] = self.position
         last = len(self.layers) - 1
-        for index, layer in enumerate(self.layers):
+        done = native(self, x, ctx) if native is not None and states is None else None
+        if done is not None:
+            x = done
+        for index, layer in enumerate(self.layers if done is None else ()):
             ctx.layer = index
             if self.training and self.layer_drop and torch.rand(()) < self.layer_drop:
                 continue
@@ -164,6 +177,10 @@ class Stack(Block):
             _tuple(ctx.cross_attentions),
             _tuple(ctx.router_logits),
         )
+
+    def recall(self, cache: Cache | None, state: Any) -> Cache | None:
+        """The cache filled with the public tensors of a memory; only stacks with such a form have it."""
+        raise ArgumentError(f"{type(self).__name__} takes no `state`; pass past_key_values")
 
     def forward(
         self,

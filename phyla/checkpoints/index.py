@@ -1,7 +1,8 @@
 """Sharded checkpoints: an index file that says which shard holds which tensor."""
 
+import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from phyla.checkpoints.paths import safe_join
 from phyla.checkpoints.weights import PackedTensor, Weights, open_weight_file
 from phyla.errors import CorruptFileError, MissingFileError, MissingWeightsError
 
+ATTEMPTS = 20
 _SUFFIXES = (".safetensors", ".bin")
 
 
@@ -52,16 +54,23 @@ class ShardedWeights(Weights):
 
     def __init__(self, path: Path, allow_pickle: bool = True):
         self.path = Path(path)
-        # A save that replaces the checkpoint removes the old shards last: then the index read first is out of
-        # date.
-        for attempt in range(3):
+        # A save that replaces the checkpoint meanwhile puts its index in place of the one that was read: then
+        # the shards that were opened may be of either.
+        for attempt in range(ATTEMPTS):
+            before = _identity(self.path)
             table, _ = read_index(self.path)
             try:
                 self.shards = _open_shards(self.path, table, allow_pickle)
-                break
-            except MissingFileError:
-                if attempt == 2 or read_index(self.path)[0] == table:
+            except (MissingFileError, MissingWeightsError):
+                if attempt == ATTEMPTS - 1 or _identity(self.path) == before:
                     raise
+                continue
+            if _identity(self.path) == before:
+                break
+            for shard in self.shards.values():
+                shard.close()
+        else:
+            raise CorruptFileError(f"{self.path} was replaced whenever it was read; load it once that ends")
         self.owner = {key: self.shards[shard] for key, shard in table.items()}
         metadata: dict[str, str] = {}
         for shard in self.shards.values():
@@ -73,7 +82,10 @@ class ShardedWeights(Weights):
         return self.owner[name].read(name, dtype)
 
     def read_many(
-        self, names: Iterable[str] | None = None, dtype: torch.dtype | None = None
+        self,
+        names: Iterable[str] | None = None,
+        dtype: torch.dtype | None = None,
+        into: Mapping[str, torch.Tensor] | None = None,
     ) -> Iterator[tuple[str, torch.Tensor]]:
         groups: dict[int, list[str]] = defaultdict(list)
         for name in self.infos if names is None else names:
@@ -81,7 +93,7 @@ class ShardedWeights(Weights):
             groups[id(self.owner[name])].append(name)
         for shard in self.shards.values():
             if id(shard) in groups:
-                yield from shard.read_many(groups[id(shard)], dtype)
+                yield from shard.read_many(groups[id(shard)], dtype, into)
 
     def read_packed(self, name: str) -> PackedTensor | None:
         self.info(name)
@@ -90,6 +102,15 @@ class ShardedWeights(Weights):
     def close(self) -> None:
         for shard in self.shards.values():
             shard.close()
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    """What changes when a file is replaced; None where there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _open_shards(path: Path, table: dict[str, str], allow_pickle: bool) -> dict[str, Weights]:

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from phyla.checkpoints.arena import Arena
 from phyla.checkpoints.configs import make_config, read_config
 from phyla.checkpoints.names import Line, modern
+from phyla.checkpoints.ops import Same
 from phyla.checkpoints.report import LoadReport
 from phyla.checkpoints.resolve import resolve
 from phyla.checkpoints.state import Layout, layout_of, tensors_of
@@ -168,7 +170,8 @@ def fill(
             continue
         names = _stored_names(line, layout, spelled)
         if names is None:
-            report.missing += [n for n in line.theirs if n not in spelled]
+            if not all(_is_computed(model, path) for path in line.ours):
+                report.missing += [n for n in line.theirs if n not in spelled]
             fresh += line.ours
             continue
         for name in names:
@@ -176,7 +179,13 @@ def fill(
     _find_unexpected(weights, layout, lines, reads, report, done)
     report.names = [n for line in lines for n in line.theirs]
     waiting: dict[tuple[str, ...], dict[str, Tensor]] = {}
-    for name, value in weights.read_many(list(reads), dtype=None):
+    arena = _arena(tensors, reads, dtype, device)
+    plain = {
+        name: arena.places[id(tensors[line.ours[0]])]
+        for name, line in reads.items()
+        if type(line.op) is Same and len(line.ours) == 1 and id(tensors[line.ours[0]]) in arena.places
+    }
+    for name, value in weights.read_many(list(reads), dtype=None, into=plain):
         line = reads[name]
         got = waiting.setdefault(line.ours, {})
         got[name] = value
@@ -204,10 +213,32 @@ def fill(
                 raise DtypeMismatchError(
                     f"{line.theirs[0]} must hold floating numbers, but holds {new.dtype} ({report.source})"
                 )
-            new = new.to(device=device, dtype=dtype if old.is_floating_point() else new.dtype)
-            assign(places, old, new.contiguous())
+            place = arena.take(id(old))
+            if place is None:
+                new = new.to(
+                    device=device, dtype=dtype if old.is_floating_point() else new.dtype
+                ).contiguous()
+            elif place.data_ptr() != new.data_ptr():
+                new = place.copy_(new)
+            assign(places, old, new)
             report.loaded += 1
     _fill_rest(model, fresh, dtype, device)
+
+
+def _arena(
+    tensors: dict[str, Tensor], reads: dict[str, Line], dtype: torch.dtype, device: torch.device
+) -> Arena:
+    """Places on the CPU for the floating tensors that the file holds, in the order of the model."""
+    wanted = {path for line in reads.values() for path in line.ours}
+    floating = {id(t): t for path, t in tensors.items() if path in wanted and t.is_floating_point()}
+    return Arena((k, tuple(t.shape), dtype) for k, t in floating.items() if device.type == "cpu")
+
+
+def _is_computed(model: nn.Module, path: str) -> bool:
+    """Whether a stored table can be made without a file: its module says so of all or of that one."""
+    holder, _, leaf = path.rpartition(".")
+    computed = getattr(model.get_submodule(holder), "computed", ())
+    return computed is True or (isinstance(computed, tuple) and leaf in computed)
 
 
 def choose_lines(layout: Layout, spelled: dict[str, str]) -> list[Line]:
@@ -297,5 +328,5 @@ def _judge(
 def _optional_lines(layout: Layout) -> list[tuple[str, ...]]:
     """Public names that a file of another class may lack: those of the head, the pool and cross-attention."""
     lines = [*layout.lines(True), *layout.lines(False)]
-    optional = ("head.", "backbone.pool.")
+    optional = ("head.", "backbone.pool.", "backbone.maps.")
     return [li.theirs for li in lines if li.ours[0].startswith(optional) or ".cross." in li.ours[0]]

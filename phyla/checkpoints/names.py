@@ -24,6 +24,7 @@ class To:
     path: str
     op: Same
     count: str | int = ""
+    joint: str = "."  # between the path and a leaf (`in_proj_weight`)
 
 
 @dataclass(frozen=True)
@@ -125,9 +126,9 @@ class Bound:
         return any(re.fullmatch(pattern, name) for pattern in self.table.ignore)
 
 
-def split(path: str, groups: int = 1, transpose: bool = False) -> To:
+def split(path: str, groups: int = 1, transpose: bool = False, joint: str = ".") -> To:
     """One public tensor holds all parts that the left side names, in order; see ops.Split."""
-    return To(path, Split(groups, transpose))
+    return To(path, Split(groups, transpose), joint=joint)
 
 
 def stack(path: str) -> To:
@@ -152,14 +153,14 @@ def _operation(right: str | To) -> Same:
 def _public(right: str | To, holes: Mapping[str, int], leaf: str, shape: torch.Size) -> tuple[str, ...]:
     path = right if isinstance(right, str) else right.path
     if leaf:
-        path = f"{path}.{leaf}"
-    path = _filled(path, holes)
+        path = f"{path}{right.joint if isinstance(right, To) else '.'}{leaf}"
+    path = filled(path, holes)
     if isinstance(right, To) and isinstance(right.op, Stack):
         return tuple(_HOLE.sub(str(e), path) for e in range(shape[0]))
     return (path,)
 
 
-def _filled(path: str, holes: Mapping[str, int]) -> str:
+def filled(path: str, holes: Mapping[str, int]) -> str:
     """The path with its holes filled, those without a number left open."""
     return _HOLE.sub(lambda m: str(holes[m[1]]) if m[1] in holes else m[0], path)
 
@@ -193,7 +194,7 @@ class _Index:
                 siblings, left, right, names = entry
                 holes = dict(zip(names, numbers, strict=True))
                 self.used.add(left)
-                return [_filled(path, holes) for path in siblings], right, holes, leaf
+                return [filled(path, holes) for path in siblings], right, holes, leaf
             if leaf or "." not in path:
                 return None
             path, _, leaf = path.rpartition(".")

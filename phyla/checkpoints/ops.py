@@ -33,7 +33,7 @@ class Transpose(Same):
 
 @dataclass(frozen=True)
 class Split(Same):
-    """One public tensor holds several of ours along its first dimension, in order.
+    """One public tensor holds several of ours along its dimension `dim`, in order.
 
     groups: the parts alternate in that many groups (NeoX, BLOOM: one a head; Falcon: one a key/value head).
     transpose: matrices are stored as (in, out). The sizes of the parts come from our own parameters.
@@ -41,20 +41,23 @@ class Split(Same):
 
     groups: int = 1
     transpose: bool = False
+    dim: int = 0
 
     def load(self, theirs: list[Tensor], shapes: Sequence[torch.Size]) -> list[Tensor]:
         fused = theirs[0].T if self.transpose and theirs[0].dim() == 2 else theirs[0]
-        sizes = [shape[0] // self.groups for shape in shapes]
-        if sum(sizes) * self.groups != fused.shape[0]:
+        dim = self.dim
+        sizes = [shape[dim] // self.groups for shape in shapes]
+        if sum(sizes) * self.groups != fused.shape[dim]:
             raise ShapeMismatchError(
                 f"a fused tensor must have {sum(sizes) * self.groups} rows for its parts, "
-                f"but has {fused.shape[0]}"
+                f"but has {fused.shape[dim]}"
             )
-        parts = fused.unflatten(0, (self.groups, -1)).split(sizes, 1)
-        return [part.flatten(0, 1) for part in parts]
+        parts = fused.unflatten(dim, (self.groups, -1)).split(sizes, dim + 1)
+        return [part.flatten(dim, dim + 1) for part in parts]
 
     def save(self, ours: list[Tensor]) -> list[Tensor]:
-        fused = torch.cat([t.unflatten(0, (self.groups, -1)) for t in ours], 1).flatten(0, 1)
+        dim = self.dim
+        fused = torch.cat([t.unflatten(dim, (self.groups, -1)) for t in ours], dim + 1).flatten(dim, dim + 1)
         return [fused.T.contiguous() if self.transpose and fused.dim() == 2 else fused]
 
 
@@ -84,3 +87,17 @@ class Reshape(Same):
 
     def save(self, ours: list[Tensor]) -> list[Tensor]:
         return [ours[0].reshape(self.shape)]
+
+
+@dataclass(frozen=True)
+class Swapped(Same):
+    """The last two dimensions of ours stand the other way round in files, behind the operation `inner`."""
+
+    inner: Same = Same()
+
+    def load(self, theirs: list[Tensor], shapes: Sequence[torch.Size]) -> list[Tensor]:
+        turned = [torch.Size((*shape[:-2], shape[-1], shape[-2])) for shape in shapes]
+        return [t.transpose(-1, -2) for t in self.inner.load(theirs, turned)]
+
+    def save(self, ours: list[Tensor]) -> list[Tensor]:
+        return self.inner.save([t.transpose(-1, -2).contiguous() for t in ours])

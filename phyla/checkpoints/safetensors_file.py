@@ -5,7 +5,7 @@ without gaps).
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -221,26 +221,39 @@ class SafetensorsFile(Weights):
         super().__init__(infos, metadata)
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
+        # Each tensor has its own memory: one buffer for all would stay whole as long as any tensor of it
+        # lives.
+        tensor = self._read(name, None)
+        return tensor if dtype is None else tensor.to(dtype)
+
+    def _read(self, name: str, into: torch.Tensor | None) -> torch.Tensor:
         info, entry = self.info(name), self.entries[name]
         if self.file.closed:
             raise ValueError(f"{self.path} was closed; open it again to read more tensors")
-        # Each tensor has its own memory: one buffer for all would stay whole as long as any tensor of it
-        # lives.
-        data = torch.empty(entry.stop - entry.start, dtype=torch.uint8)
+        fits = into is not None and into.dtype == info.dtype and into.shape == info.shape
+        if into is not None and fits and into.is_contiguous():
+            data = into.view(-1).view(torch.uint8)
+        else:
+            data = torch.empty(entry.stop - entry.start, dtype=torch.uint8)
         read_exactly(self.file, data.numpy().data, entry.start, self.path)
         if _state(self.file) != self.state:
             raise CorruptFileError(f"{self.path} was overwritten while it was read; load it again")
-        tensor = data.view(info.dtype).view(info.shape)
-        return tensor if dtype is None else tensor.to(dtype)
+        return data.view(info.dtype).view(info.shape)
 
     def read_many(
-        self, names: Iterable[str] | None = None, dtype: torch.dtype | None = None
+        self,
+        names: Iterable[str] | None = None,
+        dtype: torch.dtype | None = None,
+        into: Mapping[str, torch.Tensor] | None = None,
     ) -> Iterator[tuple[str, torch.Tensor]]:
         chosen = set(self.infos if names is None else names)
         for name in chosen:
             self.info(name)
         # In the order of the file, which a disk reads fastest.
-        yield from ((name, self.read(name, dtype)) for name in self.entries if name in chosen)
+        for name in self.entries:
+            if name in chosen:
+                tensor = self._read(name, None if into is None else into.get(name))
+                yield name, tensor if dtype is None else tensor.to(dtype)
 
     def close(self) -> None:
         self.file.close()

@@ -1,11 +1,14 @@
 """The public names of one model's tensors: its lines, the place of the prefix, tied tensors and copies."""
 
+import re
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from phyla.checkpoints.names import Line, NameMap
+from phyla.checkpoints.names import Line, NameMap, filled
 from phyla.model import PreTrainedModel
+
+BARE = ("base-model", "backbone")  # tasks of classes that save the backbone's names without a prefix
 
 
 @dataclass
@@ -48,6 +51,7 @@ def layout_of(model: PreTrainedModel) -> Layout:
             first[id(tensor)] = path
     layout = Layout("")
     names = head_spec.names
+    names = names(model.config) if callable(names) else names
     head_table = names if isinstance(names, NameMap) else NameMap(names)
     tables = (("backbone", model.family.table(model.config, head_spec)), ("head", head_table))
     for part, table in tables:
@@ -66,24 +70,30 @@ def layout_of(model: PreTrainedModel) -> Layout:
             (layout.backbone if part == "backbone" else layout.head).append(Line(ours, line.theirs, line.op))
         for mine, theirs in ((layout.aliases, flat.aliases), (layout.copies, flat.copies)):
             for path, public in theirs.items():
-                for leaf, full in _leaves(f"{part}.{path}", tensors):
-                    spelled = tuple(ahead + (f"{n}.{leaf}" if leaf else n) for n in public)
+                for leaf, full, holes in _leaves(f"{part}.{path}", tensors):
+                    spelled = tuple(ahead + filled(f"{n}.{leaf}" if leaf else n, holes) for n in public)
                     mine[tied.get(full, full)] = (*mine.get(tied.get(full, full), ()), *spelled)
     return layout
 
 
-def _leaves(path: str, tensors: dict[str, Tensor]) -> list[tuple[str, str]]:
-    """(leaf, full path) of the tensors that a table's path means: itself, or all leaves of that module."""
+def _leaves(path: str, tensors: dict[str, Tensor]) -> list[tuple[str, str, dict[str, int]]]:
+    """(leaf, full path, numbers in its holes) of the tensors that a table's path means: itself, or all leaves
+    of that module.
+    """
+    if "{" in path:
+        pattern = re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\d+)", re.escape(path)))
+        found = ((p, pattern.fullmatch(p)) for p in tensors)
+        return [("", p, {k: int(v) for k, v in m.groupdict().items()}) for p, m in found if m]
     if path in tensors:
-        return [("", path)]
-    return [(p.rpartition(".")[2], p) for p in tensors if p.rpartition(".")[0] == path]
+        return [("", path, {})]
+    return [(p.rpartition(".")[2], p, {}) for p in tensors if p.rpartition(".")[0] == path]
 
 
 def public_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
     """Every tensor of the model under its public name, as files hold it."""
     layout = layout_of(model)
     tensors = tensors_of(model)
-    prefixed = model.head_spec.task != "base-model" or model.head_spec.prefix is not None
+    prefixed = model.head_spec.task not in BARE or model.head_spec.prefix is not None
     result: dict[str, Tensor] = {}
     for line in layout.lines(prefixed):
         values = line.op.save([tensors[p].detach() for p in line.ours])

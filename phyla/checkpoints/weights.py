@@ -1,7 +1,7 @@
 """What every kind of weight file answers: names, shapes, dtypes, and tensors in memory of their own."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -56,9 +56,15 @@ class Weights:
         raise NotImplementedError
 
     def read_many(
-        self, names: Iterable[str] | None = None, dtype: torch.dtype | None = None
+        self,
+        names: Iterable[str] | None = None,
+        dtype: torch.dtype | None = None,
+        into: Mapping[str, torch.Tensor] | None = None,
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        """Name and tensor of many tensors, in whatever order and grouping the file is read fastest."""
+        """Name and tensor of many tensors, in whatever order and grouping the file is read fastest.
+
+        into: memory of the right shape and dtype; a file that can reads a tensor there and returns it.
+        """
         for name in self.infos if names is None else names:
             yield name, self.read(name, dtype)
 

@@ -5,19 +5,27 @@ Differs from the plain encoder-decoder in: norms after the residual sums and aft
 positions with two unused rows in front, a stored constant on the logits.
 """
 
+from typing import Any
+
 from phyla.blocks import (
     FFN, Attention, Causal, Decoder, Embed, Encoder, EncoderDecoder, Full, Heads, Layer, LayerNorm, Learned,
     Spec, repeat, residual,
 )  # fmt: skip
-from phyla.checkpoints.names import NameMap
+from phyla.checkpoints.layouts import both_names, decoder_names
+from phyla.checkpoints.layouts import side_names as side_names
 from phyla.config import PretrainedConfig
 from phyla.family import family
-from phyla.heads import Backbone, CausalLM, Classify, Seq2SeqLM, Span
+from phyla.heads import Backbone, CausalLM, Classify, Head, Seq2SeqLM, Span
 from phyla.outputs import (
     CausalLMOutputWithCrossAttentions, Seq2SeqLMOutput, Seq2SeqModelOutput,
     Seq2SeqQuestionAnsweringModelOutput, Seq2SeqSequenceClassifierOutput,
 )  # fmt: skip
 from phyla.skeletons import EncoderDecoderModel, TextModel
+
+
+def count_layers(c: PretrainedConfig) -> None:
+    """The public `num_hidden_layers`, which is the encoder's count."""
+    c.num_hidden_layers = c.encoder_layers
 
 
 class Config(PretrainedConfig):
@@ -53,92 +61,88 @@ class Config(PretrainedConfig):
     DEFAULTS = {"num_hidden_layers": None}
     LABELS = 3
 
-    def finish(self) -> None:
-        self.num_hidden_layers = self.encoder_layers
+    finish = count_layers
 
 
-def stack(c: Config, kind: type, decoder: bool) -> Spec:
-    """BART's encoder or decoder."""
+def stack(
+    c: PretrainedConfig, kind: type, decoder: bool, position: Spec | None = None, place: str = "post",
+    norm: Spec | None = None, vocabulary: int | None = None,
+) -> Spec:  # fmt: skip
+    """The encoder or decoder of BART and its relatives.
+
+    position: instead of BART's table. place: where norms stand, "post" or "pre"; with "pre" the last states
+    are normed too. norm: of the embedding.
+    """
     side = "decoder" if decoder else "encoder"
     heads = Heads(getattr(c, f"{side}_attention_heads"))
-    norm = LayerNorm(c.d_model)
+    placed: dict[str, Any] = {place: LayerNorm(c.d_model), "dropout": c.dropout}
     attn = Attention(c.d_model, heads, mask=Causal() if decoder else Full(), dropout=c.attention_dropout)
     inner = getattr(c, f"{side}_ffn_dim")
     ffn = FFN(c.d_model, inner, act=c.activation_function, dropout=c.activation_dropout)
-    branches = {"attn": residual(attn, post=norm, dropout=c.dropout)}
+    branches = {"attn": residual(attn, **placed)}
     if decoder:
         across = Attention(c.d_model, heads, cross=True, dropout=c.attention_dropout)
-        branches["cross"] = residual(across, post=norm, dropout=c.dropout)
-    branches["ffn"] = residual(ffn, post=norm, dropout=c.dropout)
+        branches["cross"] = residual(across, **placed)
+    branches["ffn"] = residual(ffn, **placed)
     scale = c.d_model**0.5 if c.scale_embedding else None
     embed = Embed(
-        c.vocab_size, c.d_model, position=Learned(c.max_position_embeddings + 2, c.d_model, offset=2),
-        norm=norm, dropout=c.dropout, scale=scale, padding=c.pad_token_id,
+        vocabulary or c.vocab_size, c.d_model, position=position or offset_table(c), norm=norm,
+        dropout=c.dropout, scale=scale, padding=c.pad_token_id,
     )  # fmt: skip
     return kind(
         embed=embed, layers=repeat(getattr(c, f"{side}_layers"), Layer(**branches)),
-        layer_drop=getattr(c, f"{side}_layerdrop"),
+        norm=LayerNorm(c.d_model) if place == "pre" else None, layer_drop=getattr(c, f"{side}_layerdrop"),
     )  # fmt: skip
 
 
-def build(c: Config) -> EncoderDecoder:
-    return EncoderDecoder(stack(c, Encoder, False), stack(c, Decoder, True))
+def offset_table(c: PretrainedConfig) -> Spec:
+    """Learned positions with two unused rows in front."""
+    return Learned(c.max_position_embeddings + 2, c.d_model, offset=2)
 
 
-def build_decoder(c: Config) -> Spec:
-    return stack(c, Decoder, True)
+def build(c: PretrainedConfig, **slots: Any) -> EncoderDecoder:
+    """Both sides; slots as in `stack`."""
+    slots = {"norm": LayerNorm(c.d_model), **slots}
+    return EncoderDecoder(stack(c, Encoder, False, **slots), stack(c, Decoder, True, **slots))
 
 
-_ATTENTIONS = {"attn": "self_attn", "cross": "encoder_attn"}
+def build_decoder(c: PretrainedConfig, **slots: Any) -> Spec:
+    """The decoder alone; slots as in `stack`."""
+    return stack(c, Decoder, True, **{"norm": LayerNorm(c.d_model), **slots})
 
 
-def side_names(ours: str, theirs: str) -> dict[str, str]:
-    """Lines of one side, our paths beginning with `ours`."""
-    at, to = f"{ours}layers.{{i}}", f"{theirs}layers.{{i}}"
-    lines = {
-        f"{ours}embed.position": f"{theirs}embed_positions",
-        f"{ours}embed.norm": f"{theirs}layernorm_embedding",
-    }
-    for branch, attention in _ATTENTIONS.items():
-        lines[f"{at}.{branch}.post_norm"] = f"{to}.{attention}_layer_norm"
-        for part, public in {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj"}.items():
-            lines[f"{at}.{branch}.{part}"] = f"{to}.{attention}.{public}"
-    return lines | {
-        f"{at}.ffn.up": f"{to}.fc1",
-        f"{at}.ffn.down": f"{to}.fc2",
-        f"{at}.ffn.post_norm": f"{to}.final_layer_norm",
-    }
-
-
-SIDES = side_names("encoder.", "encoder.") | side_names("decoder.", "decoder.")
-NAMES = NameMap(
-    SIDES | {"encoder.embed.tokens": "shared"},
-    prefix="model",
-    aliases={"encoder.embed.tokens": ("encoder.embed_tokens", "decoder.embed_tokens")},
-)
-DECODER_NAMES = NameMap(
-    side_names("", "decoder.") | {"embed.tokens": "decoder.embed_tokens"},
-    prefix="model",
-    aliases={"embed.tokens": ("shared",)},
-    ignore=(r"(model\.)?encoder\..*", "final_logits_bias"),
+SCORES = Seq2SeqLM(
+    names={"out": "lm_head", "offset": "final_logits_bias"}, output=Seq2SeqLMOutput, offset=True
 )
 
-HEADS = {
-    "BartModel": Backbone(output=Seq2SeqModelOutput),
-    "BartForConditionalGeneration": Seq2SeqLM(
-        names={"out": "lm_head", "offset": "final_logits_bias"}, output=Seq2SeqLMOutput, offset=True
-    ),
-    "BartForSequenceClassification": Classify(
-        on="end", dense="tanh", dropout=("classifier_dropout",), output=Seq2SeqSequenceClassifierOutput,
-        names={"dense": "classification_head.dense", "out": "classification_head.out_proj"},
-    ),
-    "BartForQuestionAnswering": Span(names={"out": "qa_outputs"}, output=Seq2SeqQuestionAnsweringModelOutput),
-    "BartForCausalLM": CausalLM(
-        names={"out": "lm_head"}, output=CausalLMOutputWithCrossAttentions, shifted=False,
-        build=build_decoder, table=DECODER_NAMES, skeleton=TextModel,
-        changes={"is_decoder": True, "is_encoder_decoder": False},
-    ),
-}  # fmt: skip
+
+def classifier_heads(stem: str) -> dict[str, Head]:
+    """The classes that score labels of a row and spans."""
+    return {
+        f"{stem}ForSequenceClassification": Classify(
+            on="end", dense="tanh", dropout=("classifier_dropout",), output=Seq2SeqSequenceClassifierOutput,
+            names={"dense": "classification_head.dense", "out": "classification_head.out_proj"},
+        ),
+        f"{stem}ForQuestionAnswering": Span(
+            names={"out": "qa_outputs"}, output=Seq2SeqQuestionAnsweringModelOutput
+        ),
+    }  # fmt: skip
+
+
+def language_heads(stem: str, build: Any, table: Any) -> dict[str, Head]:
+    """The bare model, the one that translates, and the decoder alone with its `build` and `table`."""
+    return {
+        f"{stem}Model": Backbone(output=Seq2SeqModelOutput),
+        f"{stem}ForConditionalGeneration": SCORES,
+        f"{stem}ForCausalLM": CausalLM(
+            names={"out": "lm_head"}, output=CausalLMOutputWithCrossAttentions, shifted=False, build=build,
+            table=table, skeleton=TextModel, changes={"is_decoder": True, "is_encoder_decoder": False},
+        ),
+    }  # fmt: skip
+
+
+NAMES = both_names()
+HEADS = language_heads("Bart", build_decoder, decoder_names()) | classifier_heads("Bart")
 
 family(
     "bart", config=Config, build=build, names=NAMES, heads=HEADS, skeleton=EncoderDecoderModel, public="Bart",

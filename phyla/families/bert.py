@@ -69,6 +69,18 @@ class Kept(Learned):
         return torch.zeros((), dtype=self.weight.dtype, device=self.weight.device)
 
 
+def layers(c: PretrainedConfig, position: Spec | None = None) -> tuple[Spec, ...]:
+    """BERT's layers, with what tells their attention where tokens stand."""
+    norm, drop = LayerNorm(c.hidden_size, eps=c.layer_norm_eps), c.hidden_dropout_prob
+    attn = Attention(c.hidden_size, Heads(c.num_attention_heads), dropout=c.attention_probs_dropout_prob)
+    branches = {"attn": attn.but(position=position, mask=Causal() if c.is_decoder else Full())}
+    if c.add_cross_attention:
+        branches["cross"] = attn.but(cross=True)
+    branches["ffn"] = FFN(c.hidden_size, c.intermediate_size, act=c.hidden_act)
+    layer = Layer(**{name: residual(mixer, post=norm, dropout=drop) for name, mixer in branches.items()})
+    return repeat(c.num_hidden_layers, layer, c.pruned_heads)
+
+
 def build(c: PretrainedConfig, table: Spec | None = None) -> Spec:
     """BERT's stack; relatives pass the position table of their embeddings."""
     norm, drop = LayerNorm(c.hidden_size, eps=c.layer_norm_eps), c.hidden_dropout_prob
@@ -78,19 +90,13 @@ def build(c: PretrainedConfig, table: Spec | None = None) -> Spec:
         table = Kept(c.max_position_embeddings, c.hidden_size)
         width, queries = heads.resolve(c.hidden_size)[2], c.position_embedding_type == "relative_key_query"
         relative = RelativeKeys(c.max_position_embeddings, width, queries=queries)
-    attn = Attention(c.hidden_size, heads, dropout=c.attention_probs_dropout_prob)
-    branches = {"attn": attn.but(position=relative, mask=Causal() if c.is_decoder else Full())}
-    if c.add_cross_attention:
-        branches["cross"] = attn.but(cross=True)
-    branches["ffn"] = FFN(c.hidden_size, c.intermediate_size, act=c.hidden_act)
-    layer = Layer(**{name: residual(mixer, post=norm, dropout=drop) for name, mixer in branches.items()})
     stack = Decoder if c.is_decoder else Encoder
     return stack(
         embed=Embed(
             c.vocab_size, c.hidden_size, position=table, segments=c.type_vocab_size, norm=norm,
             dropout=drop, padding=c.pad_token_id,
         ),
-        layers=repeat(c.num_hidden_layers, layer, c.pruned_heads),
+        layers=layers(c, relative),
         pool=Pool(c.hidden_size),
     )  # fmt: skip
 

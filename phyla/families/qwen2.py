@@ -38,12 +38,13 @@ class Config(PretrainedConfig):
             self.num_key_value_heads = self.num_attention_heads
 
 
-def build(c: Config) -> Decoder:
+def build(c: PretrainedConfig, **options) -> Decoder:
+    """Qwen2's stack; relatives pass what differs in its attention."""
     norm = RMSNorm(c.hidden_size, eps=c.rms_norm_eps)
     ffn = residual(GatedFFN(c.hidden_size, c.intermediate_size, act=c.hidden_act), pre=norm)
 
     def layer(window: int | None) -> Layer:
-        attn = llama.attention(c, mask=Causal(window), bias=True, out_bias=False)
+        attn = llama.attention(c, mask=Causal(window), bias=True, out_bias=False, **options)
         return Layer(attn=residual(attn, pre=norm), ffn=ffn)
 
     whole, local = layer(None), layer(c.sliding_window)

@@ -5,21 +5,38 @@ Differs from the plain encoder-decoder in: bucketed relative biases shared by al
 RMS norms, no biases, and a tied head whose input is scaled by D^-0.5.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from phyla.blocks import (
     FFN, Attention, BucketBias, Causal, Decoder, Embed, Encoder, EncoderDecoder, Full, GatedFFN, Heads, Layer,
     RMSNorm, Spec, StackBias, repeat, residual,
 )  # fmt: skip
+from phyla.checkpoints.layouts import mesh_names
 from phyla.checkpoints.names import NameMap
 from phyla.config import PretrainedConfig
 from phyla.errors import ConfigError
 from phyla.family import family
-from phyla.heads import Backbone, Classify, Seq2SeqLM, Span, TokenClassify
+from phyla.heads import Backbone, Classify, Head, Seq2SeqLM, Span, TokenClassify
 from phyla.outputs import (
     Seq2SeqLMOutput, Seq2SeqModelOutput, Seq2SeqQuestionAnsweringModelOutput, Seq2SeqSequenceClassifierOutput,
 )  # fmt: skip
 from phyla.skeletons import EncoderDecoderModel, TextModel
+
+
+def fill_layers(c: PretrainedConfig) -> None:
+    """Keys that follow from others; ConfigError for an unknown kind of feed-forward."""
+    if c.num_decoder_layers is None:
+        c.num_decoder_layers = c.num_layers
+    parts = c.feed_forward_proj.split("-")
+    if len(parts) > 2 or (len(parts) == 2 and parts[0] != "gated"):
+        raise ConfigError(
+            'feed_forward_proj must be "ACT" or "gated-ACT", '
+            f"but is {c.feed_forward_proj!r} (config key of {c.model_type})"
+        )
+    c.is_gated_act = len(parts) == 2
+    # "gated-gelu" is the spelling of T5 1.1's files for the tanh form.
+    c.dense_act_fn = "gelu_new" if c.feed_forward_proj == "gated-gelu" else parts[-1]
 
 
 class Config(PretrainedConfig):
@@ -49,98 +66,80 @@ class Config(PretrainedConfig):
         "head_dim": "d_kv",
     }  # fmt: skip
 
-    def finish(self) -> None:
-        if self.num_decoder_layers is None:
-            self.num_decoder_layers = self.num_layers
-        parts = self.feed_forward_proj.split("-")
-        if len(parts) > 2 or (len(parts) == 2 and parts[0] != "gated"):
-            raise ConfigError(
-                'feed_forward_proj must be "ACT" or "gated-ACT", '
-                f"but is {self.feed_forward_proj!r} (config key of t5)"
-            )
-        self.is_gated_act = len(parts) == 2
-        # "gated-gelu" is the spelling of T5 1.1's files for the tanh form.
-        self.dense_act_fn = "gelu_new" if self.feed_forward_proj == "gated-gelu" else parts[-1]
+    finish = fill_layers
 
 
-def stack(c: Config, kind: type, layers: int, decoder: bool) -> Spec:
-    """T5's encoder or decoder."""
+def feed_forward(c: PretrainedConfig) -> Spec:
+    """T5's feed-forward."""
+    kind = GatedFFN if c.is_gated_act else FFN
+    return kind(c.d_model, c.d_ff, act=c.dense_act_fn, bias=False, dropout=c.dropout_rate)
+
+
+def stack(c: PretrainedConfig, kind: type, layers: int, decoder: bool, feeds: Sequence[Spec] = ()) -> Spec:
+    """T5's encoder or decoder; feeds: feed-forwards of the layers in turn, instead of T5's."""
     norm, drop = RMSNorm(c.d_model, eps=c.layer_norm_epsilon), c.dropout_rate
     heads = Heads(c.num_heads, width=c.d_kv)
     shared: dict[str, Any] = {"bias": False, "scale": 1.0, "dropout": drop}
     attn = Attention(c.d_model, heads, position=StackBias(), mask=Causal() if decoder else Full(), **shared)
-    feed_forward = GatedFFN if c.is_gated_act else FFN
-    ffn = feed_forward(c.d_model, c.d_ff, act=c.dense_act_fn, bias=False, dropout=drop)
     branches = {"attn": residual(attn, pre=norm, dropout=drop)}
     if decoder:
         across = Attention(c.d_model, heads, cross=True, **shared)
         branches["cross"] = residual(across, pre=norm, dropout=drop)
-    branches["ffn"] = residual(ffn, pre=norm, dropout=drop)
+    kinds = [
+        Layer(**branches, ffn=residual(ffn, pre=norm, dropout=drop)) for ffn in feeds or (feed_forward(c),)
+    ]
     buckets = BucketBias(
         c.relative_attention_num_buckets, c.relative_attention_max_distance, c.num_heads, not decoder
     )
     return kind(
-        embed=Embed(c.vocab_size, c.d_model, dropout=drop), layers=repeat(layers, Layer(**branches)),
+        embed=Embed(c.vocab_size, c.d_model, dropout=drop), layers=repeat(layers, kinds),
         norm=norm, dropout=drop, position=buckets,
     )  # fmt: skip
 
 
-def build(c: Config) -> EncoderDecoder:
+def build(c: PretrainedConfig) -> EncoderDecoder:
     decoder_layers = c.num_layers if c.num_decoder_layers is None else c.num_decoder_layers
     return EncoderDecoder(stack(c, Encoder, c.num_layers, False), stack(c, Decoder, decoder_layers, True))
 
 
-def build_encoder(c: Config) -> Spec:
+def build_encoder(c: PretrainedConfig) -> Spec:
     return stack(c, Encoder, c.num_layers, False)
 
 
-def _names(c: Config, sides: dict[str, str]) -> NameMap:
-    maps = {"gate": "wi_0", "up": "wi_1", "down": "wo"} if c.is_gated_act else {"up": "wi", "down": "wo"}
-    lines: dict[str, str] = {}
-    for ours, theirs in sides.items():
-        cross = {"cross": "EncDecAttention"} if theirs == "decoder." else {}
-        lines[f"{ours}norm"] = f"{theirs}final_layer_norm"
-        lines[f"{ours}position"] = f"{theirs}block.0.layer.0.SelfAttention.relative_attention_bias"
-        branches = {"attn": "SelfAttention", **cross, "ffn": "DenseReluDense"}
-        for index, (branch, public) in enumerate(branches.items()):
-            mine, at = f"{ours}layers.{{i}}.{branch}", f"{theirs}block.{{i}}.layer.{index}"
-            lines[f"{mine}.pre_norm"] = f"{at}.layer_norm"
-            for part, leaf in (maps if branch == "ffn" else {p: p for p in "qkvo"}).items():
-                lines[f"{mine}.{part}"] = f"{at}.{public}.{leaf}"
-    first = next(iter(sides))
-    lines[f"{first}embed.tokens"] = "shared"
-    aliases = {f"{first}embed.tokens": ("encoder.embed_tokens", "decoder.embed_tokens")}
-    # Some old files carry a table of distances for cross-attention that no layer reads.
-    stray = r"(transformer\.)?decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
-    return NameMap(lines, aliases=aliases, ignore=(stray,))
+def names(c: PretrainedConfig) -> NameMap:
+    return mesh_names({"encoder.": "encoder.", "decoder.": "decoder."}, c.is_gated_act)
 
 
-def names(c: Config) -> NameMap:
-    return _names(c, {"encoder.": "encoder.", "decoder.": "decoder."})
+def encoder_names(c: PretrainedConfig) -> NameMap:
+    table = mesh_names({"": "encoder."}, c.is_gated_act)
+    return table.but(ignore=(r"(transformer\.)?decoder\..*", r"lm_head\.weight"))
 
 
-def encoder_names(c: Config) -> NameMap:
-    return _names(c, {"": "encoder."}).but(ignore=(r"(transformer\.)?decoder\..*", r"lm_head\.weight"))
+def t5_heads(stem: str) -> dict[str, Head]:
+    """The public classes of T5 and its relatives."""
+    return {
+        f"{stem}Model": Backbone(output=Seq2SeqModelOutput),
+        f"{stem}ForConditionalGeneration": Seq2SeqLM(
+            names={"out": "lm_head"}, output=Seq2SeqLMOutput,
+            scale=lambda c: c.d_model**-0.5 if c.tie_word_embeddings else None,
+        ),
+        f"{stem}EncoderModel": Backbone(build=build_encoder, table=encoder_names, skeleton=TextModel),
+        f"{stem}ForSequenceClassification": Classify(
+            on="end", dense="tanh", dropout=("classifier_dropout",), prefix="transformer",
+            names={"dense": "classification_head.dense", "out": "classification_head.out_proj"},
+            output=Seq2SeqSequenceClassifierOutput,
+        ),
+        f"{stem}ForTokenClassification": TokenClassify(
+            names={"out": "classifier"}, dropout=("classifier_dropout",), prefix="transformer",
+            build=build_encoder, table=encoder_names, skeleton=TextModel,
+        ),
+        f"{stem}ForQuestionAnswering": Span(
+            names={"out": "qa_outputs"}, output=Seq2SeqQuestionAnsweringModelOutput
+        ),
+    }  # fmt: skip
 
 
-HEADS = {
-    "T5Model": Backbone(output=Seq2SeqModelOutput),
-    "T5ForConditionalGeneration": Seq2SeqLM(
-        names={"out": "lm_head"}, output=Seq2SeqLMOutput,
-        scale=lambda c: c.d_model**-0.5 if c.tie_word_embeddings else None,
-    ),
-    "T5EncoderModel": Backbone(build=build_encoder, table=encoder_names, skeleton=TextModel),
-    "T5ForSequenceClassification": Classify(
-        on="end", dense="tanh", dropout=("classifier_dropout",), prefix="transformer",
-        names={"dense": "classification_head.dense", "out": "classification_head.out_proj"},
-        output=Seq2SeqSequenceClassifierOutput,
-    ),
-    "T5ForTokenClassification": TokenClassify(
-        names={"out": "classifier"}, dropout=("classifier_dropout",), prefix="transformer",
-        build=build_encoder, table=encoder_names, skeleton=TextModel,
-    ),
-    "T5ForQuestionAnswering": Span(names={"out": "qa_outputs"}, output=Seq2SeqQuestionAnsweringModelOutput),
-}  # fmt: skip
+HEADS = t5_heads("T5")
 
 family(
     "t5", config=Config, build=build, names=names, heads=HEADS, skeleton=EncoderDecoderModel, public="T5",

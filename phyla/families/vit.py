@@ -9,6 +9,7 @@ from functools import partial
 from phyla.blocks import (
     FFN, Attention, Encoder, Heads, Layer, LayerNorm, PatchEmbed, Pool, repeat, residual,
 )  # fmt: skip
+from phyla.blocks.spec import Spec
 from phyla.checkpoints.names import NameMap, To
 from phyla.checkpoints.ops import Reshape
 from phyla.config import PretrainedConfig
@@ -48,31 +49,50 @@ def pair(size: int | list) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-def build(c: Config, mask_token: bool = False) -> Encoder:
-    """ViT's stack; the option `use_mask_token` of from_pretrained gives the bare backbone a mask token."""
+def layers(c: PretrainedConfig) -> tuple[Spec, ...]:
+    """The layers of ViT, for all whose configurations have its keys."""
     norm, drop = LayerNorm(c.hidden_size, eps=c.layer_norm_eps), c.hidden_dropout_prob
     attn = Attention(
         c.hidden_size, Heads(c.num_attention_heads), bias=c.qkv_bias, out_bias=True,
         dropout=c.attention_probs_dropout_prob,
     )  # fmt: skip
     ffn = FFN(c.hidden_size, c.intermediate_size, act=c.hidden_act)
+    layer = Layer(attn=residual(attn, pre=norm, dropout=drop), ffn=residual(ffn, pre=norm, dropout=drop))
+    return repeat(c.num_hidden_layers, layer, c.pruned_heads)
+
+
+def build(c: PretrainedConfig, mask_token: bool = False) -> Encoder:
+    """ViT's stack; the option `use_mask_token` of from_pretrained gives the bare backbone a mask token."""
     return Encoder(
         embed=PatchEmbed(
-            pair(c.image_size), pair(c.patch_size), c.num_channels, c.hidden_size, dropout=drop,
-            mask_token=mask_token or getattr(c, "use_mask_token", False),
+            pair(c.image_size), pair(c.patch_size), c.num_channels, c.hidden_size,
+            mask_token=mask_token or getattr(c, "use_mask_token", False), dropout=c.hidden_dropout_prob,
         ),
-        layers=repeat(
-            c.num_hidden_layers,
-            Layer(attn=residual(attn, pre=norm, dropout=drop), ffn=residual(ffn, pre=norm, dropout=drop)),
-            c.pruned_heads,
-        ),
-        norm=norm,
+        layers=layers(c),
+        norm=LayerNorm(c.hidden_size, eps=c.layer_norm_eps),
         pool=Pool(c.hidden_size, act=c.pooler_act, out=c.pooler_output_size),
         record="raw",
     )  # fmt: skip
 
 
-def names(c: Config) -> NameMap:
+def attention_names(ours: str, theirs: str) -> dict[str, str]:
+    """Lines of q, k, v: BERT's words for them, which most image models have taken over."""
+    return {f"{ours}.{o}": f"{theirs}.{t}" for o, t in (("q", "query"), ("k", "key"), ("v", "value"))}
+
+
+def layer_names(ours: str, theirs: str) -> dict[str, str]:
+    """Lines of one of `layers`."""
+    return {
+        f"{ours}.attn.pre_norm": f"{theirs}.layernorm_before",
+        **attention_names(f"{ours}.attn", f"{theirs}.attention.attention"),
+        f"{ours}.attn.o": f"{theirs}.attention.output.dense",
+        f"{ours}.ffn.pre_norm": f"{theirs}.layernorm_after",
+        f"{ours}.ffn.up": f"{theirs}.intermediate.dense",
+        f"{ours}.ffn.down": f"{theirs}.output.dense",
+    }
+
+
+def names(c: PretrainedConfig) -> NameMap:
     """ViT's public names; its embeddings have a leading dimension of one."""
     return NameMap(
         {
@@ -80,14 +100,7 @@ def names(c: Config) -> NameMap:
             "embed.mask_token": To("embeddings.mask_token", Reshape((1, 1, c.hidden_size))),
             "embed.position": To("embeddings.position_embeddings", Reshape((1, -1, c.hidden_size))),
             "embed.projection": "embeddings.patch_embeddings.projection",
-            "layers.{i}.attn.pre_norm": "encoder.layer.{i}.layernorm_before",
-            "layers.{i}.attn.q": "encoder.layer.{i}.attention.attention.query",
-            "layers.{i}.attn.k": "encoder.layer.{i}.attention.attention.key",
-            "layers.{i}.attn.v": "encoder.layer.{i}.attention.attention.value",
-            "layers.{i}.attn.o": "encoder.layer.{i}.attention.output.dense",
-            "layers.{i}.ffn.pre_norm": "encoder.layer.{i}.layernorm_after",
-            "layers.{i}.ffn.up": "encoder.layer.{i}.intermediate.dense",
-            "layers.{i}.ffn.down": "encoder.layer.{i}.output.dense",
+            **layer_names("layers.{i}", "encoder.layer.{i}"),
             "norm": "layernorm",
             "pool.dense": "pooler.dense",
         },

@@ -120,10 +120,26 @@ def _join_dense(maps: Sequence[Linear]) -> Joined | None:
     alike = len({(w.dtype, w.device) for w in weights}) == 1
     if not alike or weights[0].is_meta or len({id(w) for w in weights}) != len(maps):
         return None
+    whole = _side_by_side(weights)
+    if whole is not None:
+        return _JoinedDense(maps, whole)
     whole = torch.cat([w.data for w in weights])
     for weight, rows in zip(weights, whole.split([len(w) for w in weights]), strict=True):
         weight.data = rows
     return _JoinedDense(maps, whole)
+
+
+def _side_by_side(weights: Sequence[Tensor]) -> Tensor | None:
+    """The weights as one matrix where they follow each other in memory, as loading lays them."""
+    first = weights[0]
+    at = first.data_ptr()
+    for weight in weights:
+        if weight.data_ptr() != at or not weight.is_contiguous():
+            return None
+        if weight.untyped_storage().data_ptr() != first.untyped_storage().data_ptr():
+            return None
+        at += weight.numel() * weight.element_size()
+    return first.data.as_strided((sum(len(w) for w in weights), first.shape[1]), (first.shape[1], 1))
 
 
 def _join_packed(maps: Sequence[PackedLinear]) -> Joined | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from phyla.errors import GenerationError
-from phyla.generation.prompt import Prompt, accepted, vocabulary_size
+from phyla.generation.prompt import ALONG_ROWS, Prompt, accepted, vocabulary_size
 
 
 class Forward:
@@ -22,6 +22,8 @@ class Forward:
                  flags: dict[str, bool] | None = None):  # fmt: skip
         self.model, self.rows = model, prompt.rows
         self.takes = accepted(model.forward)
+        # a model may add what each of its steps needs besides (blanks to fill, ...)
+        self.complete = getattr(model, "next_inputs", dict)
         self.prefix = "decoder_" if getattr(model.config, "is_encoder_decoder", False) else ""
         self.first: dict[str, Any] = dict(prompt.first)
         self.encoded = prompt.steady.get("encoder_outputs")  # one row a prompt, also when rows are repeated
@@ -74,7 +76,7 @@ class Forward:
             inputs[f"{self.prefix}attention_mask"] = self.mask[:, :reach]
         if self._takes("logits_to_keep"):
             inputs["logits_to_keep"] = keep
-        out = self.model(**inputs)
+        out = self.model(**self.complete(inputs))
         if self.cache is not None:
             self.fed = ids.shape[1]
             self._after_first(inputs)
@@ -122,6 +124,9 @@ class Forward:
             self.first["token_type_ids"] = types[:, -1:]
         if places is not None:
             self.first[f"{self.prefix}position_ids"] = places[..., -1:] + 1
+        for name in ALONG_ROWS:
+            if name in inputs:
+                self.first[name] = inputs[name][:, -1:]
 
     def _grow(self, inputs: dict[str, Any]) -> None:
         """Without a cache all inputs are fed again, one position longer."""
@@ -130,6 +135,9 @@ class Forward:
             self.first["token_type_ids"] = torch.cat([types, types[:, -1:]], dim=1)
         if places is not None:
             self.first[f"{self.prefix}position_ids"] = torch.cat([places, places[..., -1:] + 1], dim=-1)
+        for name in ALONG_ROWS:
+            if name in inputs:
+                self.first[name] = torch.cat([inputs[name], inputs[name][:, -1:]], dim=1)
 
 
 def select_rows(value: Any, index: Tensor, rows: int) -> Any:

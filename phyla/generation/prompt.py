@@ -14,6 +14,8 @@ from phyla.generation.logits import id_list
 
 # inputs that have one entry a position, and so move with the ids when a row is aligned to the right
 _ALONG = ("token_type_ids", "position_ids", "decoder_position_ids", "inputs_embeds")
+# likewise, with the positions on their second axis; a new token sees there what the last one saw
+ALONG_ROWS = ("cross_attention_mask",)
 # inputs that hold for the whole call rather than for the prompt
 _STEADY = ("head_mask", "decoder_head_mask", "cross_attn_head_mask", "adapter_names")
 _GENERIC = ("input_ids", "inputs_embeds", "attention_mask", "encoder_outputs", "decoder_input_ids",
@@ -117,7 +119,8 @@ def _decoder_only(
         )
     ids = named.pop("input_ids", None)
     if ids is None and embeds is None:
-        ids = _start_ids(named, config, device)
+        start = getattr(model, "start_prompt", None)  # models whose prompts begin with an image
+        ids = _start_ids(named, config, device) if start is None else start(named)
     elif ids is None and embeds is not None:
         ids = torch.empty(len(embeds), 0, dtype=torch.long, device=device)
     ids = _checked_ids(ids, "input_ids", device, model, may_be_empty=embeds is not None)
@@ -130,11 +133,14 @@ def _decoder_only(
         )
     aligned, mask, named = _align(ids, mask, named, positions, fixed=cache is not None and cache.length > 0)
     steady = {name: named.pop(name) for name in _STEADY if name in named}
+    lead = getattr(model, "prompt_lead", 0) if embeds is None else 0  # positions that the model puts in front
+    if lead and mask is not None:
+        mask = torch.cat((mask.new_ones(len(mask), lead), mask), 1)
     return Prompt(
         given=ids,
         ids=aligned,
         mask=mask,
-        positions=positions,
+        positions=positions + lead,
         first=named,
         steady=steady,
         cache=cache,
@@ -147,7 +153,8 @@ def _encoder_decoder(model: nn.Module, named: dict[str, Any], config: Generation
                      device: torch.device) -> Prompt:  # fmt: skip
     main, cache = main_input(model), named.pop("past_key_values", None)
     decoder_ids = named.pop("decoder_input_ids", None)
-    if decoder_ids is None and main != "input_ids":
+    reads = accepted(getattr(model, "encode", model.forward)) or ()
+    if decoder_ids is None and main != "input_ids" and "input_ids" not in reads:
         decoder_ids = named.pop("input_ids", None)
     decoder_mask = named.pop("decoder_attention_mask", None)
     first = {
@@ -261,7 +268,7 @@ def _checked_ids(
     if ids.shape[0] == 0 or (ids.shape[1] == 0 and not may_be_empty):
         raise ArgumentError(f"{name} must hold at least one token, but has shape {tuple(ids.shape)}")
     ids = ids.to(device=device, dtype=torch.long)
-    size = vocabulary_size(model)
+    size = source_vocabulary(model) if name == "input_ids" else vocabulary_size(model)
     if ids.numel():
         least, most = (int(x) for x in torch.aminmax(ids))
         if least < 0 or (size is not None and most >= size):
@@ -279,8 +286,17 @@ def _refuse_ids(ids: Tensor, name: str, size: int | None, config: Any) -> None:
             raise ArgumentError(f"{name} must be {limit}, but is {token} in row {row}, column {column}")
 
 
+def source_vocabulary(model: nn.Module) -> int | None:
+    """As `vocabulary_size`, for the ids of a prompt: an encoder may have words of its own."""
+    words = getattr(model, "source_words", None)
+    return vocabulary_size(model) if words is None else words
+
+
 def vocabulary_size(model: nn.Module) -> int | None:
     """How many token ids the model's input embedding knows, or None if it cannot be told."""
+    words = getattr(model, "target_words", None)
+    if words is not None:
+        return words
     get = getattr(model, "get_input_embeddings", lambda: None)
     weight = getattr(get(), "weight", None)
     if isinstance(weight, Tensor) and weight.ndim == 2:
@@ -346,6 +362,11 @@ def _align(ids: Tensor, mask: Tensor | None, named: dict[str, Any], positions: i
             moved[name] = value.gather(1, source[..., None].expand_as(value))
         elif value.shape[-1] == positions:  # position_ids may have axes before the batch
             moved[name] = value.gather(-1, source.expand(value.shape))
+    for name in ALONG_ROWS:
+        value = named.get(name)
+        if isinstance(value, Tensor) and value.ndim > 1 and value.shape[1] == positions:
+            index = source.view(*source.shape, *(1,) * (value.ndim - 2))
+            moved[name] = value.gather(1, index.expand_as(value))
     if ids.shape[1] == positions:
         ids = ids.gather(1, source)
     return ids, mask.gather(1, source), moved

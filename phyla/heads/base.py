@@ -52,14 +52,16 @@ class HeadModule(nn.Module):
 class Head:
     """One public class of a family: its task, output, public names, and what it needs of the backbone.
 
-    names: our path below the head -> public path. prefix: of the backbone's names in this class's files,
-    where it is not the family's. pool: whether the class has the backbone's pool. build, table: another
-    backbone than the family's, with its name map (an encoder alone). changes: config keys that this class
-    sets.
+    names: our path below the head -> public path, or config -> that table. prefix: of the backbone's names in
+    this class's files, where it is not the family's. pool: whether the class has the backbone's pool. build,
+    table: another backbone than the family's, with its name map (an encoder alone). changes: config keys that
+    this class sets.
     """
 
     task: ClassVar[str] = ""
-    names: "Mapping[str, Any] | NameMap" = field(default_factory=dict)
+    needs_states: ClassVar[bool] = False  # whether the head reads the states of all layers
+    routed: ClassVar[bool] = False  # whether calls return the scores of routers unless told otherwise
+    names: "Mapping[str, Any] | NameMap | Callable[[Any], Any]" = field(default_factory=dict)
     output: type[ModelOutput] = BaseModelOutput
     pool: bool = False
     prefix: str | None = None
@@ -71,6 +73,14 @@ class Head:
     def make(self, config: Any, width: int) -> HeadModule | None:
         """The module for a backbone whose states are `width` wide; None for the bare backbone."""
         return None
+
+    def wrap(self, spec: Any, config: Any) -> Any:
+        """The description of the backbone as this class has it (a feature extractor puts it into a frame)."""
+        return spec
+
+    def place(self, names: Any, config: Any) -> Any:
+        """The name map of `wrap(spec)`, given that of the spec."""
+        return names
 
 
 @dataclass(frozen=True)

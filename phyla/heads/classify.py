@@ -1,5 +1,6 @@
 """Heads that score labels, for a row or for each of its tokens."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -45,8 +46,10 @@ class _Rows(HeadModule):
         super().__init__()
         self.head = head
         self.dropout_prob = dropout_of(config, head.dropout)
+        ahead = (head.dropout_first,) if isinstance(head.dropout_first, str) else head.dropout
+        self.first_prob = dropout_of(config, ahead) if head.dropout_first else 0.0
         self.dense = Linear(width, width) if head.dense else None
-        self.act = activation(head.dense) if head.dense else None
+        self.act = activation(getattr(config, head.dense, head.dense)) if head.dense else None
         self.out = Linear(width, config.num_labels, bias=head.bias)
 
     def pick(self, out: Any, call: Call) -> Tensor:
@@ -72,14 +75,14 @@ class _Rows(HeadModule):
     def forward(self, out: Any, call: Call) -> dict[str, Any]:
         x = self.pick(out, call)
         if self.dense is not None and self.act is not None:
-            if self.head.dropout_first and self.training:
-                x = F.dropout(x, self.dropout_prob)
+            if self.first_prob and self.training:
+                x = F.dropout(x, self.first_prob)
             x = self.act(self.dense(x))
         if self.training and self.dropout_prob:
             x = F.dropout(x, self.dropout_prob)
         logits = self.out(x)
         return {
-            "loss": None if call.labels is None else label_loss(logits, call.labels, call.config),
+            "loss": None if call.labels is None else self.head.loss(logits, call.labels, call.config),
             "logits": logits,
         }
 
@@ -88,8 +91,9 @@ class _Rows(HeadModule):
 class Classify(Head):
     """Labels of a row: on "pool", the "first" token, the "last" real one or the last "end" token.
 
-    dense: activation of a square layer in between ("" for none). dropout: config keys, the first set one
-    counts.
+    dense: activation of a square layer in between, or the config key of one ("" for none). dropout: config
+    keys, the first set one counts. dropout_first: whether it also stands before the dense layer, or the
+    config key of the one there. loss: (logits, labels, config) -> loss.
     """
 
     task: ClassVar[str] = "sequence-classification"
@@ -98,7 +102,8 @@ class Classify(Head):
     dense: str = ""
     bias: bool = True
     dropout: tuple[str | float, ...] = ()
-    dropout_first: bool = True
+    dropout_first: bool | str = True
+    loss: Callable[[Tensor, Tensor, Any], Tensor] = label_loss
 
     def make(self, config: Any, width: int) -> HeadModule:
         return _Rows(self, config, width)

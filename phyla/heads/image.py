@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -17,13 +18,22 @@ class _ImageLabels(HeadModule):
     def __init__(self, head: "ImageClassify", config: Any, width: int) -> None:
         super().__init__()
         self.on = head.on
+        self.dropout_prob = getattr(config, head.dropout) if head.dropout else 0.0
+        width = 2 * width if head.on == "both" else width
         self.out = Linear(width, config.num_labels) if config.num_labels > 0 else nn.Identity()
 
     def forward(self, out: Any, call: Call) -> dict[str, Any]:
         x = out.last_hidden_state
-        x = {"first": lambda: x[:, 0], "pool": lambda: out.pooler_output, "mean": lambda: x[:, 1:].mean(1)}[
-            self.on
-        ]()
+        x = {
+            "first": lambda: x[:, 0],
+            "pool": lambda: out.pooler_output.flatten(1),
+            "mean": lambda: x[:, 1:].mean(1),
+            "all": lambda: x.mean(1),
+            "map": lambda: x.flatten(2).mean(2) if x.dim() == 4 else x.mean(1),
+            "both": lambda: torch.cat((x[:, 0], x[:, 1:].mean(1)), -1),
+        }[self.on]()
+        if self.training and self.dropout_prob:
+            x = F.dropout(x, self.dropout_prob)
         logits = self.out(x)
         return {
             "loss": None if call.labels is None else label_loss(logits, call.labels, call.config),
@@ -33,11 +43,16 @@ class _ImageLabels(HeadModule):
 
 @dataclass(frozen=True)
 class ImageClassify(Head):
-    """Labels of an image: on the "first" vector, the "pool", or the "mean" of the patches."""
+    """Labels of an image: on the "first" vector, the "pool", the "mean" of those behind it, or of "all".
+
+    "both": the first and the mean of those behind it, side by side (DINOv2).
+    "map": the mean of all places of a map (B, D, Y, X). dropout: the config key of its chance.
+    """
 
     task: ClassVar[str] = "image-classification"
     output: type[ModelOutput] = ImageClassifierOutput
     on: str = "first"
+    dropout: str = ""
 
     def make(self, config: Any, width: int) -> HeadModule:
         return _ImageLabels(self, config, width)
@@ -46,20 +61,21 @@ class ImageClassify(Head):
 class _Pixels(HeadModule):
     """Every patch vector becomes a square of pixels."""
 
-    def __init__(self, config: Any, width: int) -> None:
+    def __init__(self, head: "MaskedImage", config: Any, width: int) -> None:
         super().__init__()
+        self.head = head
         self.stride = config.encoder_stride
         self.out = nn.Conv2d(width, self.stride**2 * config.num_channels, 1)
 
     def forward(self, out: Any, call: Call) -> dict[str, Any]:
         config = call.config
-        x = out.last_hidden_state[:, 1:]
+        x = out.last_hidden_state[:, self.head.front : out.last_hidden_state.shape[1] - self.head.back]
         side = int(x.shape[1] ** 0.5)
         x = x.transpose(1, 2).reshape(x.shape[0], -1, side, side)  # (B, D, rows, columns)
         pixels = F.pixel_shuffle(self.out(x), self.stride)  # (B, C, Y, X)
         loss = None
         if call.bool_masked_pos is not None and call.pixel_values is not None:
-            if config.patch_size != config.encoder_stride:
+            if self.head.front and config.patch_size != config.encoder_stride:
                 raise ArgumentError(
                     f"patch_size ({config.patch_size}) must equal encoder_stride "
                     f"({config.encoder_stride}) to rebuild pixels"
@@ -76,10 +92,16 @@ class _Pixels(HeadModule):
 
 @dataclass(frozen=True)
 class MaskedImage(Head):
-    """Rebuilds the pixels of hidden patches (SimMIM, Xie et al. 2021, arXiv:2111.09886)."""
+    """Rebuilds the pixels of hidden patches (SimMIM, Xie et al. 2021, arXiv:2111.09886).
+
+    front, back: vectors before and behind the patches. Without any in front, each state stands for a square
+    of encoder_stride pixels, whatever the patch.
+    """
 
     task: ClassVar[str] = "masked-image-modeling"
     output: type[ModelOutput] = MaskedImageModelingOutput
+    front: int = 1
+    back: int = 0
 
     def make(self, config: Any, width: int) -> HeadModule:
-        return _Pixels(config, width)
+        return _Pixels(self, config, width)

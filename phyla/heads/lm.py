@@ -1,5 +1,6 @@
 """Heads that score tokens."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,11 +22,16 @@ from phyla.outputs import (
 
 @dataclass(frozen=True)
 class Transform:
-    """dense, activation and norm between the states and the vocabulary; width defaults to the states'."""
+    """dense, activation and norm between the states and the vocabulary; width defaults to the states'.
+
+    bias, norm_bias: whether the dense layer and the norm have one.
+    """
 
     act: str
     eps: float
     out: int | None = None
+    bias: bool = True
+    norm_bias: bool = True
 
 
 class TokenScores(HeadModule):
@@ -38,9 +44,9 @@ class TokenScores(HeadModule):
         inner = width
         if transform is not None:
             inner = transform.out or width
-            self.dense = Linear(width, inner)
+            self.dense = Linear(width, inner, bias=transform.bias)
             self.act = activation(transform.act)
-            self.norm = make(LayerNorm(inner, transform.eps))
+            self.norm = make(LayerNorm(inner, transform.eps, bias=transform.norm_bias))
         self.transforms = transform is not None
         size = head.vocabulary(config) if head.vocabulary is not None else config.vocab_size
         bias = getattr(config, head.bias) if isinstance(head.bias, str) else head.bias
@@ -49,7 +55,7 @@ class TokenScores(HeadModule):
             self.register_buffer("offset", torch.zeros(1, size))
         self.softcap = getattr(config, head.softcap) if head.softcap else None
         self.scale = head.scale(config) if head.scale is not None else None
-        self.tied = head.tied and config.tie_word_embeddings
+        self.tied = head.tied(config) if callable(head.tied) else head.tied and config.tie_word_embeddings
 
     def tie(self, backbone: nn.Module) -> None:
         if self.tied:
@@ -76,6 +82,8 @@ class TokenScores(HeadModule):
     def loss(self, logits: Tensor, call: Call) -> Tensor | None:
         if call.labels is None:
             return None
+        if self.head.criterion is not None:
+            return self.head.criterion(logits, call.labels, call.num_items_in_batch)
         if self.head.shifted:
             return next_token_loss(logits, call.labels, call.num_items_in_batch)
         check_labels(logits.shape[:2], call.labels)
@@ -106,18 +114,20 @@ def token_table(backbone: Any) -> Tokens:
 
 @dataclass(frozen=True)
 class CausalLM(Head):
-    """Next-token scores. tied: the output matrix is the token table where config.tie_word_embeddings says so.
+    """Next-token scores. tied: the output matrix is the token table where config.tie_word_embeddings says so,
+    or where this function of the config does.
 
     bias: True, False or the config key that says. transform: config -> Transform. softcap: config key of the
     cap. scale: config -> factor on the states or None. offset: a stored constant added to the scores (BART).
     shifted: labels are the inputs (the head shifts them); False where labels are the decoder's targets.
     balance: adds the experts' balance loss. vocabulary: config -> V. from_zero: `generate` numbers positions
     from 0, whatever forward does without position_ids (public results of RoBERTa and its relatives).
+    criterion: (logits, labels, total) -> loss in place of the usual one.
     """
 
     task: ClassVar[str] = "causal-lm"
     output: type[ModelOutput] = CausalLMOutputWithPast
-    tied: bool = True
+    tied: bool | Callable[[Any], bool] = True
     bias: bool | str = False
     transform: Any = None
     softcap: str = ""
@@ -127,6 +137,7 @@ class CausalLM(Head):
     balance: bool = False
     vocabulary: Any = None
     from_zero: bool = False
+    criterion: Callable[[Tensor, Tensor, Any], Tensor] | None = None
 
     def make(self, config: Any, width: int) -> HeadModule:
         return TokenScores(self, config, width)
@@ -177,9 +188,9 @@ class NextSentence(Head):
 class _Both(HeadModule):
     """Masked tokens and the next-sentence question together."""
 
-    def __init__(self, lm: HeadModule, width: int) -> None:
+    def __init__(self, lm: HeadModule, width: int, alone: bool) -> None:
         super().__init__()
-        self.lm, self.pair = lm, _Pair(width)
+        self.lm, self.pair, self.alone = lm, _Pair(width), alone
 
     def tie(self, backbone: nn.Module) -> None:
         self.lm.tie(backbone)
@@ -188,18 +199,24 @@ class _Both(HeadModule):
         logits = self.lm.scores(out.last_hidden_state)
         pair = self.pair.out(out.pooler_output)
         loss = None
-        if call.labels is not None and call.next_sentence_label is not None:
-            loss = cross_entropy(logits, call.labels) + cross_entropy(pair, call.next_sentence_label.view(-1))
+        if call.labels is not None and (self.alone or call.next_sentence_label is not None):
+            loss = cross_entropy(logits, call.labels)
+            if call.next_sentence_label is not None:
+                loss = loss + cross_entropy(pair, call.next_sentence_label.view(-1))
         return {"loss": loss, "prediction_logits": logits, "seq_relationship_logits": pair}
 
 
 @dataclass(frozen=True)
 class Pretraining(MaskedLM):
-    """BERT's pretraining: masked tokens (`lm`) and the next-sentence question (`pair`)."""
+    """BERT's pretraining: masked tokens (`lm`) and the next-sentence question (`pair`).
+
+    alone: labels without next_sentence_label have a loss too.
+    """
 
     task: ClassVar[str] = "pretraining"
     output: type[ModelOutput] = BertForPreTrainingOutput
     pool: bool = True
+    alone: bool = False
 
     def make(self, config: Any, width: int) -> HeadModule:
-        return _Both(TokenScores(self, config, width), width)
+        return _Both(TokenScores(self, config, width), width, self.alone)

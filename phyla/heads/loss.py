@@ -57,6 +57,21 @@ def label_loss(logits: Tensor, labels: Tensor, config) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
 
 
+def graded_loss(logits: Tensor, labels: Tensor, config) -> Tensor:
+    """As `label_loss`, but without a problem_type negative labels are left out, and labels (B, labels) are
+    shares of a distribution (DeBERTa).
+    """
+    count = logits.shape[-1]
+    if config.problem_type is not None:
+        return label_loss(logits, labels, config)
+    if count == 1:
+        return F.mse_loss(logits.view(-1).to(labels.dtype), labels.view(-1))
+    if labels.dim() == 1 or labels.shape[-1] == 1:
+        labels = labels.reshape(-1).long()
+        return cross_entropy(logits, labels.masked_fill(labels < 0, IGNORED))
+    return -(logits.log_softmax(-1) * labels).sum(-1).mean()
+
+
 def span_loss(start: Tensor, end: Tensor, start_positions: Tensor, end_positions: Tensor) -> Tensor:
     """Mean of the losses of start and end (B, S); positions outside the row do not count."""
     length = start.shape[1]

@@ -79,6 +79,25 @@ class StateSpaceCausalLMOutput(ModelOutput):
     hidden_states: Many = None
 
 
+class RwkvOutput(ModelOutput):
+    """States of a recurrent backbone and its memory: five tensors (B, D, layers)."""
+
+    last_hidden_state: One = None
+    state: Any = None
+    hidden_states: Many = None
+    attentions: Many = None
+
+
+class RwkvCausalLMOutput(ModelOutput):
+    """Next-token scores of a recurrent model and its memory: five tensors (B, D, layers)."""
+
+    loss: One = None
+    logits: One = None
+    state: Any = None
+    hidden_states: Many = None
+    attentions: Many = None
+
+
 class CausalLMOutputWithPast(ModelOutput):
     """Next-token scores (B, S, V)."""
 

@@ -9,7 +9,7 @@ from phyla.blocks.stack import Stack
 from phyla.errors import ArgumentError
 from phyla.heads.base import Call
 from phyla.model import PreTrainedModel
-from phyla.outputs import BaseModelOutput
+from phyla.outputs import BaseModelOutput, MoEModelOutput
 from phyla.skeletons.base import (
     IdTensor,
     check_ids,
@@ -45,7 +45,8 @@ class EncoderDecoderModel(PreTrainedModel):
         head_mask: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-    ) -> BaseModelOutput:
+        output_router_logits: bool | None = None,
+    ) -> Any:
         """States of the encoder for input_ids (B, S)."""
         given = only_one(input_ids, inputs_embeds, " to the encoder")
         if input_ids is not None:
@@ -56,12 +57,26 @@ class EncoderDecoderModel(PreTrainedModel):
         if head_mask is not None:
             ctx.head_mask = expand_head_mask(head_mask, len(encoder.layers), self.dtype)
         states = flag(output_hidden_states, self.config.output_hidden_states)
+        if self._routes(output_router_logits):
+            ctx.router_logits = []
         out = encoder(ctx, input_ids, inputs_embeds, None, states)
+        if out.router_logits is not None:
+            return MoEModelOutput(
+                out.last_hidden_state, out.hidden_states, out.attentions, out.router_logits
+            )
         return BaseModelOutput(out.last_hidden_state, out.hidden_states, out.attentions)
+
+    def _routes(self, wanted: bool | None) -> bool:
+        """Whether a call returns the scores of routers."""
+        return flag(wanted, self.config.__dict__.get("output_router_logits", self.head_spec.routed))
 
     def start_ids(self, ids: Tensor) -> Tensor:
         """Decoder inputs for targets `ids` (B, S): one step to the right, the start token in front."""
         start, padding = self.config.decoder_start_token_id, self.config.pad_token_id
+        if self.family.wraps_start:
+            ids = ids.masked_fill(ids == -100, padding)
+            last = ids.ne(padding).sum(1, keepdim=True) - 1
+            return torch.cat((ids.gather(1, last), ids[:, :-1]), 1)
         if start is None:
             raise ArgumentError(
                 "config.decoder_start_token_id must be set to make decoder inputs from labels"
@@ -95,6 +110,7 @@ class EncoderDecoderModel(PreTrainedModel):
         decoder_position_ids: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: int | Tensor | None = None,
+        output_router_logits: bool | None = None,
     ) -> Any:
         """Run encoder and decoder, or the decoder alone where encoder_outputs are given.
 
@@ -112,8 +128,9 @@ class EncoderDecoderModel(PreTrainedModel):
             given = decoder_input_ids = self.start_ids(source)
         if encoder_outputs is None:
             encoder_outputs = self.encode(
-                input_ids, attention_mask, inputs_embeds, head_mask, output_attentions, output_hidden_states
-            )
+                input_ids, attention_mask, inputs_embeds, head_mask, output_attentions, output_hidden_states,
+                output_router_logits,
+            )  # fmt: skip
         elif isinstance(encoder_outputs, tuple | list):
             encoder_outputs = BaseModelOutput(*encoder_outputs)
         if decoder_input_ids is not None:
@@ -133,6 +150,8 @@ class EncoderDecoderModel(PreTrainedModel):
         if decoder_head_mask is not None:
             ctx.head_mask = expand_head_mask(decoder_head_mask, len(decoder.layers), self.dtype)
         states = flag(output_hidden_states, config.output_hidden_states)
+        if self._routes(output_router_logits):
+            ctx.router_logits = []
         out = decoder(ctx, decoder_input_ids, decoder_inputs_embeds, None, states)
         joined = joint_output(out, encoder_outputs)
         call = Call(
@@ -150,4 +169,7 @@ def joint_output(out: Any, encoder: Any) -> Any:
     out.encoder_last_hidden_state = encoder.last_hidden_state
     out.encoder_hidden_states = getattr(encoder, "hidden_states", None)
     out.encoder_attentions = getattr(encoder, "attentions", None)
+    out.encoder_router_logits = getattr(encoder, "router_probs", None)
+    out.decoder_router_logits = getattr(out, "router_logits", None)
+    out.encoder_global_attentions = getattr(encoder, "global_attentions", None)
     return out

@@ -47,15 +47,18 @@ class TextModel(PreTrainedModel):
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: int | Tensor | None = None,
         cache_params: Any = None,
+        state: Any = None,
         mc_token_ids: Tensor | None = None,
         mc_labels: Tensor | None = None,
+        sentence_order_label: Tensor | None = None,
     ) -> Any:
         """Run the model.
 
         input_ids (B, S), or inputs_embeds (B, S, D) in their place; (B, choices, S) for multiple choice,
         where mc_token_ids (B, choices) say which token a double head reads and mc_labels (B) which choice is
         right. attention_mask (B, cached + S): 1 real, 0 padding, on either side; or a ready 4-D mask.
-        past_key_values: a cache, filled in place; use_cache=True makes one. logits_to_keep: only the last n
+        past_key_values: a cache, filled in place; use_cache=True makes one. state: the public tensors of a
+        recurrent model's memory in its place. logits_to_keep: only the last n
         positions.
 
         Raises ArgumentError for wrong shapes and dtypes.
@@ -89,6 +92,8 @@ class TextModel(PreTrainedModel):
                 raise ArgumentError(f"{type(self).__name__} has no token types: leave token_type_ids out")
             token_type_ids = None
         past = past_key_values if past_key_values is not None else cache_params
+        if past is None and state is not None:
+            past = backbone.recall(take_cache(self, None, True, batch, length), state)
         caching = self.caches_by_default if use_cache is None and not self.training else bool(use_cache)
         cache = take_cache(self, past, caching, batch, length)
         attentions = flag(output_attentions, config.output_attentions)
@@ -102,7 +107,7 @@ class TextModel(PreTrainedModel):
             ctx.memory = encoder_hidden_states
             if encoder_attention_mask is not None:
                 ctx.memory_mask = encoder_attention_mask.bool()
-        if flag(output_router_logits, config.__dict__.get("output_router_logits", False)):
+        if flag(output_router_logits, config.__dict__.get("output_router_logits", self.head_spec.routed)):
             ctx.router_logits = []
         out = backbone(
             ctx,
@@ -113,7 +118,8 @@ class TextModel(PreTrainedModel):
         )
         out.cache_params = out.past_key_values
         call = Call(
-            config, input_ids, attention_mask, labels, start_positions, end_positions, next_sentence_label,
+            config, input_ids, attention_mask, labels, start_positions, end_positions,
+            sentence_order_label if next_sentence_label is None else next_sentence_label,
             logits_to_keep=logits_to_keep, num_choices=choices, num_items_in_batch=num_items_in_batch,
             mc_token_ids=mc_token_ids, mc_labels=mc_labels,
         )  # fmt: skip
@@ -125,5 +131,5 @@ class TextModel(PreTrainedModel):
         """Whether a call without `use_cache` returns a cache: as config.use_cache says, for decoders."""
         fields = self.head_spec.output.__dataclass_fields__
         return bool(self.config.__dict__.get("use_cache", False)) and (
-            "past_key_values" in fields or "cache_params" in fields
+            "past_key_values" in fields or "cache_params" in fields or "state" in fields
         )

@@ -28,7 +28,9 @@ def random_ids(model: PreTrainedModel, batch: int, length: int, seed: int = 0) -
 
 def states(model: PreTrainedModel, **inputs: Any) -> Tensor:
     """The first output by token: scores or states (B, S, ...)."""
-    out = model(**inputs, use_cache=False)
+    if "use_cache" in model.forward.__annotations__:
+        inputs["use_cache"] = False
+    out = model(**inputs)
     return out["logits"] if "logits" in out else out["last_hidden_state"]
 
 
@@ -121,7 +123,8 @@ def gradients_reach_all(
     model.zero_grad()
     out = model(**inputs)
     loss = torch.zeros(())
-    for value in out.to_tuple():
+    values = [v for value in out.to_tuple() for v in (value if isinstance(value, tuple) else (value,))]
+    for value in values:
         if isinstance(value, Tensor) and value.requires_grad:
             weights = torch.randn(value.shape, generator=torch.Generator().manual_seed(1))
             loss = loss + (value * weights).sum()
@@ -139,14 +142,16 @@ def gradients_reach_all(
 
 def open_equals_fused(model: PreTrainedModel, inputs: dict[str, Any]) -> None:
     """Attention step by step (which can give its weights) equals the fused call."""
+    torch.manual_seed(0)
     fused = model(**inputs)
     model.implementation = "eager"
     try:
+        torch.manual_seed(0)
         stepwise = model(**inputs)
     finally:
         model.implementation = "sdpa"
     for name in fused:
-        if isinstance(fused[name], Tensor):
+        if isinstance(fused[name], Tensor) and fused[name].is_floating_point():
             assert_close(stepwise[name], fused[name], name)
 
 

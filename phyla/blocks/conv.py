@@ -1,0 +1,176 @@
+"""Convolutions on maps (B, C, Y, X): with batch norm, in residual blocks, as a stem."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from phyla.blocks.act import activation
+from phyla.blocks.context import Context
+from phyla.blocks.spec import Block, Spec, make
+from phyla.errors import ArgumentError
+
+
+def check_pixels(pixels: Tensor, channels: int) -> None:
+    """Refuse pixels that are not (B, channels, Y, X)."""
+    if pixels.dim() != 4 or pixels.shape[1] != channels:
+        raise ArgumentError(
+            f"pixel_values must be (batch, {channels}, height, width), but are {tuple(pixels.shape)}"
+        )
+
+
+class Conv2d(nn.Conv2d):
+    """A convolution with fresh weights as He et al. 2015 (arXiv:1502.01852) where `he`, else as any layer."""
+
+    he = False
+
+    def reset_parameters(self) -> None:
+        """Nothing: values come from a checkpoint or from `init_weights`."""
+
+    def reset(self, std: float) -> bool:
+        """Fresh values for `he`."""
+        if self.he:
+            nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+            if self.bias is not None:
+                nn.init.zeros_(self.bias)
+        return self.he
+
+
+class BatchNorm(Block):
+    """(x - mean) / sqrt(var + eps) * weight + bias a channel: of the batch in training, else running.
+
+    Ioffe & Szegedy 2015, arXiv:1502.03167. momentum: share of a new batch in the running values. frozen: the
+    four vectors never change and no batches are counted (DETR).
+    """
+
+    computed = ("num_batches_tracked",)
+
+    def __init__(self, width: int, eps: float = 1e-5, momentum: float = 0.1, frozen: bool = False) -> None:
+        super().__init__()
+        self.eps, self.momentum, self.frozen = eps, momentum, frozen
+        if frozen:
+            self.register_buffer("weight", torch.empty(width))
+            self.register_buffer("bias", torch.empty(width))
+        else:
+            self.weight, self.bias = nn.Parameter(torch.empty(width)), nn.Parameter(torch.empty(width))
+            self.register_buffer("num_batches_tracked", torch.empty((), dtype=torch.long))
+        self.register_buffer("running_mean", torch.empty(width))
+        self.register_buffer("running_var", torch.empty(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, ...)."""
+        learns = self.training and not self.frozen
+        if learns:
+            self.num_batches_tracked.add_(1)
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, learns, self.momentum, self.eps
+        )
+
+    def reset(self, std: float) -> bool:
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
+        self.running_mean.zero_()
+        self.running_var.fill_(1)
+        if not self.frozen:
+            self.num_batches_tracked.zero_()
+        return True
+
+
+def freeze(part: Any) -> Any:
+    """A description with all its batch norms frozen."""
+    if isinstance(part, Spec):
+        args = {k: freeze(v) for k, v in part.args.items()}
+        return Spec(part.block, {**args, "frozen": True} if "frozen" in args else args, part.branch)
+    if isinstance(part, dict):
+        return {k: freeze(v) for k, v in part.items()}
+    return tuple(freeze(v) for v in part) if isinstance(part, list | tuple) else part
+
+
+class ChannelNorm(Block):
+    """LayerNorm over the channels of maps (B, C, Y, X)."""
+
+    def __init__(self, width: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.width, self.eps = width, eps
+        self.weight, self.bias = nn.Parameter(torch.empty(width)), nn.Parameter(torch.empty(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.layer_norm(x.permute(0, 2, 3, 1), (self.width,), self.weight, self.bias, self.eps)
+        return y.permute(0, 3, 1, 2)
+
+    def reset(self, std: float) -> bool:
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
+        return True
+
+
+class ConvNorm(Block):
+    """act(norm(conv(x))), C to `out` channels; padding None keeps the size at stride 1."""
+
+    def __init__(
+        self,
+        width: int,
+        out: int,
+        kernel: int | tuple[int, int] = 3,
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | None = None,
+        groups: int = 1,
+        bias: bool = False,
+        norm: Spec | None = None,
+        act: str | None = None,
+    ) -> None:
+        super().__init__()
+        same = kernel // 2 if isinstance(kernel, int) else (kernel[0] // 2, kernel[1] // 2)
+        self.conv = Conv2d(
+            width, out, kernel, stride, same if padding is None else padding, groups=groups, bias=bias
+        )
+        self.conv.he = True
+        self.norm = make(norm)
+        self.act = None if act is None else activation(act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        if self.norm is not None:
+            y = self.norm(y)
+        return y if self.act is None else self.act(y)
+
+
+class ConvResidual(Block):
+    """act(convs(x) + shortcut(x)) on maps (He et al. 2015, arXiv:1512.03385, eq. 1 and 2)."""
+
+    site_kind = "stream"
+
+    def __init__(self, convs: Sequence[Spec], shortcut: Spec | None = None, act: str = "relu") -> None:
+        super().__init__()
+        self.convs, self.shortcut, self.act = make(list(convs)), make(shortcut), activation(act)
+        self.register_module("site", None)
+
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        y = x
+        for conv in self.convs:
+            y = conv(y)
+        y = self.act(y + (x if self.shortcut is None else self.shortcut(x)))
+        return y if self.site is None else self.site(y)
+
+
+class Stem(Block):
+    """From pixels (B, C, Y, X) to the first map: parts in turn, then maxima of 3 x 3 at stride 2."""
+
+    site_kind = "stream"
+
+    def __init__(self, channels: int, parts: Sequence[Spec], pool: bool = False) -> None:
+        super().__init__()
+        self.channels, self.pool = channels, pool
+        self.parts = make(list(parts))
+        self.register_module("site", None)
+
+    def forward(self, pixels: Tensor, hidden: Tensor | None = None, interpolate: bool = False) -> Tensor:
+        check_pixels(pixels, self.channels)
+        x = pixels.to(next(self.parameters()).dtype)
+        for part in self.parts:
+            x = part(x)
+        if self.pool:
+            x = F.max_pool2d(x, 3, 2, 1)
+        return x if self.site is None else self.site(x)

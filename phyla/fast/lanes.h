@@ -1,0 +1,81 @@
+// What stands between the products of a layer: norms of rows and activations, in lanes.
+
+#ifndef PHYLA_LANES_H
+#define PHYLA_LANES_H
+
+#include <math.h>
+
+#include "vectors.h"
+
+extern "C" {
+
+enum { NO_NORM, RMS_NORM, LAYER_NORM };
+enum { RELU, SILU, GELU_TANH, GELU_ERF };
+
+struct Norm {
+    const void *weight, *bias;
+    float eps, offset;
+    long kind;
+};
+
+}  // extern "C"
+
+namespace {
+
+// 2^x in lanes, by the exponent's bits and a polynomial on [-1/2, 1/2]; relative error below 2e-7.
+inline Floats power(Floats x) {
+    const Floats low = splat(-126), high = splat(127.4f);
+    x = x < low ? low : x;
+    x = x > high ? high : x;
+    const Floats magic = splat(12582912.0f), shifted = x + magic, f = x - (shifted - magic);
+    Floats p = splat(1.5403530e-4f);
+    p = p * f + 1.3333558e-3f;
+    p = p * f + 9.6181291e-3f;
+    p = p * f + 5.5504109e-2f;
+    p = p * f + 2.4022651e-1f;
+    p = p * f + 6.9314718e-1f;
+    p = p * f + 1.0f;
+    return (Floats)((Words)p + ((Words)shifted << 23));
+}
+
+inline Floats activated(Floats x, long act) {
+    const float log2e = 1.44269504f;
+    if (act == SILU) return x / (1.0f + power(x * -log2e));
+    if (act == GELU_TANH) {
+        const Floats z = 0.7978845608f * (x + 0.044715f * x * x * x);
+        return x - x / (1.0f + power(z * (2 * log2e)));
+    }
+    Floats y;
+    if (act == GELU_ERF)
+        for (int i = 0; i < LANES; i++) y[i] = 0.5f * x[i] * (1.0f + erff(x[i] * 0.70710678f));
+    else
+        y = x > 0 ? x : (Floats){};
+    return y;
+}
+
+// y = norm(x) for one row of `width`; sums in the order of `dots`.
+template <class T> void norm(const Norm &n, const float *x, long width, float *y) {
+    if (n.kind == NO_NORM) {
+        if (y != x) memcpy(y, x, width * sizeof(float));
+        return;
+    }
+    float mean = 0, square;
+    if (n.kind == LAYER_NORM) {
+        double sum = 0;
+        for (long k = 0; k < width; k++) sum += x[k];
+        mean = (float)(sum / width);
+        for (long k = 0; k < width; k++) y[k] = x[k] - mean;
+        x = y;
+    }
+    dots<float, 1>(x, width, x, width, &square);
+    const float gain = 1.0f / sqrtf(square / width + n.eps);
+    const T *w = (const T *)n.weight, *b = (const T *)n.bias;
+    for (long k = 0; k < width; k++) {
+        const float v = x[k] * gain * (w ? widen(w[k]) + n.offset : 1.0f);
+        y[k] = b ? v + widen(b[k]) : v;
+    }
+}
+
+}  // namespace
+
+#endif

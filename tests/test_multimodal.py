@@ -1,0 +1,119 @@
+"""What must hold for models that read images and text, whatever their family."""
+
+import functools
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import phyla
+from phyla.errors import ArgumentError
+from phyla.registry import table
+from phyla.testing.goldens import Golden, read_pack
+from phyla.testing.properties import assert_close
+
+GOLDENS = Path(__file__).with_name("goldens")
+NEW = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "num_beams": 1}
+READERS = [
+    (row.model_type, name)
+    for row in table().values()
+    for name, task in row.classes.items()
+    if task == "image-text-to-text" and (GOLDENS / f"{row.model_type}.tar.xz").exists()
+]
+# Their images come at the side, not as tokens of the text.
+ASIDE = ("mllama", "udop", "pix2struct", "vision-encoder-decoder")
+# The whole prompt sees both sides, so it cannot be read in pieces.
+BOTH_WAYS = ("paligemma",)
+readers = pytest.mark.parametrize(
+    ("model_type", "name"), [pytest.param(*r, id="/".join(r)) for r in READERS if r[0] not in ASIDE]
+)
+
+
+@functools.cache
+def load(model_type: str, name: str) -> tuple[Any, Golden]:
+    golden = next(g for g in read_pack(GOLDENS / f"{model_type}.tar.xz") if g.name == name)
+    with tempfile.TemporaryDirectory() as folder:
+        golden.write_checkpoint(Path(folder))
+        return getattr(phyla, name).from_pretrained(folder), golden
+
+
+def first_row(inputs: dict[str, Any]) -> dict[str, Any]:
+    """One row of text with its images."""
+    rows = len(inputs["input_ids"])
+    return {
+        k: v[:1] if isinstance(v, Tensor) and len(v) == rows and k != "pixel_values" else v
+        for k, v in inputs.items()
+    } | {"pixel_values": inputs["pixel_values"][: len(inputs["pixel_values"]) // rows]}
+
+
+@readers
+@torch.no_grad()
+def test_padding_on_the_left_does_not_change_what_is_generated(model_type: str, name: str) -> None:
+    model, golden = load(model_type, name)
+    inputs = first_row(golden.inputs())
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    wanted = model.generate(**inputs, **NEW)[:, inputs["input_ids"].shape[1] :]
+    for key in ("input_ids", "attention_mask"):
+        inputs[key] = torch.cat((torch.zeros(1, 3, dtype=torch.long), inputs[key]), 1)
+    found = model.generate(**inputs, **NEW)[:, inputs["input_ids"].shape[1] :]
+    assert found.tolist() == wanted.tolist()
+
+
+@readers
+@torch.no_grad()
+def test_images_are_read_once_and_steps_equal_one_pass(model_type: str, name: str) -> None:
+    model, golden = load(model_type, name)
+    inputs = first_row(golden.inputs())
+    inputs.pop("attention_mask")
+    ids = inputs.pop("input_ids")
+    more = torch.cat((ids, ids.new_tensor([[5, 6, 7]])), 1)
+    if model_type in BOTH_WAYS:
+        types = torch.zeros_like(more)
+        types[:, ids.shape[1] :] = 1
+        wanted = model(input_ids=more, **inputs, token_type_ids=types, labels=more).logits[
+            :, ids.shape[1] - 1 :
+        ]
+    else:
+        wanted = model(input_ids=more, **inputs).logits[:, -4:]
+    cache = model.new_cache(1, more.shape[1])
+    found = [model(input_ids=ids, **inputs, past_key_values=cache, use_cache=True).logits[:, -1:]]
+    for token in more[:, ids.shape[1] :].unbind(1):
+        found.append(model(input_ids=token[:, None], past_key_values=cache, use_cache=True).logits)
+    assert_close(torch.cat(found, 1), wanted, "steps")
+
+
+@readers
+@torch.no_grad()
+def test_generation_with_and_without_a_cache_agrees(model_type: str, name: str) -> None:
+    model, golden = load(model_type, name)
+    inputs = first_row(golden.inputs())
+    inputs.pop("attention_mask")
+    inputs["suppress_tokens"] = [90, 91]  # a placeholder that is generated would call for an image
+    wanted = model.generate(**inputs, **NEW)
+    if model_type not in BOTH_WAYS:
+        assert model.generate(**inputs, **NEW, use_cache=False).tolist() == wanted.tolist()
+    several = model.generate(**inputs, **NEW | {"num_beams": 2, "num_return_sequences": 2})
+    assert several.shape == (2, wanted.shape[1])
+
+
+@readers
+def test_a_missing_image_token_is_named(model_type: str, name: str) -> None:
+    model, golden = load(model_type, name)
+    inputs = first_row(golden.inputs())
+    token = getattr(model.config, "image_token_id", None) or model.config.image_token_index
+    count = int((inputs["input_ids"] == token).sum())
+    at = (inputs["input_ids"][0] == token).nonzero()[0, 0]
+    inputs["input_ids"][0, at] = 5
+    with pytest.raises(ArgumentError, match=rf"{count - 1} tokens .* {count} vectors"):
+        model(**inputs)
+
+
+@readers
+@torch.no_grad()
+def test_text_alone_is_read_too(model_type: str, name: str) -> None:
+    model, _ = load(model_type, name)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    assert model.generate(input_ids=ids, **NEW).shape == (1, 9)
