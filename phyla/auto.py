@@ -95,7 +95,7 @@ AutoModelForQuestionAnswering = _auto("AutoModelForQuestionAnswering", "question
 AutoModelForMultipleChoice = _auto("AutoModelForMultipleChoice", "multiple-choice")
 AutoModelForNextSentencePrediction = _auto("AutoModelForNextSentencePrediction", "next-sentence-prediction")
 AutoModelForPreTraining = _auto(
-    "AutoModelForPreTraining", "pretraining", "seq2seq-lm", "masked-lm", "causal-lm"
+    "AutoModelForPreTraining", "pretraining", "seq2seq-lm", "masked-lm", "causal-lm", "image-text-to-text"
 )
 AutoModelForTextEncoding = _auto("AutoModelForTextEncoding", "text-encoding", "base-model")
 AutoModelForImageClassification = _auto("AutoModelForImageClassification", "image-classification")
@@ -136,7 +136,7 @@ AutoModelForUniversalSegmentation = _auto(
 AutoModelForVideoClassification = _auto("AutoModelForVideoClassification", "video-classification")
 AutoModelForVision2Seq = _auto("AutoModelForVision2Seq", "vision2seq", "image-text-to-text")
 AutoModelForVisualQuestionAnswering = _auto(
-    "AutoModelForVisualQuestionAnswering", "visual-question-answering"
+    "AutoModelForVisualQuestionAnswering", "visual-question-answering", "image-text-to-text"
 )
 AutoModelForZeroShotObjectDetection = _auto(
     "AutoModelForZeroShotObjectDetection", "zero-shot-object-detection"

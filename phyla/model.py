@@ -1,7 +1,9 @@
 """The public face of every model: construction, devices, dtypes, and names of what is on higher floors."""
 
+import functools
 import importlib
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -11,7 +13,7 @@ from phyla.blocks.cache import Cache, number_slots
 from phyla.blocks.site import Site, sites
 from phyla.blocks.spec import Block
 from phyla.config import PretrainedConfig
-from phyla.errors import ArgumentError, ConfigError
+from phyla.errors import ArgumentError, ConfigError, UnknownArgumentError, nearest
 from phyla.heads.base import Head, HeadModule
 
 if TYPE_CHECKING:
@@ -92,6 +94,17 @@ class PreTrainedModel(nn.Module):
             wanted = getattr(torch, wanted, None)
         if wanted is not None:
             self.to(wanted)
+
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        """Run `forward`; UnknownArgumentError with the nearest name for an argument that it does not take."""
+        if not torch.compiler.is_compiling():
+            taken = _arguments(type(self).forward)
+            unknown = [name for name in named if name not in taken]
+            if unknown:
+                raise UnknownArgumentError(
+                    f"{type(self).__name__} takes no {unknown[0]!r}.{nearest(unknown[0], taken)}"
+                )
+        return super().__call__(*args, **named)
 
     def _assemble(self, config: PretrainedConfig) -> None:
         """Build the module tree on the meta device."""
@@ -217,6 +230,12 @@ class PreTrainedModel(nn.Module):
     def can_generate(self) -> bool:
         """Whether the head scores next tokens."""
         return self.head_spec.task in GENERATING
+
+
+@functools.cache
+def _arguments(forward: Callable[..., Any]) -> tuple[str, ...]:
+    """The names that a call signature takes."""
+    return tuple(inspect.signature(forward).parameters)[1:]
 
 
 for _name, (_module, _function) in LAZY_METHODS.items():

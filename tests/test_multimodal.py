@@ -117,3 +117,23 @@ def test_text_alone_is_read_too(model_type: str, name: str) -> None:
     model, _ = load(model_type, name)
     ids = torch.tensor([[5, 6, 7, 8]])
     assert model.generate(input_ids=ids, **NEW).shape == (1, 9)
+
+
+seeing = pytest.mark.parametrize(("model_type", "name"), [pytest.param(*r, id="/".join(r)) for r in READERS])
+
+
+@pytest.mark.slow
+@seeing
+@torch.no_grad()
+def test_one_graph_compiles_and_exports(model_type: str, name: str) -> None:
+    model, golden = load(model_type, name)
+    inputs = {**golden.inputs(), "use_cache": False}
+    if "image_sizes" in inputs:
+        # How many vectors an image in tiles has follows from its size, which a graph must know as numbers.
+        inputs["image_sizes"] = inputs["image_sizes"].tolist()
+    wanted = model(**inputs).logits
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert_close(compiled(**inputs).logits, wanted, "compiled")
+    exported = torch.export.export(model, (), inputs, strict=False).module()
+    assert_close(exported(**inputs).logits, wanted, "exported")

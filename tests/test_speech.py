@@ -84,7 +84,9 @@ def test_recorded(name: str) -> None:
 
 def hearing() -> Any:
     case = recorded()["hear-long"]
-    return model_of(json.dumps({k: case[k] for k in ("cls", "config", "generation_config", "factor", "tensors")}))
+    return model_of(
+        json.dumps({k: case[k] for k in ("cls", "config", "generation_config", "factor", "tensors")})
+    )
 
 
 def test_silence_is_skipped() -> None:
@@ -153,7 +155,9 @@ def hearing_wave(folder: Path) -> Any:
 @pytest.mark.parametrize("family", ["wav2vec2", "wavlm", "encodec", "vits", "speecht5"])
 def test_the_old_spelling_of_weight_norm_loads(family: str, tmp_path: Path) -> None:
     golden = next(
-        g for g in read_pack(GOLDENS / f"{family}.tar.xz") if any("original0" in t[0] for t in g.facts["tensors"])
+        g
+        for g in read_pack(GOLDENS / f"{family}.tar.xz")
+        if any("original0" in t[0] for t in g.facts["tensors"])
     )
     tensors = golden.write_checkpoint(tmp_path)
     cls = getattr(phyla, golden.class_name)

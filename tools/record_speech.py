@@ -94,9 +94,17 @@ SPOKEN = {"input_ids": [[5, 6, 7, 8, 9, 10], [12, 13, 14, 1, 1, 1]], "return_out
 def cases() -> Any:
     """(name, class, config, generation config, factor, method, arguments)."""
     for name, call in TRANSCRIPTS.items():
-        yield f"hear-{name}", "WhisperForConditionalGeneration", HEARS, MANY, 2.0, "generate", call
+        yield f"hear-{name}", "WhisperForConditionalGeneration", HEARS, MANY, 4.0, "generate", call
     skip = {"temperature": [0.0], "logprob_threshold": -0.5}
-    yield "hear-english", "WhisperForConditionalGeneration", HEARS, HEARING, 2.0, "generate", {**BATCH, **skip}
+    yield (
+        "hear-english",
+        "WhisperForConditionalGeneration",
+        HEARS,
+        HEARING,
+        4.0,
+        "generate",
+        {**BATCH, **skip},
+    )
     for channels, books in ((1, 4), (2, 8)):
         decoder = {**CODES, "audio_channels": channels, "num_codebooks": books}
         config = {"text_encoder": TEXT, "audio_encoder": CODEC, "decoder": decoder}
@@ -139,7 +147,9 @@ def weights(tensors: list, factor: float) -> dict[str, torch.Tensor]:
     return made
 
 
-def record(cls_name: str, config: dict, settings: dict | None, factor: float, method: str, call: dict) -> dict:
+def record(
+    cls_name: str, config: dict, settings: dict | None, factor: float, method: str, call: dict
+) -> dict:
     import transformers
 
     cls = getattr(transformers, cls_name)

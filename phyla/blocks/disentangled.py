@@ -72,36 +72,36 @@ class Disentangled(Position):
         table = table[self.span - span : self.span + span]
         if self.training and self.dropout_prob:
             table = F.dropout(table, self.dropout_prob)
-        rows = ctx.once(self.signature, lambda: self._rows(ctx.start - first, length, keys, span, q.device))
+        index, turned = ctx.once(
+            self.signature, lambda: self._index(ctx.start, length, first, keys, span, q.device)
+        )
+        batch, heads = q.shape[:2]
         own: Any = self.borrowed or (self.q, self.k)
         total: Any = None
         if "c2p" in self.kinds:
-            side = self._by_head(own[1](table), q)[:, rows]  # (H, S + K - 1, E), far behind to far ahead
-            total = slanted(torch.matmul(q, side.transpose(1, 2)), keys)
+            side = self._by_head(own[1](table) * scale, q)  # (H, 2 span, E)
+            total = torch.matmul(q, side.transpose(1, 2)).gather(3, index.expand(batch, heads, -1, -1))
         if "p2c" in self.kinds:
-            side = self._by_head(own[0](table), q)[:, rows.flip(0)]
-            scores = slanted(torch.matmul(k, side.transpose(1, 2)), length).transpose(2, 3)
+            side = self._by_head(own[0](table) * scale, q)
+            scores = torch.matmul(k, side.transpose(1, 2)).gather(3, turned.expand(batch, heads, -1, -1))
+            total = scores.transpose(2, 3) if total is None else total + scores.transpose(2, 3)
             real = _real(ctx)
-            scores = scores if real is None else scores * real.to(scores.dtype)
-            total = scores if total is None else total + scores
-        return total * scale
+            total = total if real is None else total * real.to(total.dtype)
+        return total
 
     def _by_head(self, x: Tensor, q: Tensor) -> Tensor:
         return x.view(x.shape[0], q.shape[1], q.shape[3]).transpose(0, 1)  # (H, 2 span, E)
 
-    def _rows(self, ahead: int, length: int, keys: int, span: int, device: torch.device) -> Tensor:
-        """Rows (S + K - 1) of the table for distances query - key from the largest down."""
-        distance = ahead + torch.arange(length - 1, -keys, -1, device=device)
+    def _index(
+        self, start: int, length: int, first: int, keys: int, span: int, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """Rows of the table for query slot - key slot, as (S, K) and as (K, S)."""
+        query = torch.arange(start, start + length, device=device)[:, None]
+        distance = query - torch.arange(first, first + keys, device=device)[None]
         if self.buckets and self.max_distance:
             distance = log_bucket(distance, self.buckets, self.max_distance)
-        return (distance + span).clamp(0, 2 * span - 1)
-
-
-def slanted(x: Tensor, count: int) -> Tensor:
-    """Element j of row i is that of x (..., S, S + count - 1) at S - 1 - i + j: a view (..., S, count)."""
-    length, width = x.shape[-2:]
-    flat = x.flatten(-2)[..., length - 1 : length * width - 1]
-    return flat.unflatten(-1, (length, width - 1))[..., :count]
+        index = (distance + span).clamp(0, 2 * span - 1)
+        return index, index.t().contiguous()
 
 
 def _real(ctx: Context) -> Tensor | None:

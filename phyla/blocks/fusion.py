@@ -25,7 +25,7 @@ class Images:
     """
 
     pixels: Tensor
-    sizes: Tensor | None = None
+    sizes: Tensor | list | None = None
     layers: int | list | None = None
     strategy: str | None = None
 

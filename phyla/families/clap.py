@@ -29,10 +29,12 @@ class Config(PretrainedConfig):
     PARTS = {"text_config": "clap_text_model", "audio_config": "clap_audio_model"}
 
     def finish(self) -> None:
-        for part in (self.text_config, self.audio_config):
+        text: Any = self.text_config
+        audio: Any = self.audio_config
+        for part in (text, audio):
             part.projection_dim, part.projection_hidden_act = self.projection_dim, self.projection_hidden_act
-        self.hidden_size = self.text_config.hidden_size
-        self.num_hidden_layers = self.text_config.num_hidden_layers + len(self.audio_config.depths)
+        self.hidden_size = text.hidden_size
+        self.num_hidden_layers = text.num_hidden_layers + len(audio.depths)
 
     @classmethod
     def from_text_audio_configs(
@@ -42,7 +44,7 @@ class Config(PretrainedConfig):
         return cls(text_config=text_config.to_dict(), audio_config=audio_config.to_dict(), **keys)
 
 
-def build(c: Config) -> Dual:
+def build(c: PretrainedConfig) -> Dual:
     return Dual(text=clap_text_model.build(c.text_config), audio=clap_audio_model.build(c.audio_config))
 
 

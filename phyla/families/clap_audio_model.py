@@ -5,6 +5,9 @@ Differs from Swin in: mel frames normed by band and folded into a square, patche
 crops of a longer sound fused into its whole, and a map of states that is unfolded to bands again.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -133,7 +136,7 @@ class MelMap(Block):
 class SoundStages(Stages):
     """Stages whose last map (B, Y, X, D) is unfolded to (B, D, bands, places), and its mean taken."""
 
-    def __init__(self, embed: Spec, layers: list[Spec], norm: Spec, ratio: int) -> None:
+    def __init__(self, embed: Spec, layers: Sequence[Spec], norm: Spec, ratio: int) -> None:
         super().__init__(embed, layers, norm, one_attention=True)
         self.ratio = ratio
 
@@ -149,7 +152,7 @@ class SoundStages(Stages):
         return out
 
 
-def build(c: Config) -> Spec:
+def build(c: Any) -> Spec:
     chances = iter(path_chances(c.drop_path_rate, sum(c.depths)))
     stages = []
     for number, (depth, heads) in enumerate(zip(c.depths, c.num_attention_heads, strict=True)):

@@ -6,6 +6,7 @@ make codes of states, and the mirrored network makes sound again (SEANet, arXiv:
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -203,7 +204,7 @@ class Bottleneck(Block):
 class Chain(Block):
     """Layers one after the other."""
 
-    def __init__(self, layers: list[Spec]) -> None:
+    def __init__(self, layers: Sequence[Spec]) -> None:
         super().__init__()
         self.layers = make(layers)
 
@@ -273,17 +274,24 @@ def build(c: Config) -> Codec:
         ]  # fmt: skip
 
     width, last = c.num_filters, c.last_kernel_size
-    down = [Padded(c.audio_channels, width, c.kernel_size, style)]
+    down: list[Spec] = [Padded(c.audio_channels, width, c.kernel_size, style)]
     for ratio in reversed(c.upsampling_ratios):
         down += [*bottlenecks(width), Elu(), Padded(width, 2 * width, 2 * ratio, style, stride=ratio)]
         width *= 2
     down += [Memory(width, c.num_lstm_layers), Elu(), Padded(width, c.hidden_size, last, style)]
-    up = [Padded(c.hidden_size, width, c.kernel_size, style), Memory(width, c.num_lstm_layers)]
+    up: list[Spec] = [Padded(c.hidden_size, width, c.kernel_size, style), Memory(width, c.num_lstm_layers)]
     for ratio in c.upsampling_ratios:
         width //= 2
         up += [Elu(), Raised(2 * width, width, 2 * ratio, style, stride=ratio), *bottlenecks(width)]
     up += [Elu(), Padded(width, c.audio_channels, last, style)]
-    return Codec(Chain(down), Chain(up), c.num_quantizers, c.codebook_size, c.codebook_dim, c.frame_rate)
+    return Codec(
+        Chain(down),
+        Chain(up),
+        c.num_quantizers,
+        c.codebook_size,
+        c.codebook_dim or c.hidden_size,
+        c.frame_rate,
+    )
 
 
 def names(c: Config) -> NameMap:

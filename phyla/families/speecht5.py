@@ -156,7 +156,7 @@ class Entry(Block):
     @property
     def features(self) -> nn.Module:
         """The convolutions that read samples."""
-        return self.source.features  # type: ignore[union-attr, return-value]
+        return self.source.features
 
     def real(self, mask: Tensor | None, length: int) -> Tensor | None:
         """The mask of the states."""

@@ -6,6 +6,7 @@ flow that makes frames of the text's distribution, and HiFi-GAN's generator. Onl
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -191,18 +192,18 @@ class SplineFlow(Block):
 
     def __init__(self, c: Config) -> None:
         super().__init__()
-        self.half, self.bins, self.bound = (
+        self.side, self.bins, self.bound = (
             c.depth_separable_channels // 2, c.duration_predictor_flow_bins, c.duration_predictor_tail_bound,
         )  # fmt: skip
         self.width = c.hidden_size
-        self.pre, self.net = make(Conv(self.half, c.hidden_size, 1)), make(separable(c))
-        self.out = make(Conv(c.hidden_size, self.half * (3 * self.bins - 1), 1))
+        self.pre, self.net = make(Conv(self.side, c.hidden_size, 1)), make(separable(c))
+        self.out = make(Conv(c.hidden_size, self.side * (3 * self.bins - 1), 1))
 
     def inverse(self, x: Tensor, keep: Tensor, told: Tensor) -> Tensor:
         """x (B, C, S) before it was bent."""
         first, second = x.chunk(2, 1)
         h = self.out(self.net(self.pre(first), keep, told)) * keep
-        h = h.unflatten(1, (self.half, -1)).transpose(2, 3)  # (B, C / 2, S, 3 bins - 1)
+        h = h.unflatten(1, (self.side, -1)).transpose(2, 3)  # (B, C / 2, S, 3 bins - 1)
         widths, heights, slopes = h.split((self.bins, self.bins, self.bins - 1), -1)
         root = math.sqrt(self.width)
         second = unbend(second, widths / root, heights / root, slopes, self.bound)
@@ -277,7 +278,7 @@ class Spoken:
 class Voice(Block):
     """Token ids (B, S) to sound (B, T)."""
 
-    def __init__(self, c: Config, layers: list[Spec], vocoder: Spec) -> None:
+    def __init__(self, c: Config, layers: Sequence[Spec], vocoder: Spec) -> None:
         super().__init__()
         self.tokens, self.scale = Tokens(c.vocab_size, c.hidden_size), c.hidden_size**0.5
         self.text = make(Encoder(layers=layers, layer_drop=c.layerdrop))

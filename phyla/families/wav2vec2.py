@@ -7,6 +7,7 @@ adapter_attn_dim a small branch at the end of each layer that languages bring al
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from phyla.blocks import FFN, Attention, Encoder, Full, Heads, Layer, LayerNorm, Spec, make, repeat, residual
 from phyla.blocks.wave import ConvPosition, Hidden, Shrink, WaveEmbed, WaveFeatures
@@ -132,7 +133,7 @@ def build(c: PretrainedConfig, attn: Spec | None = None, position: Spec | None =
     )
     ffn = FFN(c.hidden_size, c.intermediate_size, act=c.hidden_act, dropout=c.activation_dropout)
     stable, languages = c.do_stable_layer_norm, getattr(c, "adapter_attn_dim", None)
-    norms = {"pre": norm} if stable else {"post": norm}
+    norms: dict[str, Any] = {"pre": norm} if stable else {"post": norm}
     branches = {
         "attn": residual(attn, dropout=drop, **norms),
         "ffn": residual(ffn, dropout=drop, **norms),

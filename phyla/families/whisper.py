@@ -83,7 +83,7 @@ class MelEmbed(Block):
     """
 
     def __init__(self, mels: int, width: int, positions: int, dropout: float,
-                 time: tuple = (0, 0, 0), channel: tuple = (0, 0, 0)) -> None:  # fmt: skip
+                 time: tuple[float, int, int] = (0.0, 0, 0), channel: tuple[float, int, int] = (0.0, 0, 0)) -> None:  # fmt: skip
         super().__init__()
         self.conv1, self.conv2 = make(Conv(mels, width, 3, padding=1)), make(Conv(width, width, 3, 2, 1))
         self.position = make(StoredSinusoid(positions, width))
@@ -124,7 +124,9 @@ def layers(c: Config, decoder: bool) -> tuple[Spec, ...]:
         dropout=c.attention_dropout,
     )  # fmt: skip
     inner = getattr(c, f"{side}_ffn_dim")
-    branches = {"attn": attn, "cross": attn.but(cross=True, mask=Full())} if decoder else {"attn": attn}
+    branches: dict[str, Spec] = (
+        {"attn": attn, "cross": attn.but(cross=True, mask=Full())} if decoder else {"attn": attn}
+    )
     branches["ffn"] = FFN(c.d_model, inner, act=c.activation_function, dropout=c.activation_dropout)
     layer = Layer(**{name: residual(part, pre=norm, dropout=c.dropout) for name, part in branches.items()})
     return repeat(getattr(c, f"{side}_layers"), layer)

@@ -52,6 +52,9 @@ class _Delayed(nn.Module):
     rows of ids are B * K; with guidance the model sees each row twice, with its text and without.
     """
 
+    model: Any
+    decoder: Any
+
     def __init__(
         self, model: Any, decoder: Any, pattern: Tensor, guidance: float | None, memory: dict[str, Any]
     ):
@@ -143,7 +146,7 @@ def _start(config: GenerationConfig, decoder: Any) -> int:
 def _doubled(value: Any) -> Any:
     """Text for the guided rows, and none for the free ones."""
     if isinstance(value, BaseModelOutput):
-        states = value.last_hidden_state
+        states: Any = value.last_hidden_state
         return BaseModelOutput(torch.cat((states, torch.zeros_like(states))))
     return torch.cat((value, torch.zeros_like(value))) if isinstance(value, Tensor) else value
 

@@ -89,15 +89,10 @@ def transcribe(
     spoken_settings(config, language, task, is_multilingual)
     wanted = config.return_dict_in_generate if return_dict_in_generate is None else return_dict_in_generate
     rules = Rules(
-        *(
-            getattr(config, name, None) if value is None else value
-            for name, value in (
-                ("compression_ratio_threshold", compression_ratio_threshold),
-                ("logprob_threshold", logprob_threshold),
-                ("no_speech_threshold", no_speech_threshold),
-            )
-        ),
-        vocabulary=model.config.vocab_size,
+        _either(compression_ratio_threshold, config, "compression_ratio_threshold"),
+        _either(logprob_threshold, config, "logprob_threshold"),
+        _either(no_speech_threshold, config, "no_speech_threshold"),
+        model.config.vocab_size,
     )
     condition = condition_on_prev_tokens
     if condition is None:
@@ -231,8 +226,8 @@ class Speaker:
         opened = []
         if self.prompt is not None and self.place == _PLACES[0]:
             previous = getattr(self.config, "prev_sot_token_id", None)
-            said = self.prompt[1:] if int(self.prompt[0]) == previous else self.prompt
-            opened = [{"tokens": said}]
+            before = self.prompt[1:] if int(self.prompt[0]) == previous else self.prompt
+            opened = [{"tokens": before}]
         self.segments = [list(opened) for _ in range(rows)]
         self.conditioned = [self.condition] * rows
         self.outputs: list[tuple[Any, int]] = [(None, 0)] * rows
@@ -253,7 +248,7 @@ class Speaker:
                 times = result["token_timestamps"] if self.align else None
                 found, moved = cut(text, self.clock, seek[i], frames[i], ids.shape[1], result, times)
                 self.segments[i] += found
-                seek[i] += moved
+                seek[i] += moved if moved > 0 else frames[i]  # stamps at 0 alone would be heard for ever
             if once:
                 return
 
@@ -366,6 +361,11 @@ class Speaker:
         ids = torch.nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=self.config.pad_token_id)
         kind = next(type(o) for o, _ in self.outputs if not isinstance(o, Tensor))
         return kind(sequences=ids)
+
+
+def _either(value: Any, config: GenerationConfig, name: str) -> Any:
+    """The caller's value, or the configuration's."""
+    return getattr(config, name, None) if value is None else value
 
 
 def _config_names(config: GenerationConfig) -> set[str]:

@@ -100,12 +100,13 @@ class AudioModel(PreTrainedModel):
 
     def set_gumbel_temperature(self, temperature: float) -> None:
         """How evenly pretraining draws its codes."""
-        self.head.quantiser.temperature = temperature
+        head: Any = self.head
+        head.quantiser.temperature = temperature
 
     @classmethod
     def from_pretrained(cls, source: Any, *, target_lang: str | None = None, **options: Any) -> Any:
         """As for any model; target_lang also reads the weights of that language (see `load_adapter`)."""
-        loaded = super().from_pretrained(source, **options)
+        loaded = super().from_pretrained(source, **options)  # type: ignore[misc]
         if target_lang is not None:
             model = loaded[0] if isinstance(loaded, tuple) else loaded
             places = ("revision", "cache_dir", "local_files_only", "token", "subfolder")

@@ -35,7 +35,7 @@ class ImageTextModel(PreTrainedModel):
         pixel_values: Tensor,
         vision_feature_layer: int | list | None = None,
         vision_feature_select_strategy: str | None = None,
-        image_sizes: Tensor | None = None,
+        image_sizes: Tensor | list | None = None,
     ) -> Tensor:
         """Vectors (..., D) of images as the text model reads them."""
         images = Images(pixel_values, image_sizes, vision_feature_layer, vision_feature_select_strategy)
@@ -55,7 +55,7 @@ class ImageTextModel(PreTrainedModel):
         token_type_ids: Tensor | None = None,
         cache_position: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        image_sizes: Tensor | None = None,
+        image_sizes: Tensor | list | None = None,
         vision_feature_layer: int | list | None = None,
         vision_feature_select_strategy: str | None = None,
         labels: Tensor | None = None,
