@@ -106,7 +106,7 @@ def test_a_missing_image_token_is_named(model_type: str, name: str) -> None:
     token = getattr(model.config, "image_token_id", None) or model.config.image_token_index
     count = int((inputs["input_ids"] == token).sum())
     at = (inputs["input_ids"][0] == token).nonzero()[0, 0]
-    inputs["input_ids"][0, at] = 5
+    inputs["input_ids"] = inputs["input_ids"].index_fill(1, at, 5)
     with pytest.raises(ArgumentError, match=rf"{count - 1} tokens .* {count} vectors"):
         model(**inputs)
 

@@ -232,6 +232,8 @@ UNREACHED: dict[str, tuple[str, ...]] = {
     "DetrModel": DETR,
     "DetrForObjectDetection": DETR,
     "DetrForSegmentation": DETR,
+    "DeformableDetrModel": HELD,
+    "DeformableDetrForObjectDetection": HELD,
     # what global tokens ask through, where the caller names none
     "LongformerModel": ("_global.",),
     "LongformerForMaskedLM": ("_global.",),

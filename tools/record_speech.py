@@ -53,7 +53,8 @@ TRANSCRIPTS: dict[str, dict[str, Any]] = {
     "long-token-times": {**LONG, "return_token_timestamps": True},
     "long-conditioned": {**LONG, "condition_on_prev_tokens": True},
     "long-prompts": {
-        **LONG, "prompt_ids": PROMPT, "condition_on_prev_tokens": True, "prompt_condition_type": "all-segments",
+        **LONG, "prompt_ids": PROMPT, "condition_on_prev_tokens": True,
+        "prompt_condition_type": "all-segments",
     },
     "long-batch": BATCH,
     "long-batch-conditioned": {**BATCH, "condition_on_prev_tokens": True},
@@ -62,7 +63,8 @@ TRANSCRIPTS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 TEXT = {
-    "vocab_size": 99, "d_model": 24, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "model_type": "t5",
+    "vocab_size": 99, "d_model": 24, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2,
+    "model_type": "t5",
 }  # fmt: skip
 CODEC = {
     "codebook_size": 32, "hidden_size": 16, "num_filters": 4, "upsampling_ratios": [4, 2],

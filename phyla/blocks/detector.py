@@ -18,7 +18,8 @@ class Look:
     """One call of a detector: pixels (B, C, Y, X), their mask (B, Y, X), and what is asked for.
 
     encoded: states of the encoder in place of running it (its public output, or a tuple). labels: targets in
-    training, for models that add noised ones to the queries. text: inputs of a text part.
+    training, for models that add noised ones to the queries. head: the class's head, some of whose parts
+    move points from layer to layer. text: inputs of a text part.
     """
 
     pixels: Tensor
@@ -28,6 +29,7 @@ class Look:
     states: bool = False
     encoded: Any = None
     labels: Any = None
+    head: Any = None
     text: dict[str, Any] = field(default_factory=dict)
 
     def context(self, x: Tensor, mask: Tensor | None = None, cross: bool = False, **memo: Any) -> Context:

@@ -3,14 +3,13 @@
 from typing import Any
 
 import torch
-from torch import nn
 
 from phyla.blocks import Linear
 from phyla.checkpoints.resolve import resolve
 from phyla.checkpoints.state import layout_of, tensors_of
 from phyla.checkpoints.weights import open_weight_file
 from phyla.errors import ConfigError, MissingFileError, MissingWeightsError, UnexpectedWeightsError
-from phyla.model import PreTrainedModel
+from phyla.model import PreTrainedModel, init_module
 
 
 def load_language(model: PreTrainedModel, language: str, **source: Any) -> None:
@@ -42,10 +41,11 @@ def load_language(model: PreTrainedModel, language: str, **source: Any) -> None:
         if extra:
             raise UnexpectedWeightsError(f"{file} holds {len(extra)} tensors too many, first {extra[0]!r}")
         values = dict(weights.read_many())
-    old = model.head.out
+    head: Any = model.head
+    old = head.out
     size = values[next(n for n, p in wanted.items() if p == "head.out.weight")].shape[0]
     if size != old.out_features:
-        model.head.out = Linear(old.in_features, size).to(old.weight)
+        head.out = Linear(old.in_features, size).to(old.weight)
         model.config.vocab_size = size
     tensors = tensors_of(model)
     with torch.no_grad():
@@ -53,11 +53,9 @@ def load_language(model: PreTrainedModel, language: str, **source: Any) -> None:
             tensors[path].copy_(values[name])
 
 
-def init_language(model: nn.Module) -> None:
+def init_language(model: PreTrainedModel) -> None:
     """Fresh adapter layers and a fresh head, to train a new language."""
-    from phyla.model import init_module
-
-    std = model.config.initializer_range
+    std = float(model.config.initializer_range)
     for path, module in model.named_modules():
         if ".adapter" in path or path.startswith("head"):
             init_module(module, std)

@@ -74,6 +74,8 @@ _ROWS = (
          DebertaV2ForQuestionAnswering=_QA, DebertaV2ForMultipleChoice=_MC),
     _row("decision_transformer", "DecisionTransformerConfig", "trajectory", DecisionTransformerModel=_BASE,
          DecisionTransformerGPT2Model="trajectory-trunk"),
+    _row("deformable_detr", "DeformableDetrConfig", "vision", DeformableDetrModel=_BASE,
+         DeformableDetrForObjectDetection="object-detection"),
     _row("deit", "DeiTConfig", "vision", DeiTModel=_BASE, DeiTForImageClassification=_IMG,
          DeiTForImageClassificationWithTeacher=_IMG, DeiTForMaskedImageModeling=_MIM),
     _row("depth_anything", "DepthAnythingConfig", "vision",

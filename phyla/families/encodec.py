@@ -8,6 +8,7 @@ make codes of states, and the mirrored network makes sound again (SEANet, arXiv:
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -196,6 +197,7 @@ class Bottleneck(Block):
 
     def forward(self, x: Tensor) -> Tensor:
         y = x
+        layer: Any
         for layer in self.block:
             y = layer(y)
         return (x if self.shortcut is None else self.shortcut(x)) + y
@@ -209,6 +211,7 @@ class Chain(Block):
         self.layers = make(layers)
 
     def forward(self, x: Tensor) -> Tensor:
+        layer: Any
         for layer in self.layers:
             x = layer(x)
         return x

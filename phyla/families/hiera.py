@@ -20,7 +20,7 @@ from phyla.blocks.attention import attend
 from phyla.blocks.conv import Conv2d, check_pixels
 from phyla.blocks.patch import keep_some
 from phyla.blocks.pool import MeanPool
-from phyla.blocks.residual import path_chances
+from phyla.blocks.residual import drop_path, path_chances
 from phyla.blocks.shapes import NewStream, Stream
 from phyla.blocks.spec import Spec
 from phyla.blocks.stages import Stage, StageMaps, StagesOutput
@@ -197,6 +197,13 @@ class UnitAttention(Mixer):
         h = self.normed(x)
         start = self.project(h).unflatten(1, (self.stride, -1)).amax(1)
         return start + self.change(h, x, ctx)
+
+    def change(self, h: Tensor, x: Tensor, ctx: Context) -> Tensor:
+        """What is added to the stream: fewer and wider tokens than x has, where the layer halves the map."""
+        y = self.mix(h, ctx)
+        if self.training and self.path_dropout:
+            y = drop_path(y, self.path_dropout)
+        return y if self.site is None else self.site(y, x, self)
 
     def mix(self, x: Stream, ctx: Context) -> NewStream:
         units = x.shape[1] // (self.stride * self.unit) if self.unit else 1

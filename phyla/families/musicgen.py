@@ -4,6 +4,8 @@ Public checkpoints: facebook/musicgen-small ... musicgen-large, musicgen-stereo-
 A text encoder (T5), a codec (EnCodec) and the decoder musicgen_decoder, each a whole model.
 """
 
+from typing import Any
+
 from phyla.checkpoints.names import NameMap
 from phyla.config import PretrainedConfig
 from phyla.family import family, part
@@ -26,7 +28,8 @@ class Config(PretrainedConfig):
     @property
     def sampling_rate(self) -> int:
         """Samples of the sound a second."""
-        return self.audio_encoder.sampling_rate
+        audio: Any = self.audio_encoder
+        return audio.sampling_rate
 
     @classmethod
     def from_sub_models_config(
@@ -41,11 +44,11 @@ class Config(PretrainedConfig):
         return cls(**dict(zip(cls.PARTS, (p.to_dict() for p in parts), strict=True)), **keys)
 
 
-def build(c: Config) -> Trio:
+def build(c: PretrainedConfig) -> Trio:
     return Trio(c.text_encoder, c.audio_encoder, c.decoder)
 
 
-def names(c: Config) -> NameMap:
+def names(c: PretrainedConfig) -> NameMap:
     tasks = {"text_encoder": text_task(c.text_encoder), "audio_encoder": "base-model", "decoder": "causal-lm"}
     parts = {name: (f"{name}.", part(getattr(c, name)).model_names(task)) for name, task in tasks.items()}
     return NameMap({"project": "enc_to_dec_proj"}, parts=parts)

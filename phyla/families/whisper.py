@@ -82,8 +82,10 @@ class MelEmbed(Block):
     time, channel: (probability, length, least count) of the spans that training sets to 0.
     """
 
-    def __init__(self, mels: int, width: int, positions: int, dropout: float,
-                 time: tuple[float, int, int] = (0.0, 0, 0), channel: tuple[float, int, int] = (0.0, 0, 0)) -> None:  # fmt: skip
+    def __init__(
+        self, mels: int, width: int, positions: int, dropout: float,
+        time: tuple[float, int, int] = (0.0, 0, 0), channel: tuple[float, int, int] = (0.0, 0, 0),
+    ) -> None:  # fmt: skip
         super().__init__()
         self.conv1, self.conv2 = make(Conv(mels, width, 3, padding=1)), make(Conv(width, width, 3, 2, 1))
         self.position = make(StoredSinusoid(positions, width))

@@ -86,10 +86,10 @@ def warp(cost: Tensor) -> tuple[Tensor, Tensor]:
         best = torch.where(by_both, both, torch.where(by_row, row, column))
         total[i, j] = (cost[i - 1, j - 1] + best).float()
         move[i, j] = torch.where(by_both, 0, torch.where(by_row, 1, 2)).to(torch.int8)
-    path, moves, i, j = [], move.tolist(), rows, columns
-    while i > 0 or j > 0:
-        path.append((i - 1, j - 1))
-        kind = moves[i][j]
-        i, j = i - (kind != 2), j - (kind != 1)
+    path, moves, at, to = [], move.tolist(), rows, columns
+    while at > 0 or to > 0:
+        path.append((at - 1, to - 1))
+        kind = moves[at][to]
+        at, to = at - (kind != 2), to - (kind != 1)
     steps = torch.tensor(path[::-1])
     return steps[:, 0], steps[:, 1]

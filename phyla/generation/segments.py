@@ -80,8 +80,8 @@ def joined(
         return ids, None
     seconds = torch.zeros(ids.shape)
     for i, row in enumerate(segments):
-        said = [s["result"]["token_timestamps"][slice(*s["idxs"])] for s in row if "result" in s]
-        said = torch.cat(said) if said else torch.zeros(0)
+        parts = [s["result"]["token_timestamps"][slice(*s["idxs"])] for s in row if "result" in s]
+        said = torch.cat(parts) if parts else torch.zeros(0)
         seconds[i, : len(said)] = said
         seconds[i, len(said) :] = said[-1] if len(said) else 0.0
     return ids, seconds.to(device)

@@ -77,7 +77,7 @@ def _needs(config: GenerationConfig, field: str, argument: str) -> None:
         )
 
 
-def opening(model: nn.Module, config: GenerationConfig, rows: int, heard: dict[str, Any]) -> Tensor:
+def opening(model: Any, config: GenerationConfig, rows: int, heard: dict[str, Any]) -> Tensor:
     """The first decoder ids (rows, n): start, language, task, no time stamps. A language left open is
     detected from what was `heard` (the model's inputs).
     """

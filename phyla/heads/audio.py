@@ -11,7 +11,6 @@ from phyla.blocks import Block, Linear, make
 from phyla.blocks.wave import frame_mask
 from phyla.errors import ConfigError
 from phyla.heads.base import Head, HeadModule
-from phyla.heads.ctc import AudioCall
 from phyla.heads.loss import cross_entropy
 from phyla.outputs import ModelOutput, SequenceClassifierOutput, TokenClassifierOutput, XVectorOutput
 
@@ -52,7 +51,7 @@ class _SoundLabels(MixedHead):
         self.project = Linear(width, config.classifier_proj_size)
         self.out = Linear(config.classifier_proj_size, config.num_labels)
 
-    def forward(self, out: Any, call: AudioCall) -> dict[str, Any]:
+    def forward(self, out: Any, call: Any) -> dict[str, Any]:
         x = self.project(self.states(out))
         if call.lengths is None:
             x = x.mean(1)
@@ -83,7 +82,7 @@ class _FrameLabels(MixedHead):
         super().__init__(config)
         self.out = Linear(width, config.num_labels)
 
-    def forward(self, out: Any, call: AudioCall) -> dict[str, Any]:
+    def forward(self, out: Any, call: Any) -> dict[str, Any]:
         logits = self.out(self.states(out))
         loss = None
         if call.labels is not None:  # (B, S, labels), one of them marked
@@ -137,7 +136,7 @@ class _Speaker(MixedHead):
         self.out = Linear(config.xvector_output_dim, config.xvector_output_dim)
         self.classes = make(MarginClasses(config.xvector_output_dim, config.num_labels))
 
-    def forward(self, out: Any, call: AudioCall) -> dict[str, Any]:
+    def forward(self, out: Any, call: Any) -> dict[str, Any]:
         x = self.project(self.states(out))
         for layer in self.layers:
             x = layer(x)

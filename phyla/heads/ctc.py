@@ -52,7 +52,7 @@ class _Characters(HeadModule):
         self.dropout_prob = dropout_of(config, head.dropout)
         self.out = Linear(width, config.vocab_size)
 
-    def forward(self, out: Any, call: AudioCall) -> dict[str, Any]:
+    def forward(self, out: Any, call: Any) -> dict[str, Any]:
         x = out.last_hidden_state
         if self.training and self.dropout_prob:
             x = F.dropout(x, self.dropout_prob)

@@ -1,6 +1,7 @@
 """Heads of detectors: labels, boxes and masks of queries."""
 
 import itertools
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -9,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from phyla.blocks import Linear
+from phyla.blocks.deformable import moved
 from phyla.blocks.spec import Block, make
 from phyla.heads.base import Call, Head, HeadModule
-from phyla.heads.boxes import detection_loss
+from phyla.heads.boxes import FOCAL, detection_loss
 from phyla.outputs import DetrObjectDetectionOutput, ModelOutput
 
 
@@ -73,7 +75,59 @@ class Detect(Head):
         return ObjectScores(config, width)
 
 
-def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
-    """log(x / (1 - x)), with x kept between 0 and 1 and both sides at least eps."""
-    x = x.clamp(0, 1)
-    return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
+class LayerScores(HeadModule):
+    """Labels, one score each, and boxes from the points of every layer's queries.
+
+    count: of pairs of the two; with one pair all layers share it. The decoder reads `boxes` as its `refine`.
+    """
+
+    def __init__(self, config: Any, width: int, count: int) -> None:
+        super().__init__()
+        self.labels = nn.ModuleList(ScoreLinear(width, config.num_labels) for _ in range(count))
+        self.boxes = make([BoxSteps(width, 4) for _ in range(count)])
+
+    def layer(self, out: Any, index: int) -> tuple[Tensor, Tensor]:
+        """Logits and boxes of one layer."""
+        x = out.intermediate_hidden_states[:, index]
+        before = out.intermediate_reference_points[:, index - 1] if index else out.init_reference_points
+        own = min(index, len(self.labels) - 1)
+        return self.labels[own](x), moved(before, self.boxes[own](x)).sigmoid()
+
+    def forward(self, out: Any, call: Call) -> dict[str, Any]:
+        last = out.intermediate_hidden_states.shape[1] - 1
+        logits, boxes = self.layer(out, last)
+        fields: dict[str, Any] = {"logits": logits, "pred_boxes": boxes}
+        if call.labels is not None:
+            others: list[tuple[Tensor, Tensor]] = []
+            if call.config.auxiliary_loss:
+                others = [self.layer(out, i) for i in range(last)]
+                fields["auxiliary_outputs"] = [{"logits": a, "pred_boxes": b} for a, b in others]
+            fields["loss"], fields["loss_dict"] = detection_loss(
+                logits, boxes, call.labels, call.config, others, FOCAL
+            )
+        return fields
+
+
+class ScoreLinear(Linear):
+    """Scores that are 0.01 when fresh (Lin et al. 2017, arXiv:1708.02002, section 4.1)."""
+
+    def reset(self, std: float) -> bool:
+        nn.init.normal_(self.weight, 0.0, std)
+        nn.init.constant_(self.bias, -math.log(99))
+        return True
+
+
+class BoxSteps(Steps):
+    """Steps to boxes, small and without change when fresh."""
+
+    def __init__(self, width: int, out: int, count: int = 3, inner: int | None = None) -> None:
+        super().__init__(width, out, count, inner)
+        self.layers[-1] = _Still(self.layers[-1].in_features, out)
+
+
+class _Still(Linear):
+    def reset(self, std: float) -> bool:
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+        self.bias[2:] = -2.0
+        return True

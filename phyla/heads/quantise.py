@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from phyla.blocks import Block, Linear, make
 from phyla.errors import ArgumentError, ConfigError
 from phyla.heads.base import Head, HeadModule
-from phyla.heads.ctc import AudioCall
 from phyla.heads.loss import IGNORED
 from phyla.outputs import ModelOutput, Wav2Vec2ForPreTrainingOutput
 
@@ -67,7 +66,7 @@ class _Contrastive(HeadModule):
         self.state = Linear(config.hidden_size, config.proj_codevector_dim)
         self.code = Linear(config.codevector_dim, config.proj_codevector_dim)
 
-    def forward(self, out: Any, call: AudioCall) -> dict[str, Any]:
+    def forward(self, out: Any, call: Any) -> dict[str, Any]:
         features = out.extract_features
         if self.training and self.drop:
             features = F.dropout(features, self.drop)

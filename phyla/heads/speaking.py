@@ -69,7 +69,7 @@ class _Frames(HeadModule):
             y = layer(y)
         return frames + y.transpose(1, 2)
 
-    def forward(self, out: Any, call: SpeechCall) -> dict[str, Any]:
+    def forward(self, out: Any, call: Any) -> dict[str, Any]:
         raw = self.frames(out.last_hidden_state)
         fine = self.repaired(raw)
         stop = self.stop(out.last_hidden_state).view(len(raw), -1)

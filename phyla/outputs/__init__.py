@@ -15,6 +15,10 @@ from phyla.outputs.audio import XVectorOutput as XVectorOutput
 from phyla.outputs.base import Many as Many
 from phyla.outputs.base import ModelOutput as ModelOutput
 from phyla.outputs.base import One as One
+from phyla.outputs.detection import DeformableDetrModelOutput as DeformableDetrModelOutput
+from phyla.outputs.detection import (
+    DeformableDetrObjectDetectionOutput as DeformableDetrObjectDetectionOutput,
+)
 from phyla.outputs.detection import DetrModelOutput as DetrModelOutput
 from phyla.outputs.detection import DetrObjectDetectionOutput as DetrObjectDetectionOutput
 from phyla.outputs.detection import DetrSegmentationOutput as DetrSegmentationOutput

@@ -52,3 +52,42 @@ class DetrSegmentationOutput(ModelOutput):
     encoder_last_hidden_state: One = None
     encoder_hidden_states: Many = None
     encoder_attentions: Many = None
+
+
+class DeformableDetrModelOutput(ModelOutput):
+    """States of the queries (B, Q, D), of all layers (B, L, Q, D), and the points they start from."""
+
+    init_reference_points: One = None
+    last_hidden_state: One = None
+    intermediate_hidden_states: One = None
+    intermediate_reference_points: One = None
+    decoder_hidden_states: Many = None
+    decoder_attentions: Many = None
+    cross_attentions: Many = None
+    encoder_last_hidden_state: One = None
+    encoder_hidden_states: Many = None
+    encoder_attentions: Many = None
+    enc_outputs_class: One = None
+    enc_outputs_coord_logits: One = None
+
+
+class DeformableDetrObjectDetectionOutput(ModelOutput):
+    """Scores (B, Q, labels) and boxes (B, Q, 4): centre and size, shares of the image."""
+
+    loss: One = None
+    loss_dict: Any = None
+    logits: One = None
+    pred_boxes: One = None
+    auxiliary_outputs: Any = None
+    init_reference_points: One = None
+    last_hidden_state: One = None
+    intermediate_hidden_states: One = None
+    intermediate_reference_points: One = None
+    decoder_hidden_states: Many = None
+    decoder_attentions: Many = None
+    cross_attentions: Many = None
+    encoder_last_hidden_state: One = None
+    encoder_hidden_states: Many = None
+    encoder_attentions: Many = None
+    enc_outputs_class: Any = None
+    enc_outputs_coord_logits: Any = None

@@ -103,6 +103,12 @@ class AudioModel(PreTrainedModel):
         head: Any = self.head
         head.quantiser.temperature = temperature
 
+    def init_adapter_layers(self) -> None:
+        """Fresh small layers and a fresh head, to train a new language."""
+        from phyla.checkpoints.languages import init_language
+
+        init_language(self)
+
     @classmethod
     def from_pretrained(cls, source: Any, *, target_lang: str | None = None, **options: Any) -> Any:
         """As for any model; target_lang also reads the weights of that language (see `load_adapter`)."""

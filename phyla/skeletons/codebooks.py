@@ -245,7 +245,7 @@ class MusicModel(PreTrainedModel):
                 raise ArgumentError("pass decoder_input_ids, labels or input_values")
         caching = bool(config.use_cache and not self.training) if use_cache is None else bool(use_cache)
         if past_key_values is None and caching:
-            given = decoder_input_ids if decoder_input_ids is not None else decoder_inputs_embeds
+            given: Any = decoder_input_ids if decoder_input_ids is not None else decoder_inputs_embeds
             rows = len(encoder_outputs.last_hidden_state)
             past_key_values = self.new_cache(rows, given.shape[1])
         out = self.decoder(

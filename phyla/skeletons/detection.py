@@ -67,7 +67,7 @@ class DetectionModel(PreTrainedModel):
         config = self.config
         look = Look(
             check_mask(pixels, mask), mask, self.implementation, flag(attentions, config.output_attentions),
-            flag(states, config.output_hidden_states), encoded, labels,
+            flag(states, config.output_hidden_states), encoded, labels, self.head,
         )  # fmt: skip
         out = self.backbone(look)
         call = Call(config, labels=labels, pixel_values=look.pixels)

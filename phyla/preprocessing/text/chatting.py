@@ -66,14 +66,18 @@ class ChatTemplates(SpecialTokens):
         return_dict: bool = False,
         return_assistant_tokens_mask: bool = False,
         tokenizer_kwargs: dict | None = None,
+        allow_special_in_content: bool = True,
         **variables,
     ):
         """Text (`tokenize=False`), token ids, or model inputs (`return_dict=True`) of one conversation or a
         list of them.
 
         A conversation is a list of {"role", "content"} messages; `variables` are passed to the template.
+        allow_special_in_content=False: a control token that a message spells (`<|im_end|>`) is encoded as
+        the characters it is made of; what people send in should be rendered so.
         """
         from .chat import render
+        from .content import PlainContent
 
         if return_dict and not tokenize:
             raise ArgumentError("return_dict=True needs tokenize=True")
@@ -94,6 +98,9 @@ class ChatTemplates(SpecialTokens):
             and (isinstance(conversation[0], (list, tuple)) or hasattr(conversation[0], "messages"))
         )
         chats = [getattr(chat, "messages", chat) for chat in (conversation if batched else [conversation])]
+        plain = None if allow_special_in_content else PlainContent(self._control_tokens())
+        if plain is not None:
+            chats = [plain.hide(chat) for chat in chats]
         texts, spans = [], []
         for chat in chats:
             text, assistant = render(
@@ -109,7 +116,26 @@ class ChatTemplates(SpecialTokens):
             texts.append(text)
             spans.append(assistant)
         if not tokenize:
-            return texts if batched else texts[0]
+            shown = texts if plain is None else [plain.show(text) for text in texts]
+            return shown if batched else shown[0]
+        if plain is not None and plain.found:
+            if return_assistant_tokens_mask:
+                raise ArgumentError(
+                    "return_assistant_tokens_mask=True needs texts without control tokens where "
+                    "allow_special_in_content=False"
+                )
+            rows = [self._encode_apart(plain.pieces(text)) for text in texts]
+            if truncation:
+                most = self.model_max_length if max_length is None else max_length
+                keep = slice(-most, None) if self.truncation_side == "left" else slice(most)
+                rows = [row[keep] for row in rows]
+            inputs = self.pad(
+                {"input_ids": rows if batched else rows[0]},
+                padding,
+                max_length,
+                return_tensors=return_tensors,
+            )
+            return inputs if return_dict else inputs["input_ids"]
         inputs = self.__call__(
             texts if batched else texts[0],
             padding=padding,
@@ -127,6 +153,19 @@ class ChatTemplates(SpecialTokens):
             inputs["assistant_masks"] = masks if batched else masks[0]
             inputs.convert_to_tensors(return_tensors)
         return inputs
+
+    def _control_tokens(self) -> list[str]:
+        """The spellings of all tokens that mean more than their characters."""
+        added = [str(token) for token in self.added_tokens_decoder.values() if token.special]
+        return [*self.all_special_tokens, *added]
+
+    def _encode_apart(self, pieces: list[tuple[str, bool]]) -> list[int]:
+        """Ids of texts in parts; in those that a person wrote, control tokens are mere characters."""
+        return [
+            i
+            for text, said in pieces
+            for i in self.__call__(text, add_special_tokens=False, split_special_tokens=said)["input_ids"]
+        ]
 
     @staticmethod
     def _assistant_mask(inputs, row: int, length: int, spans) -> list[int]:
