@@ -56,6 +56,11 @@ class _AutoModel:
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike, *, config: Any = None, **options: Any) -> Any:
         """Load the checkpoint with the class for its model_type and this task; options as for any model."""
+        if options.pop("use_timm_backbone", False):
+            raise ConfigError(
+                f"{source!r} is to be a network of the library timm, which is not loaded: give the folder or "
+                "hub id of a backbone in the public format, without use_timm_backbone"
+            )
         if config is None:
             where: dict[str, Any] = {
                 k: options[k]
@@ -85,7 +90,7 @@ def _auto(name: str, *tasks: str) -> type:
     return type(name, (_AutoModel,), {"tasks": tasks, "__doc__": doc, "__module__": __name__})
 
 
-AutoModel = _auto("AutoModel", "base-model", "text-to-waveform")
+AutoModel = _auto("AutoModel", "base-model", "text-to-waveform", "mask-generation")
 AutoModelForCausalLM = _auto("AutoModelForCausalLM", "causal-lm")
 AutoModelForMaskedLM = _auto("AutoModelForMaskedLM", "masked-lm")
 AutoModelForSeq2SeqLM = _auto("AutoModelForSeq2SeqLM", "seq2seq-lm")

@@ -132,6 +132,11 @@ class PretrainedConfig:
             raise ConfigError(
                 f"backbone_kwargs change a named backbone, but there is a backbone_config ({self.model_type})"
             )
+        if name is None and given is None and values.get("use_timm_backbone"):
+            raise ConfigError(
+                f"use_timm_backbone needs the name of a network in backbone (in a {self.model_type} config); "
+                "give a backbone_config in place of both"
+            )
         if name is not None:
             raise ConfigError(
                 f"backbone names {name!r} (in a {self.model_type} config); networks are built from a "

@@ -27,7 +27,8 @@ def describe(source: Any, repeat: bool = False, **options: Any) -> str:
         config = AutoConfig.from_pretrained(source, **options)
     entry = row(config.model_type)
     named = next((n for n in config.architectures or [] if n in entry.classes), None)
-    task = entry.classes[named] if named else "base-model"
+    tasks = list(entry.classes.values())
+    task = entry.classes[named] if named else "base-model" if "base-model" in tasks else tasks[0]
     return tree(meta_model(model_class(config.model_type, task, config.architectures), config), repeat)
 
 

@@ -160,7 +160,7 @@ UNREACHED: dict[str, tuple[str, ...]] = {
     "CLIPForImageClassification": (
         ".pool.norm",
     ),  # its files hold the norm of the pooled vector that it does not use
-    # Files of these hold a whole vision tower, but the text reads the states of one layer, or the patches alone.
+    # Files of these hold a whole vision tower; the text reads the states of one layer, or patches alone.
     "SiglipForImageClassification": (".pool.",),
     "LlavaForConditionalGeneration": ("vision.layers.1.", "vision.pool."),
     "LlavaNextForConditionalGeneration": ("vision.pool.",),
@@ -232,6 +232,7 @@ UNREACHED: dict[str, tuple[str, ...]] = {
     "DetrModel": DETR,
     "DetrForObjectDetection": DETR,
     "DetrForSegmentation": DETR,
+    "SamModel": ("prompts.first", "prompts.second", "prompts.third"),  # what reads masks, of which there are none
     "DeformableDetrModel": HELD,
     "DeformableDetrForObjectDetection": HELD,
     # what global tokens ask through, where the caller names none
@@ -367,3 +368,26 @@ def test_one_graph_compiles_and_exports(model_type: str, name: str) -> None:
     properties.assert_close(
         found[0] if isinstance(found, tuple | list) else next(iter(found.values())), wanted, "exported"
     )
+
+
+@pytest.mark.parametrize(
+    ("model_type", "name"),
+    [("bert", "BertModel"), ("bloom", "BloomModel"), ("t5", "T5Model"), ("udop", "UdopModel")],
+)
+def test_recomputed_layers_give_the_same_gradients(model_type: str, name: str) -> None:
+    model, inputs, found = load(model_type, name), inputs_of(model_type, name), []
+    try:
+        for recompute in (False, True):
+            model.train()
+            model._set_checkpointing(recompute)
+            model.zero_grad()
+            torch.manual_seed(0)  # dropout draws the same
+            model(**inputs)[0].square().sum().backward()
+            found.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+    finally:
+        model.eval()
+        model._set_checkpointing(False)
+        model.zero_grad()
+    assert found[0].keys() == found[1].keys()
+    for n, grad in found[0].items():
+        properties.assert_close(found[1][n], grad, n)

@@ -89,6 +89,11 @@ SPEAKS = {
     "speech_decoder_postnet_units": 16, "max_speech_positions": 200, "max_text_positions": 60,
     "encoder_max_relative_position": 10,
 }  # fmt: skip
+VOCODER = {
+    "model_in_dim": 20, "upsample_initial_channel": 16, "upsample_rates": [4, 3],
+    "upsample_kernel_sizes": [8, 7], "resblock_kernel_sizes": [3, 5],
+    "resblock_dilation_sizes": [[1, 3], [1, 2]],
+}  # fmt: skip
 VOICE = {"speaker_embeddings": {"shape": [2, 12]}, "maxlenratio": 2.0, "threshold": 0.8}
 SPOKEN = {"input_ids": [[5, 6, 7, 8, 9, 10], [12, 13, 14, 1, 1, 1]], "return_output_lengths": True, **VOICE}
 
@@ -115,6 +120,8 @@ def cases() -> Any:
         for name, call in calls.items():
             kind = "MusicgenForConditionalGeneration"
             yield f"play-{channels}-{name}", kind, config, PLAYING, 3.0, "generate", call
+    frames = {"spectrogram": {"shape": [2, 6, 20]}}
+    yield "speak-frames", "SpeechT5HifiGan", VOCODER, None, 1.0, "forward", frames
     yield "speak-text", "SpeechT5ForTextToSpeech", SPEAKS, None, 2.0, "generate_speech", SPOKEN
     sound = {"input_values": {"shape": [2, 700]}, "attention_mask": [[1] * 700, [1] * 500 + [0] * 200]}
     revoiced = {**sound, **VOICE, "maxlenratio": 0.5}

@@ -1,11 +1,21 @@
-"""Tables of the documentation that come from the code: `python tools/tables.py` rewrites docs/families.md."""
+"""Tables of the documentation that come from the code: `python tools/tables.py` rewrites them.
 
+docs/families.md lists what is there, docs/models.md what of the public rows (tools/rows.json) works.
+"""
+
+import json
+import lzma
+from collections.abc import Iterator
 from pathlib import Path
 
-from phyla.registry import families
+import phyla
+from phyla.registry import Row, families
+from phyla.testing.goldens import read_names
 
-TARGET = Path(__file__).resolve().parent.parent / "docs" / "families.md"
-HEAD = """# Families
+ROOT = Path(__file__).resolve().parent.parent
+GOLDENS = ROOT / "tests" / "goldens"
+
+FAMILIES = """# Families
 
 Made by `make docs` from phyla/families/_index.py. `phyla models` shows the same on the command line.
 
@@ -13,17 +23,79 @@ Made by `make docs` from phyla/families/_index.py. `phyla models` shows the same
 |---|---|---|---|
 """
 
+MODELS = """# Models, row by row
 
-def text() -> str:
-    """The whole page."""
+Made by `make docs` from the registry, the packed goldens and the table of public rows (tools/rows.json).
+
+- classes: public model classes that phyla has, of those that the row has.
+- goldens: classes held against recorded outputs of the reference: values, loss, greedy tokens, saved files.
+- options: recorded cases of other settings.
+- preprocessors: public tokenizer, image, audio and joint processor classes that phyla has, of the row's.
+- adapters, TensorFlow and JAX: not yet, for any row.
+
+{summary}
+
+| row | model_type | classes | goldens | options | preprocessors | missing |
+|---|---|---|---|---|---|---|
+"""
+
+
+def families_page() -> str:
+    """docs/families.md."""
     rows = [
         f"| {row.model_type} | {row.modality} | `{name}` | {task} |\n"
         for row in families()
         for name, task in row.classes.items()
     ]
-    return HEAD + "".join(rows)
+    return FAMILIES + "".join(rows)
 
+
+def option_cases(model_type: str) -> int:
+    """Recorded cases of other settings than the goldens'."""
+    path = GOLDENS / "options" / f"{model_type}.json.xz"
+    return len(json.loads(lzma.decompress(path.read_bytes()))["goldens"]) if path.exists() else 0
+
+
+def held(model_type: str) -> set[str]:
+    """Classes of a family that have a packed golden."""
+    path = GOLDENS / f"{model_type}.tar.xz"
+    return set(read_names(path)) if path.exists() else set()
+
+
+def lines() -> Iterator[tuple[str, bool, bool]]:
+    """Each row of docs/models.md, whether it has a model class, and whether nothing is missing."""
+    known: dict[str, Row] = {row.model_type: row for row in families()}
+    names = set(phyla._all_names())
+    for public in json.loads((ROOT / "tools" / "rows.json").read_text()):
+        types = [t for t in public["types"] if t in known]
+        classes = public["classes"]
+        there = [c for c in classes if c in names]
+        goldens = set().union(*(held(t) for t in types)) & set(there)
+        tools = [*public["tokenizers"], *public["processors"]]
+        tools_there = [t for t in tools if t in names]
+        missing = [n for n in (*classes, *tools) if n not in names]
+        more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
+        shown = ", ".join(f"`{n}`" for n in missing[:4]) + more
+        yield (
+            f"| {public['row']} | {', '.join(types or public['types'])} | {len(there)} / {len(classes)} "
+            f"| {len(goldens) or ''} | {sum(map(option_cases, types)) or ''} "
+            f"| {len(tools_there)} / {len(tools)} | {shown} |\n",
+            bool(there),
+            not missing,
+        )
+
+
+def models_page() -> str:
+    """docs/models.md."""
+    found = list(lines())
+    begun, whole = sum(there for _, there, _ in found), sum(done for _, _, done in found)
+    summary = f"{len(found)} public rows: {begun} have model classes, {whole} are whole with preprocessors."
+    return MODELS.format(summary=summary) + "".join(line for line, _, _ in found)
+
+
+PAGES = {"families.md": families_page, "models.md": models_page}
 
 if __name__ == "__main__":
-    TARGET.write_text(text())
-    print(f"{TARGET.name}: {len(families())} families")
+    for name, page in PAGES.items():
+        (ROOT / "docs" / name).write_text(page())
+        print(f"{name}: {len(page().splitlines())} lines")

@@ -20,8 +20,8 @@ def first_token(x: Tensor, mask: Tensor | None) -> Tensor:
 class Pool(Block):
     """One vector of width D (or `out`) from the stream (B, S, D): pick, norm, then act(dense(x)).
 
-    pick: "first" token; "last" slot; "end" the first token `end_id`, or where that is 2 the highest id (CLIP's
-    files). norm: on the picked vector (CLIP's vision tower). act None leaves the dense layer out.
+    pick: "first" token; "last" slot; "end" the first token `end_id`, or where that is 2 the highest id
+    (CLIP's old files). norm: on the picked vector (CLIP's vision tower). act None leaves the dense layer out.
     """
 
     def __init__(

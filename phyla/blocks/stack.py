@@ -153,7 +153,7 @@ class Stack(Block):
             if self.training and self.layer_drop and torch.rand(()) < self.layer_drop:
                 continue
             if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-                x = checkpoint(layer, x, ctx, use_reentrant=False)
+                x = checkpoint(_replayed, layer, x, _apart(ctx), use_reentrant=False)
             else:
                 x = layer(x, ctx)
             if states is not None and (index < last or self.record != "normed"):
@@ -234,3 +234,13 @@ class Dual(Block):
 
 def _tuple(items: list[Any] | None) -> tuple[Any, ...] | None:
     return None if items is None else tuple(items)
+
+
+def _apart(ctx: Context) -> Context:
+    """The call as it stands, with a memory of its own."""
+    return replace(ctx, memo=dict(ctx.memo))
+
+
+def _replayed(layer: Any, x: Tensor, ctx: Context) -> Tensor:
+    """A layer that finds the same memory in the backward pass's second run as in its first."""
+    return layer(x, _apart(ctx))

@@ -105,7 +105,7 @@ class Stages(Block):
         if self.tokens:
             x = x.flatten(1, 2)
         pooled = None if self.pool is None else self.pool(x, None, ctx)
-        attentions = None if ctx.attentions is None else tuple(ctx.attentions)
+        attentions = tuple(ctx.attentions) if ctx.attentions else None  # convolutions have none
         out = StagesOutput(x, pooled, attentions=attentions)
         if record_states:
             out.hidden_states = tuple(s.flatten(1, 2) if self.tokens else s for s in states)

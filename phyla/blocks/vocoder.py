@@ -57,7 +57,10 @@ class Vocoder(Block):
         for i, raised in enumerate(self.raises):
             x = raised(F.leaky_relu(x, self.slope))
             near = self.reaches[i * self.count : (i + 1) * self.count]
-            x = torch.stack([reach(x) for reach in near]).sum(0) / self.count
+            total = near[0](x)
+            for reach in near[1:]:
+                total = total + reach(x)
+            x = total / self.count
         return torch.tanh(self.post(F.leaky_relu(x)))
 
 

@@ -210,6 +210,7 @@ _ROWS = (
          RobertaForCausalLM=_LM, RobertaForSequenceClassification=_SEQ, RobertaForTokenClassification=_TOK,
          RobertaForQuestionAnswering=_QA, RobertaForMultipleChoice=_MC),
     _row("rwkv", "RwkvConfig", "text", RwkvModel=_BASE, RwkvForCausalLM=_LM),
+    _row("sam", "SamConfig", "vision", SamModel="mask-generation"),
     _row("segformer", "SegformerConfig", "vision", SegformerModel=_BASE, SegformerForImageClassification=_IMG,
          SegformerForSemanticSegmentation="semantic-segmentation", SegformerDecodeHead="decoder"),
     _row("siglip", "SiglipConfig", "multimodal", SiglipModel=_BASE, SiglipForImageClassification=_IMG),

@@ -213,14 +213,18 @@ def names(c: Config) -> NameMap:
     else:
         lines |= {"queries": "query_position_embeddings.weight", "points": "reference_points"}
     features = ("backbone.conv_encoder.model.", maps(c).names)
-    return NameMap(lines, prefix="model", parts={"features": features})
+    # Without box refinement all layers share one pair of heads, of which old files hold a copy a layer.
+    copies = () if c.with_box_refine else (r"(class|bbox)_embed\.[1-9]\d*\..*",)
+    return NameMap(lines, prefix="model", parts={"features": features}, ignore=copies)
 
 
-def score_names(c: Config) -> NameMap:
-    """One pair for all layers, though old files hold copies; or one for each, which the decoder has as well."""
-    lines = {"labels.{i}": "class_embed.{i}", "boxes.{i}.layers.{j}": "bbox_embed.{i}.layers.{j}"}
-    ignore = () if c.with_box_refine else (r"(class|bbox)_embed\.[1-9]\d*\..*",)
-    return NameMap(lines, ignore=(*ignore, r"model\.decoder\.(class|bbox)_embed\..*"))
+SCORES = NameMap(
+    {"labels.{i}": "class_embed.{i}", "boxes.{i}.layers.{j}": "bbox_embed.{i}.layers.{j}"},
+    aliases={
+        "labels.{i}": ("model.decoder.class_embed.{i}",),
+        "boxes.{i}.layers.{j}": ("model.decoder.bbox_embed.{i}.layers.{j}",),
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -237,7 +241,7 @@ class Detect(Head):
 
 HEADS: dict[str, Head] = {
     "DeformableDetrModel": Backbone(output=DeformableDetrModelOutput),
-    "DeformableDetrForObjectDetection": Detect(names=score_names),
+    "DeformableDetrForObjectDetection": Detect(names=SCORES),
 }
 
 family(

@@ -185,7 +185,7 @@ class Bottleneck(Block):
         self, width: int, inner: int, kernel: int, dilation: int, style: Style, shortcut: bool
     ) -> None:
         super().__init__()
-        self.block = make(
+        self.chain = make(
             [
                 Elu(),
                 Padded(width, inner, kernel, style, dilation=dilation),
@@ -198,7 +198,7 @@ class Bottleneck(Block):
     def forward(self, x: Tensor) -> Tensor:
         y = x
         layer: Any
-        for layer in self.block:
+        for layer in self.chain:
             y = layer(y)
         return (x if self.shortcut is None else self.shortcut(x)) + y
 
@@ -303,11 +303,12 @@ def names(c: Config) -> NameMap:
     aliases: dict[str, tuple[str, ...]] = {}
     for side in ("encoder", "decoder"):
         at = f"{side}.layers.{{i}}"
-        for path in (at, f"{at}.block.{{j}}", f"{at}.shortcut"):
-            lines |= {f"{path}.conv": f"{path}.conv", f"{path}.norm": f"{path}.norm"}
+        paths = {at: at, f"{at}.chain.{{j}}": f"{at}.block.{{j}}", f"{at}.shortcut": f"{at}.shortcut"}
+        for path, public in paths.items():
+            lines |= {f"{path}.conv": f"{public}.conv", f"{path}.norm": f"{public}.norm"}
             for i, (ours, old) in enumerate((("gain", "weight_g"), ("direction", "weight_v"))):
-                lines[f"{path}.conv.{ours}"] = f"{path}.conv.parametrizations.weight.original{i}"
-                aliases[f"{path}.conv.{ours}"] = (f"{path}.conv.{old}",)
+                lines[f"{path}.conv.{ours}"] = f"{public}.conv.parametrizations.weight.original{i}"
+                aliases[f"{path}.conv.{ours}"] = (f"{public}.conv.{old}",)
         lines[at] = f"{at}.lstm"
     return NameMap(lines, aliases=aliases)
 

@@ -68,6 +68,8 @@ class Config(StagedConfig):
     out_features: Any = None
     out_indices: Any = None
 
+    ALIASES = {"num_hidden_layers": "num_layers"}
+
     def finish(self) -> None:
         steps = len(self.depths) - 1
         if self.masked_unit_size[0] % self.query_stride[0] ** steps:

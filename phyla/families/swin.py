@@ -50,7 +50,7 @@ class Config(StagedConfig):
     out_features: Any = None
     out_indices: Any = None
 
-    ALIASES = {"num_attention_heads": "num_heads"}
+    ALIASES = {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"}
 
     def finish(self) -> None:
         self.num_layers = len(self.depths)

@@ -22,6 +22,7 @@ from phyla.outputs.detection import (
 from phyla.outputs.detection import DetrModelOutput as DetrModelOutput
 from phyla.outputs.detection import DetrObjectDetectionOutput as DetrObjectDetectionOutput
 from phyla.outputs.detection import DetrSegmentationOutput as DetrSegmentationOutput
+from phyla.outputs.detection import SamImageSegmentationOutput as SamImageSegmentationOutput
 from phyla.outputs.latent import PerceiverClassifierOutput as PerceiverClassifierOutput
 from phyla.outputs.latent import PerceiverMaskedLMOutput as PerceiverMaskedLMOutput
 from phyla.outputs.latent import PerceiverModelOutput as PerceiverModelOutput

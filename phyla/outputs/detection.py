@@ -91,3 +91,13 @@ class DeformableDetrObjectDetectionOutput(ModelOutput):
     encoder_attentions: Many = None
     enc_outputs_class: Any = None
     enc_outputs_coord_logits: Any = None
+
+
+class SamImageSegmentationOutput(ModelOutput):
+    """Expected overlaps (B, P, masks) and masks (B, P, masks, Y, X) of the prompts."""
+
+    iou_scores: One = None
+    pred_masks: One = None
+    vision_hidden_states: Many = None
+    vision_attentions: Many = None
+    mask_decoder_attentions: Many = None

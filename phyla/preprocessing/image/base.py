@@ -151,10 +151,14 @@ class TableProcessor(BaseImageProcessor):
 
     def _run(self, images, o: SimpleNamespace) -> dict[str, Any]:
         """The outputs by name for the call's pictures."""
-        work = self._work(getattr(inputs, TAKES[type(self).row.take])(fetched(images)), o)
+        work = self._work(self._take(images), o)
         work.run(type(self).row.steps)
         images = work.arrange()
         return {type(self).row.inputs[0]: self._collect(images, work), **work.out}
+
+    def _take(self, images) -> list:
+        """The call's pictures as one list."""
+        return getattr(inputs, TAKES[type(self).row.take])(fetched(images))
 
     def _collect(self, images: list, work: Work) -> Any:
         """Hook: the main output of the pictures at the end of the pipeline."""

@@ -11,7 +11,7 @@ from phyla.errors import ArgumentError
 from ..feature import BatchFeature
 from . import targets
 from .base import TableProcessor
-from .inputs import as_list, fetched, to_array
+from .inputs import to_array
 from .sizes import pair
 from .steps import pixel_mask
 from .transform import pad_to
@@ -31,7 +31,7 @@ class Detection(TableProcessor):
         values["format"] = getattr(values["format"], "value", values["format"])
 
     def _run(self, images, o: SimpleNamespace) -> dict[str, Any]:
-        work = self._work(as_list(fetched(images)), o)
+        work = self._work(self._take(images), o)
         marks = self._targets(work)
         before = work.sizes()
         if o.do_resize:

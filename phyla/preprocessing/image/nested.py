@@ -124,7 +124,7 @@ class SplitNested(TableProcessor):
     def _resize(image: np.ndarray, size: tuple[int, int], layout: str, resample: int) -> np.ndarray:
         """Bytes resized by Pillow; one channel may be colour numbers, so its values are never mixed."""
         last = with_layout(image, LAST, layout)
-        if last.shape[-1] == 1:
+        if image.shape[-1] == 1:
             picture = to_picture(last, LAST).convert("L")
             resample = 0
         else:

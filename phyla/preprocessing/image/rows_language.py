@@ -98,6 +98,7 @@ LANGUAGE: dict[str, Row] = {
         steps=("align_long_axis", "resize", "thumbnail", "pad_centered", "rescale", "normalize"),
         call=("random_padding",),
         fixed={"thumbnail_resample": 3},
+        sizes={"size": "wide"},
         alias="DonutFeatureExtractor",
     ),
     "Emu3ImageProcessor": Row(

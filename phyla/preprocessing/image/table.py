@@ -60,4 +60,6 @@ class Row:
             return size_dict(value, kind, what=name)
         if kind == "longest":
             return {"longest_edge": value} if isinstance(value, int) else size_dict(value, what=name)
+        if kind == "wide":
+            return size_dict(value, what=name, height_first=False)
         return size_dict(value, False, None if isinstance(value, dict) else int(kind), what=name)

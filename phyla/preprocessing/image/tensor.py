@@ -38,12 +38,13 @@ def resize(image, size: tuple[int, int], resample: Any = None, antialias: bool =
     # Bytes are resized as bytes where torch has a kernel for it (bilinear: AVX2), as torchvision chooses.
     wide = "AVX" in torch.backends.cpu.get_cpu_capability() or mode != "bilinear"
     native = dtype == torch.uint8 and image.device.type == "cpu" and wide
-    if image.is_floating_point() or native or (mode == "nearest" and dtype == torch.uint8):
+    if dtype in (torch.float32, torch.float64) or native or (mode == "nearest" and dtype == torch.uint8):
         return torch.nn.functional.interpolate(image[None], size=size, **options)[0]
     out = torch.nn.functional.interpolate(image[None].to(torch.float32), size=size, **options)[0]
     if mode == "bicubic" and dtype == torch.uint8:
         out = out.clamp(0, 255)
-    return out.round().to(dtype)
+    whole = dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+    return (out.round() if whole else out).to(dtype)
 
 
 def center_crop(image, size: tuple[float, float]):

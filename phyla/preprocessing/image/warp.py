@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -81,9 +82,8 @@ def blur_and_zoom(w: Work) -> None:
         for axis in (0, 1):
             sigma = max(0.0, (image.shape[axis] / target[axis] - 1) / 2)
             out = blur(out, sigma, axis, mirror=True)
-        exact = out.astype(np.float64)
-        for axis in (0, 1):
-            exact = _zoom(exact, target[axis], axis)
+        ends = [_ends(_centers(image.shape[axis], target[axis]), image.shape[axis], axis) for axis in (0, 1)]
+        exact = _bilinear(out.astype(np.float64), ends)
         exact = np.clip(_as_dtype(exact, image.dtype), image.min(), image.max())
         return with_layout(exact, w.layout, LAST)
 
@@ -106,28 +106,36 @@ def blur(values: np.ndarray, sigma: float, axis: int, mirror: bool, radius: int 
     length = values.shape[axis]
     wide = np.pad(values.astype(np.float64), widths, mode="reflect" if mirror else "symmetric")
     moved = np.moveaxis(wide, axis, 0)
-    out = np.zeros_like(moved[:length])
-    for k, weight in enumerate(weights):
-        out += weight * moved[k : k + length]
+    # In the order of SciPy's sum (the centre, then pairs from afar): whole numbers are cut the same way.
+    out = moved[radius : radius + length] * weights[radius]
+    for k in range(radius):
+        far = 2 * radius - k
+        out += (moved[k : k + length] + moved[far : far + length]) * weights[k]
     return np.moveaxis(out, 0, axis).astype(values.dtype)
 
 
-def _zoom(values: np.ndarray, length: int, axis: int) -> np.ndarray:
-    """Linear interpolation along an axis at pixel centres, mirrored beyond the first and the last."""
-    own = values.shape[axis]
-    at = (np.arange(length) + 0.5) * own / length - 0.5
-    if own > 1:
-        period = 2 * own - 2
-        at = np.abs(at) % period
-        at = np.where(at > own - 1, period - at, at)
-    else:
-        at = np.zeros_like(at)
-    low = np.minimum(np.floor(at).astype(int), own - 1)
-    high = np.minimum(low + 1, own - 1)
-    moved = np.moveaxis(values, axis, 0)
-    share = (at - low).reshape((-1,) + (1,) * (values.ndim - 1))
-    out = moved[low] * (1 - share) + moved[high] * share
-    return np.moveaxis(out, 0, axis)
+def _centers(own: int, length: int) -> np.ndarray:
+    """Where the pixel centres of a length lie in the old one, mirrored beyond the first and the last."""
+    if own == 1:
+        return np.zeros(length)
+    at = np.abs((np.arange(length) + 0.5) * (own / length) - 0.5) % (2 * own - 2)
+    return np.where(at > own - 1, 2 * own - 2 - at, at)
+
+
+def _ends(at: np.ndarray, own: int, axis: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The two pixels along an axis between which places lie, each with its weight."""
+    low = np.floor(at).astype(int)
+    share = (at - low).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
+    return [(low.clip(0, own - 1), 1 - share), ((low + 1).clip(0, own - 1), share)]
+
+
+def _bilinear(values: np.ndarray, ends: list) -> np.ndarray:
+    """(H, W, C) values mixed from four corners, in the order of SciPy's sum: halves round the same way."""
+    out: Any = 0.0
+    for rows, tall in ends[0]:
+        for columns, wide in ends[1]:
+            out = out + values[rows][:, columns] * tall * wide
+    return out
 
 
 def _as_dtype(values: np.ndarray, dtype) -> np.ndarray:
@@ -183,19 +191,11 @@ def _cut(pixels: np.ndarray, center: np.ndarray, extent: np.ndarray, size: tuple
         inverse[1, 1] * np.arange(size[0]) + inverse[1, 2],
         inverse[0, 0] * np.arange(size[1]) + inverse[0, 2],
     )
-    values, inside = pixels.astype(np.float64), np.ones(size, dtype=bool)
-    ends = []
+    inside = np.ones(size, dtype=bool)
     for axis, at in enumerate(places):
-        own, low = pixels.shape[axis], np.floor(at).astype(int)
-        shape = (-1, 1, 1) if axis == 0 else (1, -1, 1)
-        share = (at - low).reshape(shape)
-        ends.append([(low.clip(0, own - 1), 1 - share), ((low + 1).clip(0, own - 1), share)])
-        inside &= ((at >= 0) & (at <= own - 1)).reshape(shape[:2])
-    out = np.zeros((*size, pixels.shape[-1]))
-    # The four corners in the order of SciPy's sum, so that halves round the same way.
-    for rows, tall in ends[0]:
-        for columns, wide in ends[1]:
-            out = out + values[rows][:, columns] * tall * wide
+        inside &= ((at >= 0) & (at <= pixels.shape[axis] - 1)).reshape((-1, 1) if axis == 0 else (1, -1))
+    ends = [_ends(at, pixels.shape[axis], axis) for axis, at in enumerate(places)]
+    out = _bilinear(pixels.astype(np.float64), ends)
     return _as_dtype(np.where(inside[..., None], out, 0.0), pixels.dtype)
 
 

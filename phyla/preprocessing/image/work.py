@@ -70,7 +70,10 @@ class Work:
 
     def resize(self, image: np.ndarray, rule: str | None = None) -> np.ndarray:
         """A picture resized by the rule of the options."""
-        target = RULES[rule or self.o.resize](size_of(image, self.layout), self.o)
+        own, name = size_of(image, self.layout), rule or self.o.resize
+        target = RULES[name](own, self.o)
+        if name == "shrunk" and target == own:
+            return image
         return resize(image, target, self.layout, getattr(self.o, "resample", None))
 
     def arrange(self) -> list[np.ndarray]:

@@ -66,7 +66,7 @@ def _templated(owner, settings: dict, vocab: dict):
     )
 
 
-def _bpe(settings: dict, owner, unk=None, suffix="", **more) -> tuple[models.BPE, dict]:
+def bpe(settings: dict, owner, unk=None, suffix="", **more) -> tuple[models.BPE, dict]:
     _need(settings, owner, "vocab_file", "merges_file")
     vocab = byte_level.read_vocabulary(settings["vocab_file"])
     merges = byte_level.read_merges(settings["merges_file"])
@@ -89,7 +89,7 @@ def _bpe(settings: dict, owner, unk=None, suffix="", **more) -> tuple[models.BPE
 
 def byte_level_pipeline(owner, settings: dict) -> Tokenizer:
     """GPT-2: byte-level BPE, no special tokens unless `add_bos_token`."""
-    model, vocab = _bpe(settings, owner)
+    model, vocab = bpe(settings, owner)
     backend = Tokenizer(model)
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(settings.get("add_prefix_space")))
     backend.decoder = decoders.ByteLevel()
@@ -102,7 +102,7 @@ def byte_level_pipeline(owner, settings: dict) -> Tokenizer:
 
 def framed_byte_level(owner, settings: dict) -> Tokenizer:
     """RoBERTa, BART: byte-level BPE, `<s> A </s></s> B </s>`."""
-    model, vocab = _bpe(settings, owner)
+    model, vocab = bpe(settings, owner)
     backend = Tokenizer(model)
     prefix = bool(settings.get("add_prefix_space"))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
@@ -118,7 +118,7 @@ def framed_byte_level(owner, settings: dict) -> Tokenizer:
 
 def typed_byte_level(owner, settings: dict) -> Tokenizer:
     """DeBERTa: byte-level BPE, `[CLS] A [SEP] B:1 [SEP]:1`."""
-    model, vocab = _bpe(settings, owner)
+    model, vocab = bpe(settings, owner)
     backend = Tokenizer(model)
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(settings.get("add_prefix_space")))
     backend.decoder = decoders.ByteLevel()
@@ -128,7 +128,7 @@ def typed_byte_level(owner, settings: dict) -> Tokenizer:
 
 def composed_byte_level(owner, settings: dict) -> Tokenizer:
     """Qwen2: composed Unicode, single digits, byte-level BPE."""
-    model, _ = _bpe(settings, owner, byte_fallback=False)
+    model, _ = bpe(settings, owner, byte_fallback=False)
     backend = Tokenizer(model)
     backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = pre_tokenizers.Sequence(
@@ -146,7 +146,7 @@ def composed_byte_level(owner, settings: dict) -> Tokenizer:
 
 def word_end(owner, settings: dict) -> Tokenizer:
     """CLIP: lower case, byte-level BPE with `</w>`, `<|startoftext|> A <|endoftext|>`."""
-    model, vocab = _bpe(settings, owner, unk=str(settings["unk_token"]), suffix=END_OF_WORD)
+    model, vocab = bpe(settings, owner, unk=str(settings["unk_token"]), suffix=END_OF_WORD)
     backend = Tokenizer(model)
     backend.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
@@ -240,23 +240,24 @@ def sentinel_pieces(owner, settings: dict) -> Tokenizer:
     return backend
 
 
-def unigram_pieces(owner, settings: dict) -> Tokenizer:
+def unigram_pieces(
+    owner, settings: dict, scored: list[tuple[str, float]] | None = None, unk_id: int | None = None
+) -> Tokenizer:
     """Pieces of a SentencePiece file, numbered and cleaned as the class says (`front`, `skip`, `tail`,
-    `quotes_cleaned`).
+    `quotes_cleaned`), or `scored` as they are.
     """
     cls = type(owner)
     _need(settings, owner, "vocab_file")
     data = read_sentencepiece(settings["vocab_file"])
-    scored = [
-        *((token, 0.0) for token in cls.front),
-        *data.scored[cls.skip :],
-        *((token, 0.0) for token in cls.tail),
-    ]
+    if scored is None:
+        front, tail = (((token, 0.0) for token in tokens) for tokens in (cls.front, cls.tail))
+        scored = [*front, *data.scored[cls.skip :], *tail]
     if cls.commas_apart:
         scored = [(piece, score - 100 if _is_number_comma(piece) else score) for piece, score in scored]
     if cls.worst:
         scored = [(piece, -100.0 if piece in cls.worst else score) for piece, score in scored]
-    unk_id = data.unk_id if cls.unk_id is None else cls.unk_id
+    if unk_id is None:
+        unk_id = data.unk_id if cls.unk_id is None else cls.unk_id
     model, data = _spm_model(settings["vocab_file"], scored, unk_id)
     backend = Tokenizer(model)
     backend.normalizer = (

@@ -287,3 +287,12 @@ NLLB = [
     "zho_Hant",
     "zul_Latn",
 ]
+
+M2M_100 = (
+    "af am ar ast az ba be bg bn br bs ca ceb cs cy da de el en es et fa ff fi fr fy ga gd gl gu ha he hi "
+    "hr ht hu hy id ig ilo is it ja jv ka kk km kn ko lb lg ln lo lt lv mg mk ml mn mr ms my ne nl no ns "
+    "oc or pa pl ps pt ro ru sd si sk sl so sq sr ss su sv sw ta th tl tn tr uk ur uz vi wo xh yi yo zh "
+    "zu "
+).split()
+WMT_21 = "en ha is ja cs ru zh de".split()
+MUSTC = "pt fr ru nl ro it es de".split()

@@ -175,6 +175,9 @@ class PythonPieces(FromTable, PreTrainedTokenizer):
 
     def spaced_text(self, tokens: list[str]) -> str:
         """The text of tokens; special tokens stand as they are, with a space before each run of them."""
+        return self._spaced(tokens).strip()
+
+    def _spaced(self, tokens: list[str]) -> str:
         special = set(self.all_special_tokens)
         text, after_special = "", False
         current: list[str] = []
@@ -187,7 +190,7 @@ class PythonPieces(FromTable, PreTrainedTokenizer):
             else:
                 current.append(token)
                 after_special = False
-        return (text + self.sp_model.decode(current)).strip()
+        return text + self.sp_model.decode(current)
 
 
 class PrefixByHand(PythonPieces):

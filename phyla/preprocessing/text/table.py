@@ -17,7 +17,8 @@ class Row:
     settings.
 
     `special`: role to text. `flags`: role to AddedToken flags for tokens given as text (`"*"`: all other
-    roles); roles without flags stay text. `fast`: settings that only the fast class has or has otherwise.
+    roles); roles without flags stay text. `fast`, `python`: settings that only this class has or has
+    otherwise.
     """
 
     kind: str
@@ -29,12 +30,13 @@ class Row:
     inputs: tuple[str, ...] = ("input_ids", "attention_mask")
     slow: bool = True
     fast: dict | None = field(default_factory=dict)
+    python: dict = field(default_factory=dict)
     slow_class: dict = field(default_factory=dict)
     fast_class: dict = field(default_factory=dict)
 
     def defaults(self, fast: bool) -> dict:
         """The settings of the slow or the fast class."""
-        return {**self.special, **self.settings, **((self.fast or {}) if fast else {})}
+        return {**self.special, **self.settings, **((self.fast or {}) if fast else self.python)}
 
     def wrapped(self, settings: dict) -> dict:
         """The settings with texts of special tokens made AddedTokens where the row says so."""

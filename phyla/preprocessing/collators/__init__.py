@@ -1,0 +1,1 @@
+"""Data collators: lists of examples to batches."""
