@@ -83,6 +83,10 @@ class NonFiniteLogitsError(PhylaError, ValueError):
     """A model gave NaN or infinity where scores of tokens are due; the message names step and row."""
 
 
+class AdapterError(PhylaError, ValueError):
+    """An adapter, its configuration or a composition of adapters that cannot be."""
+
+
 class MissingExtraError(PhylaError, ImportError):
     """An optional package is needed; the message names the extra that brings it."""
 

@@ -232,7 +232,8 @@ UNREACHED: dict[str, tuple[str, ...]] = {
     "DetrModel": DETR,
     "DetrForObjectDetection": DETR,
     "DetrForSegmentation": DETR,
-    "SamModel": ("prompts.first", "prompts.second", "prompts.third"),  # what reads masks, of which there are none
+    # what reads masks, of which there are none, and the mask that stands for all three of a prompt
+    "SamModel": ("prompts.first", "prompts.second", "prompts.third", "decoder.mixes.0"),
     "DeformableDetrModel": HELD,
     "DeformableDetrForObjectDetection": HELD,
     # what global tokens ask through, where the caller names none

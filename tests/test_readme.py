@@ -2,7 +2,6 @@
 
 import os
 import re
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -65,8 +64,3 @@ def test_links_lead_to_files() -> None:
     for document in ("README.md", "CONTRIBUTING.md"):
         for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / document).read_text()):
             assert (ROOT / target).exists(), f"{document} links to {target}"
-
-
-def test_tables_are_fresh() -> None:
-    tool = runpy.run_path(str(ROOT / "tools" / "tables.py"))
-    assert tool["TARGET"].read_text() == tool["text"](), "`make docs` rewrites it"

@@ -26,7 +26,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 # Lowest first; a module may import from its own floor and from those before it.
 FLOORS = [
-    ["errors"],
+    ["errors", "lazy"],
     ["blocks"],
     ["outputs"],
     ["heads"],

@@ -5,7 +5,7 @@
 The interpreter has the reference installed; PYTHONPATH names this repository. A case is an object with
 `name`, `cls`, and what differs from the golden of that class: `changes` (config keys; null removes one),
 `inputs` (nested lists, or {"shape": [...]} for seeded floats; left out: the golden's), `call`, `labels`
-(tensors, or a list of named ones), `options` (of from_pretrained), `generate` (arguments). `from` names another class's
+(tensors, or a list of named ones; {"items": [...]} for a list of unequal ones), `options` (of from_pretrained), `generate` (arguments). `from` names another class's
 golden to start from. Cases of the same name in tests/goldens/options/FAMILY.json.xz are replaced.
 """
 
@@ -55,6 +55,8 @@ def by_image(value: Any) -> bool:
 
 def stored(value: Any) -> dict[str, Any]:
     """An input as the file keeps it; several by name where a model takes them so."""
+    if isinstance(value, dict) and "items" in value:
+        return {"items": [stored(v) for v in value["items"]]}
     if isinstance(value, dict):
         return value if "shape" in value else {k: stored(v) for k, v in value.items()}
     if by_image(value):
@@ -64,6 +66,8 @@ def stored(value: Any) -> dict[str, Any]:
 
 
 def tensor(value: Any, name: str) -> Any:
+    if isinstance(value, dict) and "items" in value:
+        return [tensor(v, f"{name}.{i}") for i, v in enumerate(value["items"])]
     if by_image(value):
         return [tensor(v, f"{name}.{i}") for i, v in enumerate(value)]
     if isinstance(value, dict) and "shape" not in value:

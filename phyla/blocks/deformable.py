@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from phyla.blocks.context import Context
 from phyla.blocks.conv import ConvNorm
+from phyla.blocks.detector import Look, shrunk
 from phyla.blocks.linear import Linear
 from phyla.blocks.residual import Mixer
 from phyla.blocks.spec import Block, Spec, make
@@ -190,6 +191,28 @@ class LevelProject(Block):
         return found
 
 
+class LevelMaps(Block):
+    """Base of detectors that look at several maps at once: a network, its maps at one width, their places."""
+
+    def __init__(self, features: Spec, levels: Spec, place: Spec, width: int, count: int) -> None:
+        super().__init__()
+        self.features, self.place, self.levels = make(features), make(place), make(levels)
+        self.level_places = nn.Parameter(torch.empty(count, width))
+
+    def rows(self, look: Look) -> tuple[Tensor, Tensor, Levels]:
+        """All places of all maps as one row (B, K, D), their vectors (B, K, D), and how they lie."""
+        real = look.real()
+        found = self.levels(self.features(look.pixels.to(self.level_places.dtype)).feature_maps)
+        masks = [shrunk(real, m.shape[-2:]) for m in found]
+        places = [
+            (self.place(m, mask) + level[:, None, None]).flatten(2)
+            for m, mask, level in zip(found, masks, self.level_places, strict=True)
+        ]
+        x = torch.cat([m.flatten(2) for m in found], 2).transpose(1, 2)  # (B, K, D)
+        levels = Levels.of(found, None if look.mask is None else masks)
+        return x, torch.cat(places, 2).transpose(1, 2), levels
+
+
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
     """log(x / (1 - x)), with x kept between 0 and 1 and both sides at least eps."""
     x = x.clamp(0, 1)
@@ -207,7 +230,7 @@ class PointDecoder(Decoder):
     """Queries with a point each; ctx.memo["refine"] (a block a layer, states to changes) moves the points.
 
     The states behind all layers, normed where there is a norm, are ctx.memo["kept"] (B, L, Q, D), the points
-    ctx.memo["moved"]. waves: layer -> places of the queries from their points, as vectors (B, Q, D).
+    ctx.memo["moved"]. waves: from points (B, Q, L, 2 or 4) to the places of the queries (B, Q, D).
     """
 
     def __init__(self, layers: Sequence[Spec], norm: Spec | None = None, waves: Spec | None = None) -> None:
@@ -218,12 +241,12 @@ class PointDecoder(Decoder):
         self, x: Tensor, ctx: Context, ids: Tensor | None = None, record_states: bool = False
     ) -> StackOutput:
         levels, points, refine = ctx.memo["levels"], ctx.memo["points"], ctx.memo.get("refine")
-        states, kept, path = [x], [], []
+        states, kept, path = [x if self.norm is None else self.norm(x)], [], []
         for index, layer in enumerate(self.layers):
             # Each layer has its own context: a layer computed again must find its own points.
             memo = {**ctx.memo, "points": levels.scaled(points)}
             if self.waves is not None:
-                memo["places"] = self.waves(memo["points"], x)
+                memo["places"] = self.waves(memo["points"]).to(x.dtype)
             own = replace(ctx, layer=index, memo=memo)
             if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
                 x = checkpoint(layer, x, own, use_reentrant=False)
@@ -233,7 +256,7 @@ class PointDecoder(Decoder):
                 points = moved(points, refine[index](x)).sigmoid().detach()
             path.append(points)
             kept.append(x if self.norm is None else self.norm(x))
-            states.append(x)
+            states.append(kept[-1])
         ctx.memo["kept"], ctx.memo["moved"] = torch.stack(kept, 1), torch.stack(path, 1)
         return StackOutput(
             kept[-1],

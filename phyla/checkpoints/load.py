@@ -1,8 +1,10 @@
 """from_pretrained: a checkpoint into a model, built on the meta device and filled by assignment."""
 
+import gc
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -78,7 +80,7 @@ def from_pretrained(
     device = choose_device(device_map)
     model = cls.__new__(cls)
     nn.Module.__init__(model)
-    with open_weights(path, allow_pickle and use_safetensors is not True) as weights:
+    with collection_paused(), open_weights(path, allow_pickle and use_safetensors is not True) as weights:
         if weights.config is not None:
             named = []  # a GGUF file leaves out poolers and some heads, whatever class its config names
         model._assemble(config)
@@ -96,6 +98,18 @@ def from_pretrained(
     if model.can_generate():
         model._read_generation_config(path if path.is_dir() else path.parent)
     return (model, report.public()) if output_loading_info else model
+
+
+@contextmanager
+def collection_paused() -> Iterator[None]:
+    """No search for garbage meanwhile: a model is thousands of new objects, none of them garbage."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
 
 
 def _apply(config: PretrainedConfig, changes: dict[str, Any]) -> dict[str, Any]:

@@ -136,11 +136,13 @@ def _link_target(path: Path) -> str:
 
 def read_exactly(file: io.FileIO, buffer: memoryview, offset: int, path: Path) -> None:
     """Fill `buffer` from byte `offset` on; raises CorruptFileError if the file ends first (it was cut while
-    open)."""
-    file.seek(offset)
+    open). Several threads may read one file where the system reads at a given place."""
+    placed = hasattr(os, "preadv")
+    if not placed:
+        file.seek(offset)
     while buffer:
         try:
-            count = file.readinto(buffer)
+            count = os.preadv(file.fileno(), [buffer], offset) if placed else file.readinto(buffer)
         except OSError as error:
             raise CorruptFileError(
                 f"{path} cannot be read at byte {offset}: {error.strerror or error}"

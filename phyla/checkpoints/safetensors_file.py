@@ -5,7 +5,9 @@ without gaps).
 """
 
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -48,6 +50,8 @@ DTYPES = {
 PACKED_DTYPES = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
 _PAIR_OF_F4 = getattr(torch, "float4_e2m1fn_x2", torch.uint8)
 
+READERS = 2
+PARALLEL = 1 << 25  # bytes from which on several threads read
 MAX_HEADER = 100_000_000  # the public reader's limit
 _MAX_RANK = 64
 _MAX_SIZE = (1 << 63) - 1
@@ -250,10 +254,28 @@ class SafetensorsFile(Weights):
         for name in chosen:
             self.info(name)
         # In the order of the file, which a disk reads fastest.
-        for name in self.entries:
-            if name in chosen:
-                tensor = self._read(name, None if into is None else into.get(name))
-                yield name, tensor if dtype is None else tensor.to(dtype)
+        names = [name for name in self.entries if name in chosen]
+        places = [None if into is None else into.get(name) for name in names]
+        size = sum(self.entries[name].stop - self.entries[name].start for name in names)
+        if size < PARALLEL or not hasattr(os, "preadv"):
+            tensors: Iterator[torch.Tensor] = map(self._read, names, places)
+            yield from ((n, t if dtype is None else t.to(dtype)) for n, t in zip(names, tensors, strict=True))
+            return
+        # What the system has in memory is copied, page after page: two threads do that twice as fast.
+        with ThreadPoolExecutor(READERS, thread_name_prefix="phyla-read") as pool:
+            ahead: deque[tuple[str, Future[torch.Tensor]]] = deque()
+            try:
+                for name, place in zip(names, places, strict=True):
+                    ahead.append((name, pool.submit(self._read, name, place)))
+                    if len(ahead) > 4 * READERS:
+                        done, future = ahead.popleft()
+                        yield done, future.result() if dtype is None else future.result().to(dtype)
+                while ahead:
+                    done, future = ahead.popleft()
+                    yield done, future.result() if dtype is None else future.result().to(dtype)
+            finally:
+                for _, future in ahead:
+                    future.cancel()
 
     def close(self) -> None:
         self.file.close()

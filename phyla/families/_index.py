@@ -146,6 +146,8 @@ _ROWS = (
     _row("mamba", "MambaConfig", "text", MambaModel=_BASE, MambaForCausalLM=_LM),
     _row("mamba2", "Mamba2Config", "text", Mamba2Model=_BASE, Mamba2ForCausalLM=_LM),
     _row("marian", "MarianConfig", "text", MarianModel=_BASE, MarianMTModel=_S2S, MarianForCausalLM=_LM),
+    _row("mask2former", "Mask2FormerConfig", "vision",
+         Mask2FormerModel=_BASE, Mask2FormerForUniversalSegmentation="universal-segmentation"),
     _row("mbart", "MBartConfig", "text", MBartModel=_BASE, MBartForConditionalGeneration=_S2S,
          MBartForCausalLM=_LM, MBartForSequenceClassification=_SEQ, MBartForQuestionAnswering=_QA),
     _row("mistral", "MistralConfig", "text", MistralModel=_BASE, MistralForCausalLM=_LM,

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from phyla.blocks import FFN, Block, Encoder, Heads, Layer, LayerNorm, Linear, repeat, residual
-from phyla.blocks.deformable import DeformableAttention, LevelProject, Levels, PointDecoder
-from phyla.blocks.detector import DetectorOutput, Look, shrunk
+from phyla.blocks import FFN, Encoder, Heads, Layer, LayerNorm, Linear, repeat, residual
+from phyla.blocks.deformable import DeformableAttention, LevelMaps, LevelProject, Levels, PointDecoder
+from phyla.blocks.detector import DetectorOutput, Look
 from phyla.blocks.places import PlacedAttention, waves
 from phyla.blocks.spec import Spec, make
 from phyla.checkpoints.names import NameMap
@@ -85,16 +85,15 @@ class Config(PretrainedConfig):
             raise ConfigError("two_stage needs with_box_refine, which is false (config of deformable_detr)")
 
 
-class Detector(Block):
+class Detector(LevelMaps):
     """Maps of several sizes -> encoder of all their places -> decoder of queries with points."""
 
     def __init__(
         self, features: Spec, levels: Spec, width: int, count: int, queries: int | None, top: int,
         place: Spec, encoder: Spec, decoder: Spec, refine: bool, dropout: float = 0.0,
     ) -> None:  # fmt: skip
-        super().__init__()
-        self.features, self.place, self.levels = hold(make(features)), make(place), make(levels)
-        self.level_places = nn.Parameter(torch.empty(count, width))
+        super().__init__(features, levels, place, width, count)
+        hold(self.features)
         self.encoder, self.decoder, self.dropout_prob = make(encoder), make(decoder), dropout
         self.top, self.width, self.refine, self.two_stage = top, width, refine, queries is None
         if queries is None:
@@ -118,18 +117,9 @@ class Detector(Block):
         return labels, boxes, self.ask_norm(self.ask(vectors.to(x.dtype))), chosen
 
     def forward(self, look: Look) -> DetectorOutput:
-        levels_of, real = self.levels, look.real()
-        found = levels_of(self.features(look.pixels.to(self.level_places.dtype)).feature_maps)
-        masks = [shrunk(real, m.shape[-2:]) for m in found]
-        places = [
-            (self.place(m, mask) + level[:, None, None]).flatten(2)
-            for m, mask, level in zip(found, masks, self.level_places, strict=True)
-        ]
-        levels = Levels.of(found, None if look.mask is None else masks)
-        x = torch.cat([m.flatten(2) for m in found], 2).transpose(1, 2)  # (B, K, D)
+        x, at, levels = self.rows(look)
         encoded = look.encoder_output()
         if encoded is None:
-            at = torch.cat(places, 2).transpose(1, 2)
             ctx = look.context(x, levels.mask, places=at, levels=levels, points=levels.points())
             start = F.dropout(x, self.dropout_prob, self.training)
             encoded = self.encoder.run(start, ctx, None, look.states)

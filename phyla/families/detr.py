@@ -72,7 +72,7 @@ class Config(PretrainedConfig):
 
     def finish(self) -> None:
         take_old_backbone(self, [1, 2, 3, 4])
-        self.num_hidden_layers = self.encoder_layers
+        self.__dict__.setdefault("num_hidden_layers", self.encoder_layers)
 
     @classmethod
     def from_backbone_config(cls, backbone_config: PretrainedConfig, **keys: Any) -> "Config":

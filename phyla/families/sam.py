@@ -20,6 +20,7 @@ from phyla.blocks.attention import Attention
 from phyla.blocks.conv import ChannelNorm, Conv2d
 from phyla.blocks.decomposed import GridBias
 from phyla.blocks.places import PlacedAttention
+from phyla.blocks.position import Position
 from phyla.blocks.spec import Spec, make
 from phyla.blocks.window import WindowAttention
 from phyla.checkpoints.names import NameMap, To, split, stack
@@ -208,6 +209,18 @@ class Prompts(Block):
         return (torch.cat(found, 2) if found else None), dense
 
 
+class SimilarAttention(PlacedAttention):
+    """Attention whose weights are normed again with the scores ctx.memo["similar"] (Zhang et al., arXiv:2305.03048)."""
+
+    def mix(self, x: Tensor, ctx: Context) -> Tensor:
+        similar = ctx.memo.get("similar")
+        if similar is None:
+            return super().mix(x, ctx)
+        q, k, v = self._cross(x, ctx, None)
+        weights = ((q @ k.transpose(2, 3) * self.scale).softmax(-1) + similar).softmax(-1)
+        return self.o((weights @ v).transpose(1, 2).flatten(2))
+
+
 class TwoWay(Block):
     """Tokens attend to each other, then to the image, then the image to them. first: without places."""
 
@@ -270,13 +283,13 @@ class MaskDecoder(Block):
 
         to_image, to_tokens = context(x.shape[1], asked, at), context(keys.shape[1], at, asked)
         if similarity is not None:
-            to_image.memory_mask = similarity[:, None].to(x.dtype)
+            to_image.memo["similar"] = similarity[:, None].to(x.dtype)
         for index, layer in enumerate(self.layers):
             if index and target is not None:
                 x = x + target.expand(b, prompts, -1, -1).flatten(0, 1)
             x, keys, seen = layer(x, keys, to_image, to_tokens)
-            change.append(seen.unflatten(0, (b, prompts)))
-        to_image.memory, to_image.memory_mask = keys, None
+            change.append(seen[:, None])
+        to_image.memory, to_image.memo["similar"] = keys, None
         x = self.norm(x + self.last(x, to_image)).unflatten(0, (b, prompts))
         large = self.up(keys.transpose(1, 2).unflatten(2, (y, x_)))
         large = self.act(self.up_again(self.act(self.up_norm(large))))  # (B * P, D / 8, 4 Y, 4 X)
@@ -300,7 +313,7 @@ def tower(c: Any) -> VisionTower:
     layers, each = [], width // c.num_attention_heads
     for index in range(c.num_hidden_layers):
         reach = 0 if index in c.global_attn_indexes else c.window_size
-        bias = GridBias((reach or side,) * 2, each) if c.use_rel_pos else None
+        bias = GridBias((reach or side,) * 2, each) if c.use_rel_pos else Position()
         plain = Attention(width, heads, bias, bias=c.qkv_bias, out_bias=True, dropout=c.attention_dropout)
         attn = plain
         if reach:
@@ -322,7 +335,9 @@ def build(c: Config) -> Segmenter:
         heads = Heads(m.num_attention_heads, width=width // rate // m.num_attention_heads)
         return PlacedAttention(width, heads, cross=cross)
 
-    across = attend(m.attention_downsample_rate, True)
+    # Published layers halve the width whatever attention_downsample_rate says; the last attention follows it.
+    across, last = attend(2, True), attend(m.attention_downsample_rate, True)
+    across = Spec(SimilarAttention, across.args)
     ffn, norm = FFN(width, m.mlp_dim, act=m.hidden_act), LayerNorm(width, eps=m.layer_norm_eps)
     layers = [TwoWay(attend(1, False), across, ffn, norm, not i) for i in range(m.num_hidden_layers)]
     quality = Steps(width, count, m.iou_head_depth, m.iou_head_hidden_dim)
@@ -330,7 +345,7 @@ def build(c: Config) -> Segmenter:
         p.hidden_size, p.image_size, p.image_embedding_size, p.mask_input_channels, p.num_point_embeddings,
         Compass(v.num_pos_feats, v.hidden_size // 2), p.hidden_act, p.layer_norm_eps,
     )  # fmt: skip
-    return Segmenter(tower(v), prompts, MaskDecoder(width, count, layers, across, quality))
+    return Segmenter(tower(v), prompts, MaskDecoder(width, count, layers, last, quality))
 
 
 def steps_names(ours: str, theirs: str, count: int) -> dict[str, str]:

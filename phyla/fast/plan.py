@@ -23,7 +23,7 @@ from phyla.blocks.stack import Layer, Stack
 WIDEST = 512  # elements of a head that the kernels have room for
 _ACTS = {
     "relu": 0, "silu": 1, "swish": 1, "gelu_new": 2, "gelu_pytorch_tanh": 2, "gelu_python_tanh": 2,
-    "gelu": 3, "gelu_python": 3,
+    "gelu": 3, "gelu_python": 3, "quick_gelu": 4,
 }  # fmt: skip
 _NORMS = {RMSNorm: 1, LayerNorm: 2}
 

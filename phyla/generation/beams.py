@@ -10,7 +10,7 @@ from phyla.generation.forward import Forward
 from phyla.generation.search import finished, not_finite, repeat
 from phyla.generation.task import Task
 
-_LOST = -1e9  # the score of a beam that is not there (the reference's value: it shows in returned scores)
+LOST = -1e9  # the score of a beam that is not there (the reference's value: it shows in returned scores)
 
 
 @dataclass
@@ -73,9 +73,9 @@ def beam_search(forward: Forward, task: Task, settings: BeamSettings) -> Found:
     device = task.ids.device
     ids = task.ids[:, None].expand(batch, count, total).clone()
     origin = torch.full((batch, count, task.limit), -1, dtype=torch.int32, device=device)
-    lost = torch.full((batch, count), _LOST, device=device)
+    lost = torch.full((batch, count), LOST, device=device)
     first = torch.where(
-        torch.arange(count, device=device) == 0, 0.0, _LOST
+        torch.arange(count, device=device) == 0, 0.0, LOST
     )  # at first all beams are the same
     running = _Beams(ids, first.expand(batch, count), origin)
     best = _Beams(ids, lost, origin)
@@ -92,7 +92,7 @@ def beam_search(forward: Forward, task: Task, settings: BeamSettings) -> Found:
             task.record.step(out, logits, scores)
         del out
         grown, hits, possible = _grow(running, scores, step, task)
-        alive = grown.scores + hits * _LOST
+        alive = grown.scores + hits * LOST
         running = _Beams(grown.ids, alive, grown.origin).take(alive.topk(count).indices)
         new_best, new_ended = _collect(best, ended, grown, hits, step, settings)
         best = new_best.where(open_rows, best)
@@ -159,9 +159,9 @@ def _collect(best: _Beams, ended: Tensor, grown: _Beams, hits: Tensor, step: int
     count = settings.count
     just = hits & (torch.arange(hits.shape[1], device=hits.device) < count)
     scores = grown.scores / (step + 1) ** settings.length_penalty
-    scores = scores + ~just * _LOST
+    scores = scores + ~just * LOST
     if settings.early_stopping is True:
-        scores = scores + ended.all(1, keepdim=True) * _LOST
+        scores = scores + ended.all(1, keepdim=True) * LOST
     merged = best.join(_Beams(grown.ids, scores, grown.origin))
     index = merged.scores.topk(count).indices
     return merged.take(index), torch.cat([ended, just], dim=1).gather(1, index)
@@ -173,7 +173,7 @@ def _improvable(running: _Beams, best: _Beams, ended: Tensor, hits: Tensor, step
     penalty, early = settings.length_penalty, settings.early_stopping
     length = limit if early == "never" and penalty > 0 else step + 1
     hope = running.scores[:, :1] / length**penalty
-    worst = torch.where(ended, best.scores.amin(1, keepdim=True), _LOST)
+    worst = torch.where(ended, best.scores.amin(1, keepdim=True), LOST)
     better = (hope > worst).any(1) & ~hits.all(1)
     return better & ~ended.all(1) if early is True else better
 

@@ -69,6 +69,8 @@ class Forward:
             if self.foreign_pad is not None:
                 fresh = fresh.masked_fill(fresh == self.foreign_pad, 0)
             inputs[f"{self.prefix}input_ids"] = fresh
+            if self.fed and fresh.shape[1] > 1:
+                self._widen(inputs, fresh.shape[1])
         if self.mask is not None:
             reach = ids.shape[1] + self.hidden_positions
             if reach > self.mask.shape[1]:
@@ -86,8 +88,11 @@ class Forward:
 
     def logits(self, out: Any) -> Tensor:
         """Scores of the token after the last position (rows, vocabulary), in float32 at least."""
-        last = out.logits[:, -1]
-        return last if last.dtype in (torch.float32, torch.float64) else last.float()
+        return _precise(out.logits[:, -1])
+
+    def scores(self, out: Any, count: int) -> Tensor:
+        """Scores of the tokens after each of the last `count` positions (rows, count, vocabulary)."""
+        return _precise(out.logits[:, -count:])
 
     def select(self, index: Tensor) -> None:
         """Go on with the rows `index` (repeats allowed): beams, several sequences for one prompt."""
@@ -105,7 +110,21 @@ class Forward:
         """Forget all ids from number `ids` on (rejected drafts)."""
         if self.cache is not None:
             self.cache.truncate(ids + self.hidden_positions)
+            name = f"{self.prefix}position_ids"
+            if name in self.first:
+                self.first[name] = self.first[name] - (self.fed - ids)
             self.fed = ids
+
+    def _widen(self, inputs: dict[str, Any], count: int) -> None:
+        """Inputs of one new position for `count` of them: the types stay, the positions go on."""
+        types, name = inputs.get("token_type_ids"), f"{self.prefix}position_ids"
+        if types is not None:
+            inputs["token_type_ids"] = types.expand(-1, count)
+        if name in inputs:
+            inputs[name] = inputs[name] + torch.arange(count, device=inputs[name].device)
+        for row in ALONG_ROWS:
+            if row in inputs:
+                inputs[row] = inputs[row].expand(-1, count, *inputs[row].shape[2:])
 
     def _takes(self, name: str) -> bool:
         return self.takes is None or name in self.takes
@@ -138,6 +157,10 @@ class Forward:
         for name in ALONG_ROWS:
             if name in inputs:
                 self.first[name] = torch.cat([inputs[name], inputs[name][:, -1:]], dim=1)
+
+
+def _precise(scores: Tensor) -> Tensor:
+    return scores if scores.dtype in (torch.float32, torch.float64) else scores.float()
 
 
 def select_rows(value: Any, index: Tensor, rows: int) -> Any:

@@ -54,6 +54,18 @@ def decode(forward: Forward, task: Task) -> int:
     return length
 
 
+def check_finite(finite: Tensor, step: int, logits: Tensor, scores: Tensor) -> None:
+    """Raise the error that fits where a row (rows,) is not finite."""
+    if not bool(finite.all()):
+        raise not_finite(step, finite, logits, scores)
+
+
+def deliver(task: Task, token: Tensor, done: Tensor) -> None:
+    """Give the streamer, if there is one, one step's tokens (rows,) and the rows that are finished."""
+    if task.streamer is not None:
+        _stream(task.streamer, token.tolist(), done.tolist())
+
+
 def finished(task: Task, ids: Tensor, token: Tensor) -> Tensor:
     """The rows (rows,) that the newest token finishes."""
     stopped = None

@@ -89,8 +89,8 @@ def check_targets(labels: Any, count: int) -> Targets:
 class Softmax:
     """Scores of labels and of no object exclude one another (DETR)."""
 
-    def cost(self, logits: Tensor, ids: Tensor) -> Tensor:
-        """What each query (Q) costs for each target (N), given logits (Q, labels + 1)."""
+    def cost(self, logits: Tensor, ids: Tensor, row: int) -> Tensor:
+        """What each query (Q) of image `row` costs for each target (N), given logits (Q, labels + 1)."""
         return -logits.softmax(-1)[:, ids]
 
     def loss(self, logits: Tensor, classes: Tensor, count: float, config: Any) -> Tensor:
@@ -107,11 +107,8 @@ class Softmax:
 class Focal(Softmax):
     """Each label has a score of its own, and easy ones count little (Lin et al. 2017, arXiv:1708.02002)."""
 
-    def cost(self, logits: Tensor, ids: Tensor) -> Tensor:
-        p = logits.sigmoid()
-        absent = 0.75 * p**2 * -(1 - p + 1e-8).log()
-        present = 0.25 * (1 - p) ** 2 * -(p + 1e-8).log()
-        return (present - absent)[:, ids]
+    def cost(self, logits: Tensor, ids: Tensor, row: int) -> Tensor:
+        return focal_cost(logits)[:, ids]
 
     def loss(self, logits: Tensor, classes: Tensor, count: float, config: Any) -> Tensor:
         wanted = F.one_hot(classes, logits.shape[-1] + 1)[..., :-1].to(logits.dtype)
@@ -122,6 +119,13 @@ class Focal(Softmax):
 
 
 SOFTMAX, FOCAL = Softmax(), Focal()
+
+
+def focal_cost(logits: Tensor) -> Tensor:
+    """What the focal loss gains where a score's label is wanted, with the published balance of 0.25."""
+    p = logits.sigmoid()
+    absent, present = 0.75 * p**2 * -(1 - p + 1e-8).log(), 0.25 * (1 - p) ** 2 * -(p + 1e-8).log()
+    return present - absent
 
 
 def focal(logits: Tensor, wanted: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
@@ -143,9 +147,10 @@ def match(
 ) -> list[tuple[Tensor, Tensor]]:
     """For each image the predictions and targets that belong together (arXiv:2005.12872, eq. 1)."""
     found = []
-    for scores, own, target in zip(logits.detach(), boxes.detach(), targets, strict=True):
+    rows = enumerate(zip(logits.detach(), boxes.detach(), targets, strict=True))
+    for row, (scores, own, target) in rows:
         ids, wanted = target["class_labels"].to(scores.device), target["boxes"].to(own)
-        cost = config.bbox_cost * torch.cdist(own, wanted, p=1) + config.class_cost * kind.cost(scores, ids)
+        cost = config.bbox_cost * torch.cdist(own, wanted, p=1) + config.class_cost * kind.cost(scores, ids, row)
         cost = cost - config.giou_cost * generalised_iou(corners(own), corners(wanted))
         found.append(assign(cost))
     return found
@@ -191,20 +196,25 @@ def detection_loss(
     others: Sequence[tuple[Tensor, Tensor]] = (),
     kind: Softmax = SOFTMAX,
     masks: Tensor | None = None,
+    encoder: tuple[Tensor, Tensor] | None = None,
+    ce: float = 1.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss and its parts, for predictions of one layer and of `others`, whose parts end in _0, _1, ...
 
     masks (B, Q, Y, X): scores of the masks of the one layer; targets then have masks (N, Y', X').
+    encoder: predictions before the first layer, whose parts end in _enc. ce: weight of the labels' part.
     """
     targets = check_targets(labels, len(logits))
     parts: dict[str, Tensor] = {}
-    for number, (scores, own) in enumerate(((logits, boxes), *others)):
+    named = [("", logits, boxes), *((f"_{i}", *other) for i, other in enumerate(others))]
+    named += [] if encoder is None else [("_enc", *encoder)]
+    for end, scores, own in named:
         pairs = match(scores, own, targets, config, kind)
         found = set_losses(scores, own, targets, pairs, config, kind)
-        if not number and masks is not None:
+        if not end and masks is not None:
             found |= mask_losses(masks, targets, pairs)
-        parts |= {f"{k}_{number - 1}" if number else k: v for k, v in found.items()}
-    return weighted(parts, config), parts
+        parts |= {f"{k}{end}": v for k, v in found.items()}
+    return weighted(parts, config, ce), parts
 
 
 def mask_losses(masks: Tensor, targets: Targets, pairs: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
@@ -236,12 +246,12 @@ WEIGHTS = {
 }
 
 
-def weighted(parts: Mapping[str, Tensor], config: Any) -> Tensor:
+def weighted(parts: Mapping[str, Tensor], config: Any, ce: float = 1.0) -> Tensor:
     """The sum of the parts, each with its weight."""
     total = torch.zeros(())
     for name, value in parts.items():
-        base = name.rstrip("0123456789").rstrip("_")
+        base = name.removesuffix("_enc").rstrip("0123456789").rstrip("_")
         if base in WEIGHTS:
             key = WEIGHTS[base]
-            total = value * (1 if key is None else getattr(config, key)) + total.to(value)
+            total = value * (ce if key is None else getattr(config, key)) + total.to(value)
     return total

@@ -101,3 +101,79 @@ class SamImageSegmentationOutput(ModelOutput):
     vision_hidden_states: Many = None
     vision_attentions: Many = None
     mask_decoder_attentions: Many = None
+
+
+class Mask2FormerModelOutput(ModelOutput):
+    """Maps of the network and the pixel decoder; states of the queries (Q, B, D) and masks of all layers."""
+
+    encoder_last_hidden_state: One = None
+    pixel_decoder_last_hidden_state: One = None
+    transformer_decoder_last_hidden_state: One = None
+    encoder_hidden_states: Many = None
+    pixel_decoder_hidden_states: Many = None
+    transformer_decoder_hidden_states: Many = None
+    transformer_decoder_intermediate_states: Many = None
+    masks_queries_logits: Many = None
+    attentions: Many = None
+
+
+class Mask2FormerForUniversalSegmentationOutput(ModelOutput):
+    """Scores of labels (B, Q, labels + 1) and masks (B, Q, Y, X) of the queries."""
+
+    loss: One = None
+    class_queries_logits: One = None
+    masks_queries_logits: One = None
+    auxiliary_logits: Any = None
+    encoder_last_hidden_state: One = None
+    pixel_decoder_last_hidden_state: One = None
+    transformer_decoder_last_hidden_state: One = None
+    encoder_hidden_states: Many = None
+    pixel_decoder_hidden_states: Many = None
+    transformer_decoder_hidden_states: Many = None
+    attentions: Many = None
+
+
+class GroundingDinoModelOutput(ModelOutput):
+    """States of queries (B, Q, D), of places and of the text, and what the queries were chosen by."""
+
+    last_hidden_state: One = None
+    init_reference_points: One = None
+    intermediate_hidden_states: One = None
+    intermediate_reference_points: One = None
+    decoder_hidden_states: Many = None
+    decoder_attentions: Any = None
+    encoder_last_hidden_state_vision: One = None
+    encoder_last_hidden_state_text: One = None
+    encoder_vision_hidden_states: Many = None
+    encoder_text_hidden_states: Many = None
+    encoder_attentions: Any = None
+    enc_outputs_class: One = None
+    enc_outputs_coord_logits: One = None
+    encoder_logits: One = None
+    encoder_pred_boxes: One = None
+
+
+class GroundingDinoObjectDetectionOutput(ModelOutput):
+    """Scores of the text's tokens (B, Q, most tokens) and boxes (B, Q, 4) of the queries."""
+
+    loss: One = None
+    loss_dict: Any = None
+    logits: One = None
+    pred_boxes: One = None
+    auxiliary_outputs: Any = None
+    last_hidden_state: One = None
+    init_reference_points: One = None
+    intermediate_hidden_states: One = None
+    intermediate_reference_points: One = None
+    decoder_hidden_states: Many = None
+    decoder_attentions: Any = None
+    encoder_last_hidden_state_vision: One = None
+    encoder_last_hidden_state_text: One = None
+    encoder_vision_hidden_states: Many = None
+    encoder_text_hidden_states: Many = None
+    encoder_attentions: Any = None
+    enc_outputs_class: One = None
+    enc_outputs_coord_logits: One = None
+    encoder_logits: One = None
+    encoder_pred_boxes: One = None
+    input_ids: One = None

@@ -1,17 +1,36 @@
 """One typed call signature for each kind of model, one file a kind."""
 
-from phyla.skeletons.dual import DualModel as DualModel
-from phyla.skeletons.encoder_decoder import EncoderDecoderModel as EncoderDecoderModel
-from phyla.skeletons.latent import LatentModel as LatentModel
-from phyla.skeletons.filling import FillingTextModel as FillingTextModel
-from phyla.skeletons.hashing import HashTextModel as HashTextModel
-from phyla.skeletons.long import GlobalEncoderDecoderModel as GlobalEncoderDecoderModel
-from phyla.skeletons.long import GlobalTextModel as GlobalTextModel
-from phyla.skeletons.memory import MemoryTextModel as MemoryTextModel
-from phyla.skeletons.multimodal import GridTextModel as GridTextModel
-from phyla.skeletons.multimodal import ImageTextModel as ImageTextModel
-from phyla.skeletons.table import TableModel as TableModel
-from phyla.skeletons.question import QuestionTextModel as QuestionTextModel
-from phyla.skeletons.text import TextModel as TextModel
-from phyla.skeletons.vision import BackboneModel as BackboneModel
-from phyla.skeletons.vision import VisionModel as VisionModel
+from typing import TYPE_CHECKING
+
+from phyla.lazy import lazy_names
+
+# A file is imported when one of its names is first asked for: a model needs few of them.
+_NAMES = {
+    "dual": ("DualModel",),
+    "encoder_decoder": ("EncoderDecoderModel",),
+    "filling": ("FillingTextModel",),
+    "hashing": ("HashTextModel",),
+    "latent": ("LatentModel",),
+    "long": ("GlobalEncoderDecoderModel", "GlobalTextModel",),
+    "memory": ("MemoryTextModel",),
+    "multimodal": ("GridTextModel", "ImageTextModel",),
+    "question": ("QuestionTextModel",),
+    "table": ("TableModel",),
+    "text": ("TextModel",),
+    "vision": ("BackboneModel", "VisionModel",),
+}  # fmt: skip
+__getattr__, __dir__ = lazy_names(__name__, _NAMES)
+
+if TYPE_CHECKING:
+    from phyla.skeletons.dual import *  # noqa: F403
+    from phyla.skeletons.encoder_decoder import *  # noqa: F403
+    from phyla.skeletons.filling import *  # noqa: F403
+    from phyla.skeletons.hashing import *  # noqa: F403
+    from phyla.skeletons.latent import *  # noqa: F403
+    from phyla.skeletons.long import *  # noqa: F403
+    from phyla.skeletons.memory import *  # noqa: F403
+    from phyla.skeletons.multimodal import *  # noqa: F403
+    from phyla.skeletons.question import *  # noqa: F403
+    from phyla.skeletons.table import *  # noqa: F403
+    from phyla.skeletons.text import *  # noqa: F403
+    from phyla.skeletons.vision import *  # noqa: F403

@@ -8,7 +8,7 @@ from phyla.blocks.detector import Look
 from phyla.errors import ArgumentError
 from phyla.heads.base import Call
 from phyla.model import PreTrainedModel
-from phyla.skeletons.base import finish, flag
+from phyla.skeletons.base import check_ids, finish, flag
 
 
 def check_mask(pixels: Tensor | None, mask: Tensor | None) -> Tensor:
@@ -72,6 +72,56 @@ class DetectionModel(PreTrainedModel):
         out = self.backbone(look)
         call = Call(config, labels=labels, pixel_values=look.pixels)
         fields = {} if self.head is None else self.head(out, call)
+        return finish(self, fields, out, return_dict)
+
+    def freeze_backbone(self) -> None:
+        """Keep the parameters of the network of feature maps as they are."""
+        self.backbone.features.requires_grad_(False)
+
+    def unfreeze_backbone(self) -> None:
+        """Train the parameters of the network of feature maps."""
+        self.backbone.features.requires_grad_(True)
+
+
+class GroundedDetectionModel(PreTrainedModel):
+    """Pixels and a text to states of queries, one for each object that the text names."""
+
+    main_input_name = "pixel_values"
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        pixel_mask: Tensor | None = None,
+        encoder_outputs: Any = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        labels: Any = None,
+    ) -> Any:
+        """Find what input_ids (B, S) name in pixel_values (B, C, Y, X), of which pixel_mask is 0 at padding.
+
+        labels: for each image an object with class_labels (N), numbers of the phrases between full stops,
+        and boxes (N, 4).
+        """
+        config = self.config
+        if input_ids is None:
+            raise ArgumentError("pass input_ids (batch, tokens): the names of what is to be found")
+        check_ids(input_ids, "input_ids")
+        # What is longer than the scores are wide is cut off, as published.
+        cut = {"ids": input_ids, "segments": token_type_ids, "mask": attention_mask}
+        text = {k: None if v is None else v[:, : config.max_text_len] for k, v in cut.items()}
+        look = Look(
+            check_mask(pixel_values, pixel_mask), pixel_mask, self.implementation,
+            flag(output_attentions, config.output_attentions),
+            flag(output_hidden_states, config.output_hidden_states), encoder_outputs, labels, self.head,
+            {**text, "whole": input_ids},
+        )  # fmt: skip
+        out = self.backbone(look)
+        call = Call(config, text["ids"], text["mask"], labels, pixel_values=pixel_values)
+        fields = {} if self.head is None else {**self.head(out, call), "input_ids": input_ids}
         return finish(self, fields, out, return_dict)
 
     def freeze_backbone(self) -> None:

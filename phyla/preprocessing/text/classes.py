@@ -36,6 +36,7 @@ from .more_pieces import (
 )
 from .pieces import PythonPieces, PythonPlainPieces, PythonPrefixedPieces, PythonSentinelPieces
 from .more_kinds import MORE_KINDS
+from .letter_rows import LETTER_ROWS
 from .more_rows import MORE_ROWS
 from .rows import ROWS
 from .slow import PreTrainedTokenizer
@@ -97,7 +98,7 @@ def _make(name: str, base: type, row: Row, fast: bool, slow_class: type | None) 
 
 def _make_all() -> dict[str, type]:
     made = {}
-    for name, row in {**ROWS, **MORE_ROWS}.items():
+    for name, row in {**ROWS, **MORE_ROWS, **LETTER_ROWS}.items():
         slow_base, fast_base = KINDS[row.kind]
         slow = None
         if row.slow and slow_base is not None:

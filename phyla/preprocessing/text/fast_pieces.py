@@ -1,12 +1,14 @@
 """Unigram tokenizers on Rust with a numbering or a call of their own."""
 
-from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import Tokenizer, normalizers, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 
 from phyla.errors import TokenizerInputError
 
 from . import backends
-from .fast_kinds import CopiesModel, FastPieces
+from .fast_kinds import FastPieces, FastPrefixedPieces
 from .sentencepiece_model import read_sentencepiece
+from .shifted_pieces import InfillTokens, SpokenLanguages
 from .translated_pieces import MaskedEnds, with_placeholders
 
 
@@ -43,3 +45,65 @@ class FastOffsetPieces(MaskedEnds, FastPieces):
                 f" but have the ids {sorted(special)}"
             )
         return [int(index in special) for index in ids]
+
+
+class FastSpokenLanguagePieces(SpokenLanguages, FastPieces):
+    """Pieces one id up behind a padding token, with codes of spoken languages."""
+
+    front = ("<pad>", "<unk>", "<s>", "</s>")
+    skip = 3
+    unk_id = 1
+
+    def _load(self, settings: dict, given: dict) -> None:
+        self.src_lang, self.tgt_lang = settings["src_lang"], settings["tgt_lang"]
+
+    def _build_backend(self, settings: dict) -> Tokenizer:
+        return backends.unigram_pieces(self, settings)
+
+    def _settle(self, settings: dict) -> None:
+        super()._settle(settings)
+        self.__dict__.pop("_code", None)
+        self._use(self.src_lang)
+        self._use(self.tgt_lang, target=True)
+
+
+class FastInfillPieces(InfillTokens, FastPrefixedPieces):
+    """Byte-fallback BPE of a text, or of what stands before and after a gap."""
+
+    call_options = ("suffix", "suffix_first")
+
+    def _load(self, settings: dict, given: dict) -> None:
+        self._take_infill(settings)
+
+    def set_infilling_processor(self, reset: bool, suffix_first: bool = False, add_special_tokens: bool = True) -> None:
+        """Make the pipeline one for texts with a gap, or (`reset`) the usual one."""
+        space = normalizers.Replace(" ", "▁")
+        if reset:
+            self._tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), space])
+            self.update_post_processor()
+            return
+        self._tokenizer.normalizer = space
+        prefix, middle, suffix = self.prefix_token, self.middle_token, self.suffix_token
+        parts = [prefix, suffix, "$B", middle, "$A"] if suffix_first else [prefix, "$A", suffix, "$B", middle]
+        start = [self.bos_token] if self.add_bos_token and add_special_tokens else []
+        end = [self.eos_token] if self.add_eos_token and add_special_tokens else []
+        used = [*start, prefix, middle, suffix, *end]
+        self._tokenizer.post_processor = TemplateProcessing(
+            single="$A",
+            pair=[*start, *parts, *end],
+            special_tokens=[(token, self.convert_tokens_to_ids(token)) for token in used],
+        )
+
+    def encode_plus(self, text, text_pair=None, suffix_first=False, add_special_tokens=True, **options):
+        """Model inputs of a text, or of a text with a gap: before and after it, or with `fill_token` in it."""
+        text_pair = options.pop("suffix", text_pair)
+        if self.fill_token is not None and self.fill_token in text and text_pair is None:
+            text, text_pair = text.split(self.fill_token)
+        if not text_pair:
+            return super().encode_plus(text, text_pair, add_special_tokens=add_special_tokens, **options)
+        self._infill_needs()
+        self.set_infilling_processor(False, suffix_first, add_special_tokens)
+        try:
+            return super().encode_plus(" " + text, text_pair, add_special_tokens=True, **options)
+        finally:
+            self.set_infilling_processor(True)

@@ -32,6 +32,12 @@ class FastCleanedWords(TableFast):
 class FastBasicWords(TableFast):
     """Words as BERT cuts them, with capitals and accents; `<s> A </s> B </s>`."""
 
+    def _load(self, settings: dict, given: dict) -> None:
+        if settings.get("tokenizer_file") is None or settings.get("from_slow"):
+            for name, value in self.row.python.items():  # what the Python class would bring along
+                if settings.get(name) is None:
+                    settings[name] = value
+
     def _build_backend(self, settings: dict) -> Tokenizer:
         backend = _word_bpe(self, settings)
         backend.normalizer = normalizers.BertNormalizer(lowercase=False, strip_accents=False)

@@ -1,9 +1,27 @@
 """Kinds of tokenizers beyond the common ones, as `classes.KINDS` has them: Python class, Rust class."""
 
-from .fast_pieces import FastOffsetPieces
+from .characters import (
+    PythonBytes,
+    PythonCodePoints,
+    PythonLetters,
+    PythonResidues,
+    PythonRewrittenBytes,
+    PythonSentinelBytes,
+    PythonSpeechLetters,
+)
+from .ctc import PythonCtcLetters, PythonPhonemes, PythonWaves
+from .fast_pieces import FastInfillPieces, FastOffsetPieces, FastSpokenLanguagePieces
 from .fast_kinds import FastFromFile
 from .fast_words import FastBasicWords, FastCleanedWords
 from .pieces import PythonPieces
+from .shifted_pieces import (
+    PythonCodeLanguagePieces,
+    PythonCutPieces,
+    PythonInfillPieces,
+    PythonMonolingualPieces,
+    PythonSpokenLanguagePieces,
+    PythonUnusedPieces,
+)
 from .translated_pieces import (
     CanonicalText,
     PythonCodedPieces,
@@ -49,4 +67,20 @@ MORE_KINDS: dict[str, tuple[type | None, type | None]] = {
     "chat_words": (PythonChatWords, FastFromFile),
     "transcribed_words": (PythonTranscribedWords, None),
     "spoken_bytes": (PythonSpokenBytes, None),
+    "bytes": (PythonBytes, None),
+    "sentinel_bytes": (PythonSentinelBytes, None),
+    "rewritten_bytes": (PythonRewrittenBytes, None),
+    "code_points": (PythonCodePoints, None),
+    "letters": (PythonLetters, None),
+    "speech_letters": (PythonSpeechLetters, None),
+    "residues": (PythonResidues, None),
+    "ctc_letters": (PythonCtcLetters, None),
+    "ctc_phonemes": (PythonPhonemes, None),
+    "waves": (PythonWaves, None),
+    "unused_pieces": (PythonUnusedPieces, None),
+    "monolingual_pieces": (PythonMonolingualPieces, None),
+    "code_language_pieces": (PythonCodeLanguagePieces, None),
+    "spoken_language_pieces": (PythonSpokenLanguagePieces, FastSpokenLanguagePieces),
+    "infill_pieces": (PythonInfillPieces, FastInfillPieces),
+    "cut_pieces": (PythonCutPieces, None),
 }

@@ -105,6 +105,106 @@ MORE_ROWS: dict[str, Row] = {
             "separate_vocabs": False,
         },
     ),
+    "XLMProphetNet": Row(
+        "unused_pieces",
+        {"vocab_file": "prophetnet.tokenizer"},
+        {
+            "bos_token": "[SEP]",
+            "eos_token": "[SEP]",
+            "sep_token": "[SEP]",
+            "unk_token": "[UNK]",
+            "pad_token": "[PAD]",
+            "cls_token": "[CLS]",
+            "mask_token": "[MASK]",
+        },
+        Layout("A sep", "A sep B sep", "zeros"),
+        _SPM,
+        slow_class={
+            "front": ("[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]", *(f"[unused{i}]" for i in range(10))),
+            "offset": 12,
+        },
+    ),
+    "Bartpho": Row(
+        "monolingual_pieces",
+        {"vocab_file": "sentencepiece.bpe.model", "monolingual_vocab_file": "dict.txt"},
+        _ROBERTA,
+        _ROBERTA_LAYOUT,
+        _SPM,
+        flags={"mask_token": {"lstrip": True}},
+    ),
+    "PLBart": Row(
+        "code_language_pieces",
+        {"vocab_file": "sentencepiece.bpe.model"},
+        _ROBERTA,
+        settings={
+            **_SPM,
+            "language_codes": "base",
+            "src_lang": None,
+            "tgt_lang": None,
+            "additional_special_tokens": None,
+            "clean_up_tokenization_spaces": True,
+        },
+        flags={"mask_token": {"lstrip": True}},
+        slow_class={
+            "code_lists": {
+                "base": ["__java__", "__python__", "__en_XX__"],
+                "multi": [
+                    f"__{lang}__" for lang in ("java", "python", "en_XX", "javascript", "php", "ruby", "go")
+                ],
+            },
+            "default_codes": {"multi": "__en_XX__"},
+        },
+    ),
+    "SeamlessM4T": Row(
+        "spoken_language_pieces",
+        {"vocab_file": "sentencepiece.bpe.model"},
+        {**_BASICS, "sep_token": "</s>", "cls_token": "<s>"},
+        settings={
+            **_SPM,
+            "src_lang": "eng",
+            "tgt_lang": "fra",
+            "additional_special_tokens": None,
+        },
+        python={"add_prefix_space": True},
+    ),
+    "CodeLlama": Row(
+        "infill_pieces",
+        {"vocab_file": "tokenizer.model"},
+        {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"},
+        Layout("bos? A eos?", "bos? A eos? bos?:1 B:1 eos?:1", "layout"),
+        {
+            **_SPM,
+            "prefix_token": "▁<PRE>",
+            "middle_token": "▁<MID>",
+            "suffix_token": "▁<SUF>",
+            "eot_token": "▁<EOT>",
+            "fill_token": "<FILL_ME>",
+            "suffix_first": False,
+            "add_bos_token": True,
+            "add_eos_token": False,
+            "additional_special_tokens": None,
+            "use_default_system_prompt": False,
+        },
+        flags={"*": _EXACT},
+        fast_class={
+            "padding_side": "left",
+            "layout": Layout("bos? A eos?", "bos? A eos? bos?:1 B:1 eos?:1", "plain"),
+        },
+    ),
+    "ErnieM": Row(
+        "cut_pieces",
+        {"sentencepiece_model_ckpt": "sentencepiece.bpe.model", "vocab_file": "vocab.txt"},
+        {
+            "unk_token": "[UNK]",
+            "sep_token": "[SEP]",
+            "pad_token": "[PAD]",
+            "cls_token": "[CLS]",
+            "mask_token": "[MASK]",
+        },
+        Layout("cls A sep", "cls A sep:1 sep:1 B:1 sep:1", "layout"),
+        {"sp_model_kwargs": None, "do_lower_case": False, "encoding": "utf8"},
+        inputs=("input_ids",),
+    ),
     # words in pieces
     "OpenAIGPT": Row("cleaned_words", _BPE, {"unk_token": "<unk>"}),
     "Herbert": Row(
@@ -167,7 +267,11 @@ MORE_ROWS: dict[str, Row] = {
             "add_prefix_space": False,
             "trim_offsets": True,
         },
-        fast_class={"layout": Layout("bos A eos", "bos A eos eos B eos", "framed")},
+        fast_class={
+            "layout": Layout("bos A eos", "bos A eos eos B eos", "framed"),
+            "model_input_names": list(_TYPED),
+            "words_need_prefix_space": False,
+        },
     ),
     "Speech2Text2": Row(
         "transcribed_words", _BPE, _BASICS, settings={"do_lower_case": False}
@@ -183,6 +287,6 @@ MORE_ROWS: dict[str, Row] = {
             "add_bos_token": False,
             "add_eos_token": False,
         },
-        flags={"*": {"special": True}},
+        flags={"*": _EXACT},
     ),
 }

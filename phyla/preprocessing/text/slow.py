@@ -29,6 +29,9 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
         self._add_tokens(
             [t for t in self.all_special_tokens_extended if str(t) not in known], special_tokens=True
         )
+        for token in self.all_special_tokens_extended:
+            if isinstance(token, AddedToken) and not token.special:  # it was an added token before
+                token.__setstate__({"special": True, "normalized": token.normalized})
 
     # ------------------------------------------------------------------ vocabulary
 

@@ -76,7 +76,8 @@ def _emoji_names():
         return None
 
 
-def _normalized(word: str) -> str:
+def normalized_word(word: str) -> str:
+    """`@USER` for users, `HTTPURL` for links, names for emoji, plain marks; other words as they are."""
     if word.startswith("@"):
         return "@USER"
     if word.lower().startswith(("http", "www")):
@@ -93,7 +94,7 @@ def normalized_tweet(text: str) -> str:
     """
     for mark, plain in _MARKS.items():
         text = text.replace(mark, plain)
-    text = " ".join(map(_normalized, tweet_words(text)))
+    text = " ".join(map(normalized_word, tweet_words(text)))
     for old, new in _CUT:
         text = text.replace(old, new)
     return " ".join(text.split())

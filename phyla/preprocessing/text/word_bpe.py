@@ -14,7 +14,7 @@ from .english import spoken
 from .jsonfile import write_json, write_text
 from .slow import PreTrainedTokenizer
 from .table import FromTable
-from .tweets import normalized_tweet
+from .tweets import normalized_tweet, normalized_word
 from .word_end import END_OF_WORD, text_mender
 from .wordpiece import BasicTokenizer, read_lines
 
@@ -118,18 +118,18 @@ class PythonCleanedWords(PythonWordBpe):
     def _load(self, settings: dict, given: dict) -> None:
         super()._load(settings, given)
         self.do_lower_case = True
-        self._mend, self._cut = text_mender(), None
+        self._mend, self._english = text_mender(), None
         try:
-            self._cut = importlib.import_module("spacy.lang.en").English().tokenizer
+            self._english = importlib.import_module("spacy.lang.en").English().tokenizer
         except ModuleNotFoundError:
             self._basic = BasicTokenizer(do_lower_case=True)
 
     def _words(self, text: str) -> list[str]:
-        if self._cut is None or self._mend is None:
+        if self._english is None or self._mend is None:
             return self._basic.tokenize(text)
         text = _RUNS.sub(r" \1 ", self._mend(text).translate(_DASHES))
         text = re.sub(r"[^\S\n]+", " ", re.sub(r"\s*\n\s*", " \n ", text)).strip()
-        return [token.text.lower() for token in self._cut(text)]
+        return [token.text.lower() for token in self._english(text)]
 
 
 class PythonBasicWords(PythonWordBpe):
@@ -150,7 +150,6 @@ class PythonMosesWords(PythonWordBpe):
     lang = "en"
     escape = False
     tidies = True  # plain punctuation, printed characters
-    header = "#version: 0.2\n"
     other_cutters: tuple[str, ...] = ()
 
     def _load(self, settings: dict, given: dict) -> None:
@@ -225,7 +224,6 @@ class PythonEscapedWords(PythonMosesWords):
 
     escape = True
     tidies = False
-    header = ""
     decode_lang = "en"
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
@@ -342,6 +340,10 @@ class PythonTweetWords(PythonCountedWords):
         """The tweet as the model was trained on it."""
         return normalized_tweet(tweet)
 
+    def normalizeToken(self, token: str) -> str:
+        """A word as the model was trained on it."""
+        return normalized_word(token)
+
     def _words(self, text: str) -> list[str]:
         return super()._words(self.normalizeTweet(text) if self.normalization else text)
 
@@ -389,6 +391,12 @@ class PythonSpokenBytes(PythonByteLevel):
     """Byte-level BPE of English text with numbers and abbreviations spoken."""
 
     spaces = "[SPACE]"
+
+    def prepare_for_tokenization(
+        self, text: str, is_split_into_words: bool = False, **options
+    ) -> tuple[str, dict]:
+        """The text as it is."""
+        return text, options
 
     def _tokenize(self, text: str) -> list[str]:
         tokens = super()._tokenize(spoken(text))
