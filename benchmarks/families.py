@@ -31,8 +31,8 @@ Found = dict[str, Any]
 class Worker:
     """A process of one library that opens models one after the other."""
 
-    def __init__(self, python: str, library: str, threads: int) -> None:
-        asked = json.dumps({"library": library, "threads": threads})
+    def __init__(self, python: str, library: str, threads: int, cpu_time: bool) -> None:
+        asked = json.dumps({"library": library, "threads": threads, "cpu_time": cpu_time})
         script = str(HERE / "peers" / "family_model.py")
         self.process = subprocess.Popen(
             [python, script, asked], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -61,7 +61,7 @@ class Worker:
             "open",
             **{
                 "class": case.model, "model_type": case.model_type, "config": case.config, "folder": folder,
-                "inputs": case.inputs, "labels": case.labels,
+                "inputs": case.inputs, "labels": case.labels, "frozen": case.frozen,
             },
         )  # fmt: skip
 
@@ -78,7 +78,11 @@ def main() -> None:
     if not cases:
         raise SystemExit(f"no model matches {arguments.only}; there are {[c.name for c in CASES]}")
     pythons = {name: environments.interpreter(name, given) for name in ("phyla", REFERENCE)}
-    workers = {n: Worker(python, n.split("-")[0], arguments.threads) for n, python in pythons.items()}
+
+    def started(name: str) -> Worker:
+        return Worker(pythons[name], name.split("-")[0], arguments.threads, arguments.cpu_time)
+
+    workers = {name: started(name) for name in pythons}
     results: dict[str, Found] = {}
     everything: dict[str, Found] = {}
     for case in cases:
@@ -94,7 +98,7 @@ def main() -> None:
             log(f"  FAILED: {error}")
             for name in workers:  # whatever state the models are in
                 workers[name].end()
-                workers[name] = Worker(pythons[name], name.split("-")[0], arguments.threads)
+                workers[name] = started(name)
     for worker in workers.values():
         worker.end()
     if results:
@@ -108,6 +112,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", nargs="*", default=[], help="models whose names hold one of these words")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="count processor seconds: where others use the machine too"
+    )
     parser.add_argument("--prepare", action="store_true", help="only write the weights")
     parser.add_argument(
         "--env", action="append", default=[], metavar="NAME=PYTHON", help="use this interpreter"
@@ -212,12 +219,17 @@ def save(
     stamp = {"commit": commit(), "time": datetime.datetime.now().isoformat(timespec="seconds")}
     models = earlier | {name: {**stamp, **found} for name, found in results.items()}
     models = {case.name: models[case.name] for case in CASES if case.name in models}
-    if arguments.no_save:
+    if arguments.no_save or arguments.cpu_time:
         return models
     RESULTS.mkdir(exist_ok=True)
     content = {
         "machine": machine(),
-        "settings": {"rounds": arguments.rounds, "threads": arguments.threads, "dtype": "float32"},
+        "settings": {
+            "rounds": arguments.rounds,
+            "threads": arguments.threads,
+            "dtype": "float32",
+            "wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
+        },
         "versions": {peer: environments.versions(python) for peer, python in pythons.items()},
         "models": models,
     }

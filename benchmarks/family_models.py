@@ -16,6 +16,7 @@ class Case:
     config: dict[str, Any]
     inputs: Inputs
     labels: Inputs = field(default_factory=dict)
+    frozen: tuple[str, ...] = ()  # parts of the names, in either library, of parameters that are not trained
 
 
 _STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -57,7 +58,7 @@ CASES = (
          {**_BASE, **_STILL, "vocab_size": 128100, "relative_attention": True, "position_buckets": 256,
           "norm_rel_ebd": "layer_norm", "share_att_key": True, "pos_att_type": ["p2c", "c2p"],
           "max_relative_positions": -1, "position_biased_input": False, "type_vocab_size": 0,
-          "layer_norm_eps": 1e-7, "pooler_dropout": 0.0}, _tokens(128000, 1, 256), _classes(1)),
+          "layer_norm_eps": 1e-7, "pooler_dropout": 0.0}, _tokens(128000, 2, 128), _classes(2)),
     Case("modernbert-base", "ModernBertForSequenceClassification", "modernbert",
          {"num_hidden_layers": 22, "hidden_size": 768, "intermediate_size": 1152},
          _tokens(50000, 1, 256), _classes(1)),
@@ -100,7 +101,8 @@ CASES = (
          {"depths": [3, 3, 9, 3], "hidden_sizes": [96, 192, 384, 768]}, _pixels(4), _classes(4)),
     Case("detr-resnet50", "DetrModel", "detr",
          {"use_timm_backbone": False, "use_pretrained_backbone": False, "backbone": None,
-          "backbone_config": _RESNET50, "dropout": 0.0}, _pixels(1, 480)),
+          "backbone_config": _RESNET50, "dropout": 0.0}, _pixels(1, 480),
+         frozen=("backbone.features.", "conv_encoder.")),
     Case("clip-base", "CLIPModel", "clip",
          {"text_config": {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8},
           "vision_config": {"patch_size": 32}},

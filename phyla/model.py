@@ -22,20 +22,38 @@ if TYPE_CHECKING:
 # Methods that live on higher floors: name -> (module, function). They are imported at the first use.
 LAZY_METHODS: dict[str, tuple[str, str]] = {
     "generate": ("phyla.generation", "generate"),
+    "compute_transition_scores": ("phyla.generation", "compute_transition_scores"),
+    "heal_tokens": ("phyla.generation", "heal_tokens"),
     "save_pretrained": ("phyla.checkpoints.write", "save_pretrained"),
     "state_dict_public": ("phyla.checkpoints.write", "public_state"),
     "pack": ("phyla.fast.pack", "pack"),
     "_install_packed": ("phyla.fast.install", "install_packed"),
     "_read_generation_config": ("phyla.generation.config", "read_for_model"),
     "describe": ("phyla.describe", "describe_model"),
-}
+    **{name: ("phyla.adapters.api", name) for name in (
+        "add_adapter", "add_adapter_fusion", "adapter_summary", "adapter_to", "delete_adapter",
+        "delete_adapter_fusion", "eject_prefix_tuning", "freeze_model", "get_adapter",
+        "get_fusion_regularization_loss", "has_adapters", "iterate_adapters", "merge_adapter", "reset_adapter",
+        "set_active_adapters", "supports_adapter", "train_adapter", "train_adapter_fusion",
+    )},
+    **{name: ("phyla.adapters.hub", name) for name in (
+        "load_adapter", "load_adapter_fusion", "load_adapter_setup", "save_adapter", "save_adapter_fusion",
+        "save_adapter_setup", "save_all_adapter_fusions", "save_all_adapters",
+    )},
+    "average_adapter": ("phyla.adapters.average", "average_adapter"),
+    "_call_with_adapters": ("phyla.adapters.api", "call"),
+}  # fmt: skip
 LAZY_CLASS_METHODS: dict[str, tuple[str, str]] = {
     "from_pretrained": ("phyla.checkpoints.load", "from_pretrained"),
 }
 
 LAZY_PROPERTIES: dict[str, tuple[str, str]] = {
     "generation_config": ("phyla.generation.config", "of_model"),
+    "active_adapters": ("phyla.adapters.api", "get_active_adapters"),
 }
+
+# Call arguments that models with adapters take as well.
+ADAPTER_ARGUMENTS = ("task_ids",)
 
 # Tasks whose heads score next tokens.
 GENERATING = (
@@ -97,13 +115,16 @@ class PreTrainedModel(nn.Module):
 
     def __call__(self, *args: Any, **named: Any) -> Any:
         """Run `forward`; UnknownArgumentError with the nearest name for an argument that it does not take."""
+        adapted = "adapters" in self._modules
         if not torch.compiler.is_compiling():
-            taken = _arguments(type(self).forward)
+            taken = _arguments(type(self).forward) + (ADAPTER_ARGUMENTS if adapted else ())
             unknown = [name for name in named if name not in taken]
             if unknown:
                 raise UnknownArgumentError(
                     f"{type(self).__name__} takes no {unknown[0]!r}.{nearest(unknown[0], taken)}"
                 )
+        if adapted:
+            return self._call_with_adapters(super().__call__, args, named)
         return super().__call__(*args, **named)
 
     def _assemble(self, config: PretrainedConfig) -> None:

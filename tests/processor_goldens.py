@@ -4,6 +4,7 @@ A pack (goldens/processors/KIND.tar.xz) holds CLASS/CASE.json with config, input
 facts about every output, and CLASS/CASE.safetensors with sampled values.
 """
 
+import base64
 import functools
 import io
 import json
@@ -62,13 +63,27 @@ def write_files(golden: Golden, folder: Path) -> None:
     for name, content in files.items():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, dict) and set(content) == {"$base64"}:
+            target.write_bytes(base64.b64decode(content["$base64"]))
+            continue
         target.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+
+
+def made_of(facts: dict[str, Any], folder: Path):
+    """The golden's object: loaded, or of a collator constructed, with the tokenizer of the folder."""
+    cls = getattr(phyla, facts["class"])
+    if facts["kind"] != "collator":
+        return cls.from_pretrained(folder)
+    arguments = resolve(facts.get("init") or {})
+    if facts.get("files"):
+        arguments["tokenizer"] = phyla.AutoTokenizer.from_pretrained(folder)
+    return cls(**arguments)
 
 
 def perform(golden: Golden, folder: Path):
     """The golden's class loaded from its folder, and the result of its call."""
     facts = golden.facts
-    made = getattr(phyla, facts["class"]).from_pretrained(folder)
+    made = made_of(facts, folder)
     args, named = resolve(facts.get("args", [])), resolve(facts.get("kwargs", {}))
     random.seed(0)
     np.random.seed(0)

@@ -156,12 +156,11 @@ def test_sampled_beams_repeat_with_their_seed():
 
 def test_what_does_not_go_with_beams_is_said():
     ids = torch.tensor([[4, 5, 6]])
-    with pytest.raises(GenerationError, match="streamer works with num_beams=1"):
-        generate(DECODER, ids, num_beams=2, streamer=object())
-    with pytest.raises(GenerationError, match="guidance_scale works with num_beams=1"):
-        generate(DECODER, ids, num_beams=2, guidance_scale=2.0)
-    with pytest.raises(GenerationError, match="group_beam_search, which is not supported"):
-        generate(DECODER, ids, num_beams=4, num_beam_groups=2, diversity_penalty=0.5)
+    grouped = {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5}
+    with pytest.raises(GenerationError, match="guidance_scale works with num_beam_groups=1"):
+        generate(DECODER, ids, guidance_scale=2.0, **grouped)
+    with pytest.raises(GenerationError, match="num_beam_groups above 1 works with do_sample=False"):
+        generate(DECODER, ids, do_sample=True, **grouped)
     with pytest.raises(GenerationError, match="all are ruled out at step 0, row 0"):
         generate(DECODER, ids, num_beams=2, suppress_tokens=list(range(23)))
 

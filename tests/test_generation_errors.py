@@ -79,13 +79,26 @@ def test_bad_masks(mask, words):
         ({"eos_token_id": "end"}, "eos_token_id"),
         ({"stop_strings": ["x"]}, "tokenizer"),
         ({"exponential_decay_length_penalty": (1, 1.1)}, "needs an eos_token_id"),
-        ({"penalty_alpha": 0.5, "top_k": 4}, "contrastive_search, which is not supported; supported are"),
-        ({"force_words_ids": [[1]], "num_beams": 2}, "force_words_ids is not supported"),
-        ({"dola_layers": "low"}, "dola_layers is not supported"),
-        ({"assistant_model": DECODER}, "assisted_generation, which is not supported"),
-        ({"prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens is not supported"),
-        ({"token_healing": True}, "token_healing is not supported"),
-        ({"cache_implementation": "quantized"}, "cache_implementation must be one of"),
+        ({"penalty_alpha": 0.5, "top_k": 4, "use_cache": False}, "contrastive search .* needs use_cache=True"),
+        ({"force_words_ids": [[1]]}, "constraints and force_words_ids need num_beams above 1"),
+        ({"force_words_ids": [[1], []], "num_beams": 2}, "a non-empty list"),
+        ({"force_words_ids": [[[1], [1, 2]]], "num_beams": 2}, r"may begin another, but \[1\] does"),
+        ({"num_beams": 4, "num_beam_groups": 2}, "needs a diversity_penalty above 0"),
+        ({"dola_layers": "middle"}, "dola_layers must be 'low', 'high' or a list"),
+        ({"assistant_model": "gpt2"}, "assistant_model must be a model, but is a str"),
+        ({"assistant_model": DECODER, "use_cache": False}, "a draft needs use_cache=True"),
+        ({"assistant_model": DECODER, "num_beams": 2}, "goes with greedy decoding or sampling"),
+        ({"assistant_early_exit": 1}, "needs a decoder of one stack of layers"),
+        ({"prompt_lookup_num_tokens": 0}, "prompt_lookup_num_tokens must be an integer at least 1"),
+        ({"num_assistant_tokens_schedule": "often"}, 'must be "constant", "heuristic"'),
+        ({"token_healing": True}, "token_healing needs the model's tokenizer"),
+        ({"watermarking_config": 3}, "watermarking_config must be a WatermarkingConfig or a dict"),
+        ({"watermarking_config": {"seeding_scheme": "x"}}, "seeding_scheme must be one of"),
+        ({"watermarking_config": {"biass": 2}}, "no field 'biass'.*'bias'"),
+        ({"mirostat_tau": 5.0, "num_beams": 2}, "mirostat_tau works with num_beams=1"),
+        ({"row_settings": [{}]}, "row_settings must have one dict for each of 2 rows, but has 1"),
+        ({"row_settings": [{"topp": 1}, {}]}, "sets 'topp'.*'top_p'"),
+        ({"cache_implementation": "paged"}, "cache_implementation must be one of"),
         ({"synced_gpus": True}, "synced_gpus"),
         ({"negative_prompt_ids": IDS}, "need a guidance_scale"),
         ({"max_length": None}, None),
@@ -96,7 +109,7 @@ def test_bad_settings(settings, words):
     if words is None:
         assert generate(DECODER, IDS, **settings).shape == (2, 64), "the context bounds it"
         return
-    with pytest.raises(GenerationError, match=words):
+    with pytest.raises((GenerationError, ArgumentError, UnknownArgumentError), match=words):
         generate(DECODER, IDS, **settings)
 
 

@@ -24,7 +24,14 @@ _GROUPS = (
     "CUDA; here it is always the latter, as in the paper"
 )
 _ROWS = "the reference mixes the rows of a batch in a decoding step; a single row gives the same tokens"
+_ONE_PLACE = (
+    "the last map has one place, of which a group norm of one channel a group leaves what rounding left, "
+    "times 316 (it should leave the bias), and further norms amplify that: in float64 phyla departs from the "
+    "reference by 2.4e-4 as well; the options of this family have larger images and hold"
+)
 DEPARTURES = {
+    "grounding-dino/GroundingDinoModel": (("forward",), _ONE_PLACE),
+    "grounding-dino/GroundingDinoForObjectDetection": (("forward",), _ONE_PLACE),
     "mamba2/Mamba2Model": (("forward",), _GROUPS),
     "mamba2/Mamba2ForCausalLM": (("forward", "loss", "generate"), _GROUPS),
     "rwkv/RwkvForCausalLM": (("generate",), _ROWS),

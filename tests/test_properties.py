@@ -131,9 +131,10 @@ def test_gradients_reach_every_parameter(model_type: str, name: str) -> None:
 # A constant added to all scores of a query: softmax cannot see it, so its gradient is zero.
 SILENT = ("attn.k.bias", "attn.k_global.bias", "cross.k.bias")
 # Detectors: the stem and the first stage of a ResNet stay as they were pretrained; states of queries begin as
-# zeros, and so do their first values.
+# zeros, and so do their first values and norms.
 HELD = ("features.body.embed.", "features.body.layers.0.")
-DETR = (*HELD, "decoder.layers.0.attn.v.weight")
+DETR = (*HELD, "decoder.layers.0.attn.v.weight", "decoder.layers.0.attn.pre_norm.weight")
+CONDITIONAL = (*DETR, "decoder.layers.0.attn.q.weight", "decoder.layers.0.attn.k.weight", "k_place.bias")
 # Parameters that the recorded inputs do not reach: cross-attention without an encoder, a mask token without
 # a mask; and CLIP's image classifier stores a norm that it does not use.
 UNREACHED: dict[str, tuple[str, ...]] = {
@@ -232,8 +233,12 @@ UNREACHED: dict[str, tuple[str, ...]] = {
     "DetrModel": DETR,
     "DetrForObjectDetection": DETR,
     "DetrForSegmentation": DETR,
+    "TableTransformerModel": DETR,
+    "TableTransformerForObjectDetection": DETR,
     # what reads masks, of which there are none, and the mask that stands for all three of a prompt
     "SamModel": ("prompts.first", "prompts.second", "prompts.third", "decoder.mixes.0"),
+    "ConditionalDetrModel": CONDITIONAL,
+    "ConditionalDetrForObjectDetection": CONDITIONAL,
     "DeformableDetrModel": HELD,
     "DeformableDetrForObjectDetection": HELD,
     # what global tokens ask through, where the caller names none
@@ -277,6 +282,7 @@ def test_open_attention_equals_fused(model_type: str, name: str) -> None:
 ROUNDING_CHOOSES = {
     "encodec": "a rounded state has another nearest code, and the rest is coded after it",
     "segformer": "four stages of random weights amplify rounding; the reference departs by 0.522, phyla too",
+    "grounding-dino": "scores choose which places become queries; a map of one place is normed to rounding",
     "superglue": "scores choose which points there are: others, and another number of them",
     "jamba": "four routers in eight layers; the reference departs by 0.110 in the same test, phyla by 0.107",
     "udop": "boxes are rounded too, and words move to other patches; with exact boxes it departs by 0.011",

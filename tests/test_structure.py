@@ -54,13 +54,21 @@ DATA_TABLES = {
     "phyla/checkpoints/gguf_config.py",  # GGUF architectures and the configs they stand for
     "phyla/checkpoints/gguf_names.py",  # their tensor names
     "phyla/preprocessing/_names.py",  # public names
+    "phyla/preprocessing/audio/auto_table.py",  # model_type -> feature extractor classes
+    "phyla/preprocessing/audio/rows.py",  # what sets the public feature extractor classes apart
+    "phyla/preprocessing/joint/auto_table.py",  # model_type -> joint processor classes
+    "phyla/preprocessing/joint/rows.py",  # what sets the public joint processor classes apart
+    "phyla/preprocessing/joint/rows_woven.py",  # likewise
     "phyla/preprocessing/image/auto_table.py",  # model_type -> image processor classes
     "phyla/preprocessing/image/fast_rows.py",  # what sets the fast image processors apart
     "phyla/preprocessing/image/rows_dense.py",  # what sets the public image processor classes apart
     "phyla/preprocessing/image/rows_language.py",  # likewise
     "phyla/preprocessing/image/rows_pictures.py",  # likewise
     "phyla/preprocessing/text/auto_table.py",  # model_type -> tokenizer classes
-    "phyla/preprocessing/text/rows.py",  # what sets the public tokenizer classes apart
+    "phyla/preprocessing/text/letter_rows.py",  # what sets the public tokenizer classes apart
+    "phyla/preprocessing/text/more_rows.py",  # likewise
+    "phyla/preprocessing/text/rows.py",  # likewise
+    "phyla/preprocessing/text/word_rows.py",  # likewise
     "phyla/preprocessing/text/gguf_tokenizer.py",  # the format calls its tokenizer kinds so
     "phyla/preprocessing/text/pretokenizer_names.py",  # likewise
     "phyla/preprocessing/text/language_codes.py",  # the languages of public checkpoints

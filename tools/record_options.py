@@ -5,8 +5,9 @@
 The interpreter has the reference installed; PYTHONPATH names this repository. A case is an object with
 `name`, `cls`, and what differs from the golden of that class: `changes` (config keys; null removes one),
 `inputs` (nested lists, or {"shape": [...]} for seeded floats; left out: the golden's), `call`, `labels`
-(tensors, or a list of named ones; {"items": [...]} for a list of unequal ones), `options` (of from_pretrained), `generate` (arguments). `from` names another class's
-golden to start from. Cases of the same name in tests/goldens/options/FAMILY.json.xz are replaced.
+(tensors, a list of named ones, or {"items": [...]} for a list of unequal ones), `options` (of
+from_pretrained), `generate` (arguments). `from` names another class's golden to start from. Cases of the
+same name in tests/goldens/options/FAMILY.json.xz are replaced.
 """
 
 import importlib

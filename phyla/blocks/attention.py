@@ -165,7 +165,9 @@ class Attention(Mixer):
         else:
             mask = None if causal else self_mask(self.mask, ctx, first, keys)
         if self.kv_site is not None:
-            k, v, mask = self.kv_site(k, v, mask)
+            k, v, mask = self.kv_site(k, v, mask, x)
+            if self.position is not None:  # what stands in front of the keys takes the first positions
+                bias = self.position.bias(q, k, first, self.scale, ctx)
         dropout = self.attention_dropout if self.training else 0.0
         if plain:
             y = attend(q, k, v, mask, bias, causal, self.scale, dropout)

@@ -50,7 +50,7 @@ class BlockSparseAttention(Attention):
             bias = bias.repeat_interleave(size, 1).repeat_interleave(size, 2)[None]
             bias = (bias + _hide(real, torch.float32)[:, None, None]).clamp(min=torch.finfo(q.dtype).min)
             if self.kv_site is not None:
-                k, v, bias = self.kv_site(k, v, bias)
+                k, v, bias = self.kv_site(k, v, bias, x)
             y, weights = self._attend_openly(q, k, v, None, bias.to(q.dtype), 0.0, ctx)
             if ctx.attentions is not None:
                 ctx.attentions.append(weights)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -35,6 +36,12 @@ class Context:
     layer: int = 0
     counted: bool = True
     memo: dict[Hashable, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, x: Tensor) -> "Context":
+        """The context of a mixer that is called by itself on x (B, S, ...)."""
+        positions = torch.arange(x.shape[1], device=x.device)[None]
+        return cls(positions=positions, length=x.shape[1])
 
     def once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
         """The value of `compute()`, computed at the first request of this call and shared by later layers."""

@@ -10,7 +10,7 @@ from phyla.blocks.shapes import Bias, Keys, Queries
 
 
 class GridBias(Position):
-    """q r_y + q r_x, r the vectors of the offsets in rows and columns (Li et al. 2021, arXiv:2112.01526, eq. 5).
+    """q r_y + q r_x, r the vectors of the offsets (Li et al. 2021, arXiv:2112.01526, eq. 5).
 
     grid: (rows, columns) of the tables, resampled linearly for others. The call's grid is that of the window,
     ctx.memo["window"], or of the whole map, ctx.memo["grid"].

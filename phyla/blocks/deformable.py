@@ -68,7 +68,7 @@ class Levels:
         return own[:, :, None] * self.ratios[:, None]
 
     def scaled(self, points: Tensor) -> Tensor:
-        """Points (B, Q, 2) or boxes (B, Q, 4) of the real image as they lie in every level, (B, Q, L, ...)."""
+        """Points (B, Q, 2) or boxes (B, Q, 4) of the real image as every level has them, (B, Q, L, ...)."""
         ratios = self.ratios if points.shape[-1] == 2 else torch.cat((self.ratios, self.ratios), -1)
         return points[:, :, None] * ratios[:, None]
 
@@ -89,7 +89,8 @@ class Levels:
 def sample(values: Tensor, sizes: Sequence[tuple[int, int]], places: Tensor, weights: Tensor) -> Tensor:
     """Weighted sums of values at places, bilinearly; outside of a map they are 0.
 
-    values (B, K, H, E), places (B, Q, H, L, P, 2) as shares of each map, weights (B, Q, H, L, P) -> (B, Q, H * E).
+    values (B, K, H, E), places (B, Q, H, L, P, 2) as shares of each map, weights (B, Q, H, L, P); gives
+    (B, Q, H * E).
     """
     b, _, heads, width = values.shape
     queries, points = places.shape[1], places.shape[4]
@@ -112,7 +113,7 @@ class Offsets(Linear):
         self.shape = (heads, levels, points, 2)
 
     def reset(self, std: float) -> bool:
-        heads, levels, points, _ = self.shape
+        heads, _, points, _ = self.shape
         angles = torch.arange(heads).float() * (2 * math.pi / heads)
         ring = torch.stack((angles.cos(), angles.sin()), -1)
         ring = ring / ring.abs().amax(-1, keepdim=True)
@@ -141,7 +142,9 @@ class DeformableAttention(Mixer):
     def __init__(self, width: int, heads: int, levels: int, points: int, own: bool = False) -> None:
         super().__init__()
         if width % heads:
-            raise ConfigError(f"the width must be a multiple of the number of heads ({heads}), but is {width}")
+            raise ConfigError(
+                f"the width must be a multiple of the number of heads ({heads}), but is {width}"
+            )
         self.heads, self.levels, self.count, self.own = heads, levels, points, own
         self.offsets = Offsets(width, heads, levels, points)
         self.weights = Shares(width, heads * levels * points)
@@ -184,7 +187,8 @@ class LevelProject(Block):
         self.convs = make(convs)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        maps = maps[-self.given :]
+        # Norms of a group's few values depend on the layout in the last digits, which later norms amplify.
+        maps = [x.contiguous() for x in maps[-self.given :]]
         found = [conv(x) for conv, x in zip(self.convs, maps, strict=False)]
         for number, conv in enumerate(list(self.convs)[self.given :]):
             found.append(conv(found[-1] if number else maps[-1]))
@@ -202,7 +206,8 @@ class LevelMaps(Block):
     def rows(self, look: Look) -> tuple[Tensor, Tensor, Levels]:
         """All places of all maps as one row (B, K, D), their vectors (B, K, D), and how they lie."""
         real = look.real()
-        found = self.levels(self.features(look.pixels.to(self.level_places.dtype)).feature_maps)
+        pixels = look.pixels.to(self.level_places.dtype)
+        found = self.levels(self.features(pixels, look.implementation).feature_maps)
         masks = [shrunk(real, m.shape[-2:]) for m in found]
         places = [
             (self.place(m, mask) + level[:, None, None]).flatten(2)

@@ -41,7 +41,7 @@ class Look:
             implementation=self.implementation,
             attentions=[] if self.attentions else None,
             cross_attentions=[] if self.attentions and cross else None,
-            memo=memo,
+            memo=dict(memo.items()),
         )
 
     def real(self) -> Tensor:

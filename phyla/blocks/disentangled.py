@@ -68,7 +68,10 @@ class Disentangled(Position):
             return None
         length, keys = q.shape[2], k.shape[2]
         table: Tensor = ctx.once("distance-table", ctx.memo["stack-bias"])
-        span = self.span if self.buckets else min(max(length, keys), self.span)
+        span = self.span
+        # Steps of this width put no distance into a bucket beyond itself.
+        if not self.buckets or self.max_distance >= 2 * self.buckets:
+            span = min(max(length, keys), span)
         table = table[self.span - span : self.span + span]
         if self.training and self.dropout_prob:
             table = F.dropout(table, self.dropout_prob)
@@ -183,4 +186,4 @@ class SummedEmbed(Block):
             x = x * mask[..., None].to(x.dtype)
         if self.training and self.dropout_prob:
             x = F.dropout(x, self.dropout_prob)
-        return x if self.site is None else self.site(x)
+        return x if self.site is None else self.site(x, ctx)

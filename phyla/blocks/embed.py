@@ -83,4 +83,4 @@ class Embed(Block):
             x = F.dropout(x, self.dropout_prob)
         if self.lift is not None:
             x = self.lift(x)
-        return x if self.site is None else self.site(x)
+        return x if self.site is None else self.site(x, ctx)

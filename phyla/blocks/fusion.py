@@ -88,7 +88,7 @@ class ImageText(Block):
 
     def project(self, x: Tensor) -> Tensor:
         """States of the tower (N, P, D') as vectors of the text (N, P, D)."""
-        return self.projector.mix(x, None) if hasattr(self.projector, "mix") else self.projector(x)
+        return self.projector.mix(x, Context.of(x)) if hasattr(self.projector, "mix") else self.projector(x)
 
     def features(self, images: Images, look: Look) -> Tensor:
         """Vectors (..., D) of all images, in the order of the placeholder tokens."""

@@ -70,7 +70,7 @@ class BandedAttention(Attention):
         else:
             mask: Tensor | None = ctx.once(("band", self.radius), lambda: self._band(x, given, chosen))
             if self.kv_site is not None:
-                k, v, mask = self.kv_site(k, v, mask)
+                k, v, mask = self.kv_site(k, v, mask, x)
             if plain:
                 y = attend(q, k, v, mask, None, False, self.scale, dropout)
             else:

@@ -1,12 +1,14 @@
 """A mixture of experts as a feed-forward mixer."""
 
+from typing import Any
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from phyla.blocks.act import activation
 from phyla.blocks.context import Context
 from phyla.blocks.linear import Linear
+from phyla.blocks.matmul import linear
 from phyla.blocks.residual import Mixer
 from phyla.blocks.shapes import Stream
 
@@ -58,14 +60,29 @@ class Experts(Mixer):
     def _run(self, tokens: Tensor, weights: Tensor, index: Tensor) -> Tensor:
         if torch.compiler.is_compiling() or tokens.is_cuda:
             return self._run_dense(tokens, weights, index)
+        plain = tokens.dtype == self.gate.dtype and not torch.is_autocast_enabled("cpu")
+        if plain and torch.is_grad_enabled() and self.gate.requires_grad:
+            return self._run_sorted(tokens, weights, index)
         y = torch.zeros_like(tokens)
-        for expert in range(self.experts):
+        # Taken apart once: the gradient of each single expert would be as large as all of them.
+        parts = zip(self.gate.unbind(), self.up.unbind(), self.down.unbind(), strict=True)
+        for expert, (gate, up, down) in enumerate(parts):
             rows, place = torch.where(index == expert)
             if len(rows):
                 h = tokens[rows]
-                h = self.act(F.linear(h, self.gate[expert])) * F.linear(h, self.up[expert])
-                y.index_add_(0, rows, F.linear(h, self.down[expert]) * weights[rows, place, None])
+                h = self.act(linear(h, gate)) * linear(h, up)
+                y.index_add_(0, rows, linear(h, down) * weights[rows, place, None])
         return y
+
+    def _run_sorted(self, tokens: Tensor, weights: Tensor, index: Tensor) -> Tensor:
+        """Tokens of one expert side by side, and one gradient for the weights of all experts."""
+        order = index.flatten().argsort(stable=True)
+        counts = index.flatten().bincount(minlength=self.experts).tolist()
+        rows = order // self.chosen
+        h = tokens[rows]
+        h = self.act(_Grouped.apply(h, self.gate, counts)) * _Grouped.apply(h, self.up, counts)
+        h = _Grouped.apply(h, self.down, counts) * weights.flatten()[order, None]
+        return torch.zeros_like(tokens).index_add(0, rows, h)
 
     def _run_dense(self, tokens: Tensor, weights: Tensor, index: Tensor) -> Tensor:
         """All experts on all tokens: static shapes for captured graphs."""
@@ -75,3 +92,28 @@ class Experts(Mixer):
             "nd,xfd->xnf", tokens, self.up
         )
         return torch.einsum("xnf,xdf,nx->nd", h, self.down, share)
+
+
+class _Grouped(torch.autograd.Function):
+    """Rows x (N, in), `counts` of them for each matrix of weight (X, out, in) in turn -> (N, out)."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, counts: list[int]) -> Tensor:
+        return torch.cat([part @ w.t() for part, w in zip(x.split(counts), weight, strict=True)])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, ctx.counts = inputs
+        ctx.save_for_backward(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight = ctx.saved_tensors
+        parts = list(zip(gradient.split(ctx.counts), x.split(ctx.counts), weight, strict=True))
+        of_x = torch.cat([g @ w for g, _, w in parts])
+        if torch.is_grad_enabled():  # somebody wants gradients of these gradients
+            return of_x, torch.stack([g.t() @ h for g, h, _ in parts]), None
+        of_weight = torch.empty_like(weight)
+        for (g, h, _), out in zip(parts, of_weight, strict=True):
+            torch.mm(g.t(), h, out=out)
+        return of_x, of_weight, None

@@ -1,4 +1,4 @@
-"""From the maps of a network to vectors of pixels, for masks (Cheng et al. 2021, arXiv:2112.01527, section 3.2)."""
+"""From the maps of a network to vectors of pixels, for masks (Cheng et al. 2021, arXiv:2112.01527)."""
 
 from collections.abc import Sequence
 
@@ -43,7 +43,9 @@ class PixelDecoder(Block):
     def forward(self, maps: Sequence[Tensor], look: Look) -> tuple[Tensor, list[Tensor]]:
         coarse = list(maps)[::-1][: len(self.projects)]
         found = [project(x) for project, x in zip(self.projects, coarse, strict=True)]
-        places = [all_places(self.place, x) + level for x, level in zip(found, self.level_places, strict=True)]
+        places = [
+            all_places(self.place, x) + level for x, level in zip(found, self.level_places, strict=True)
+        ]
         levels = Levels.of(found, None)
         x = torch.cat([m.flatten(2) for m in found], 2).transpose(1, 2)
         ctx = look.context(x, places=torch.cat(places, 1), levels=levels, points=levels.points())

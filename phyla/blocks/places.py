@@ -1,4 +1,4 @@
-"""Places on feature maps: waves and tables for rows and columns, and attention whose questions carry places."""
+"""Places on feature maps: waves and tables for rows and columns, and attention that reads places."""
 
 import math
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ class PlaceWaves(Block):
     def __init__(
         self,
         width: int,
-        base: float | Sequence[float] = 10000.0,
+        base: float | int | Sequence[float] = 10000.0,
         shift: float = 0.0,
         scale: float | None = 2 * math.pi,
         eps: float = 1e-6,

@@ -175,10 +175,12 @@ class StackBias(Position):
 
     def bias(self, q: Queries, k: Keys, first: int, scale: float, ctx: Context) -> Bias:
         owner = ctx.memo["stack-bias"]
-        return ctx.once(
-            "stack-bias-values",
-            lambda: owner(ctx.start, ctx.length, first, k.shape[2]).to(q.dtype),
-        )
+
+        def values() -> Tensor:
+            return owner(ctx.start, ctx.length, first, k.shape[2]).to(q.dtype)
+
+        shared = ctx.once("stack-bias-values", values)
+        return shared if shared.shape[-1] == k.shape[2] else values()
 
 
 class RelativeKeys(Position):

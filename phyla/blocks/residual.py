@@ -83,7 +83,10 @@ class Mixer(Block):
         if self.idle(ctx):
             return x
         h = self.normed(x)
-        x = (h if self.keep_norm else x) + self.change(h, x, ctx)
+        y = self.change(h, x, ctx)
+        if self.site is not None and getattr(self.site, "closes", False):
+            return y  # the site took the residual sum and the norm upon itself
+        x = (h if self.keep_norm else x) + y
         return x if self.post_norm is None else self.post_norm(x)
 
 

@@ -18,7 +18,7 @@ SPAN, COMPILED_SPAN = 64, 256
 LOWEST = -1e30  # the exponent of an empty sum
 
 
-def scan(decay: Steps, entry: Steps, state: State | None = None) -> tuple[Steps, State]:
+def scan(decay: Tensor, entry: Steps, state: State | None = None) -> tuple[Steps, State]:
     """h_t = decay_t * h_{t-1} + entry_t along dimension 1.
 
     decay, entry (B, S, ...), decay perhaps broadcast; state (B, ...) is h_0 (default 0). Returns all h

@@ -2,8 +2,8 @@
 
 A site is an attribute `site` that is None until something is put there, so an empty one costs one `is None`.
 `Linear` calls `site(x, y, linear)`; a branch calls `site(y, x, branch)` on its output before the residual
-sum; the embedding and each layer call `site(x)`; attention calls `kv_site(k, v, ctx)` before keys and values
-are used.
+sum, and returns at once where `site.closes`; embeddings and layers call `site(x, ctx)` (those without a context
+`site(x)`); attention calls `kv_site(k, v, mask, x)`, x its input, before keys and values are used.
 """
 
 from collections.abc import Iterator

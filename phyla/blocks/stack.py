@@ -25,11 +25,11 @@ class StackOutput:
 
     last_hidden_state: Tensor
     pooler_output: Tensor | None = None
-    past_key_values: Cache | None = None
+    past_key_values: Any = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
     cross_attentions: tuple[Tensor, ...] | None = None
-    router_logits: tuple[Tensor, ...] | None = None
+    router_logits: tuple[Any, ...] | None = None
     image_size: tuple[int, int] | None = None  # (Y, X) of the pixels that a vision body saw
 
     @property
@@ -53,7 +53,7 @@ class Layer(Block):
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         for name in self.order:
             x = getattr(self, name)(x, ctx)
-        return x if self.site is None else self.site(x)
+        return x if self.site is None else self.site(x, ctx)
 
 
 class Parallel(Block):
@@ -81,7 +81,7 @@ class Parallel(Block):
             y = y + branch.change(branch.normed(h), x, ctx)
         if self.training and self.dropout_prob:
             y = x + F.dropout(y - x, self.dropout_prob)
-        return y if self.site is None else self.site(y)
+        return y if self.site is None else self.site(y, ctx)
 
 
 def repeat(
@@ -192,8 +192,6 @@ class Stack(Block):
     ) -> StackOutput:
         """Token ids (B, S), or their vectors (B, S, D), to the output."""
         x = self.embed(ids, vectors, segment_ids, ctx)
-        if self.training and self.dropout_prob and self.position is not None:
-            x = F.dropout(x, self.dropout_prob)
         return self.run(x, ctx, ids, record_states)
 
 

@@ -91,13 +91,15 @@ class Stages(Block):
         self, x: Tensor, ctx: Context, ids: Tensor | None = None, record_states: bool = False
     ) -> StagesOutput:
         """From the embedded map x to the output."""
-        states = [x]
+        states = [x] if record_states else None
         for index, stage in enumerate(self.layers):
             ctx.layer = index
             seen = len(ctx.attentions or ())
             y = stage(x, ctx)
             x = y if stage.leave is None else stage.leave(y)
-            states.append(y if self.before else x)
+            if states is not None:
+                states.append(y if self.before else x)
+            del y
             if self.one_attention and ctx.attentions is not None:
                 ctx.attentions[seen:] = ctx.attentions[-1:]
         if self.norm is not None:
@@ -107,7 +109,7 @@ class Stages(Block):
         pooled = None if self.pool is None else self.pool(x, None, ctx)
         attentions = tuple(ctx.attentions) if ctx.attentions else None  # convolutions have none
         out = StagesOutput(x, pooled, attentions=attentions)
-        if record_states:
+        if states is not None:
             out.hidden_states = tuple(s.flatten(1, 2) if self.tokens else s for s in states)
             if self.tokens:
                 out.reshaped_hidden_states = tuple(s.permute(0, 3, 1, 2) for s in states)

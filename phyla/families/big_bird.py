@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from phyla.blocks import (
-    FFN, Attention, Causal, Decoder, Embed, Encoder, Full, Heads, Layer, LayerNorm, Learned, Linear, Pool,
-    Spec, make, residual,
+    FFN, Attention, Causal, Context, Decoder, Embed, Encoder, Full, Heads, Layer, LayerNorm, Learned, Linear,
+    Pool, Spec, make, residual,
 )  # fmt: skip
 from phyla.blocks.blocksparse import BlockSparseAttention
 from phyla.checkpoints.names import NameMap
@@ -124,7 +124,7 @@ class Answer(HeadModule):
 
     def forward(self, out: Any, call: Call) -> dict[str, Any]:
         x = out.last_hidden_state
-        h = self.ffn(F.dropout(x, self.dropout_prob, self.training), None)
+        h = self.ffn(F.dropout(x, self.dropout_prob, self.training), Context.of(x))
         x = self.norm(x + F.dropout(h, self.dropout_prob, self.training))
         start, end = self.out(x).unbind(-1)
         return {"start_logits": start.contiguous(), "end_logits": end.contiguous()}

@@ -171,7 +171,12 @@ def build(c: Config) -> Detector:
 
 def deformable_names(ours: str, theirs: str) -> dict[str, str]:
     """Lines of deformable attention."""
-    pairs = {"offsets": "sampling_offsets", "weights": "attention_weights", "v": "value_proj", "o": "output_proj"}
+    pairs = {
+        "offsets": "sampling_offsets",
+        "weights": "attention_weights",
+        "v": "value_proj",
+        "o": "output_proj",
+    }
     return {f"{ours}.{own}": f"{theirs}.{public}" for own, public in pairs.items()}
 
 

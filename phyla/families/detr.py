@@ -122,7 +122,9 @@ def maps(c: Any) -> Maps:
             f"backbone_kwargs may hold out_indices and in_chans, and dilation must be false, but they are "
             f"{options} and {c.dilation} (config of {c.model_type})"
         )
-    r = old_config(c.backbone, options.get("out_indices", [1, 2, 3, 4]), options.get("in_chans", c.num_channels))
+    r = old_config(
+        c.backbone, options.get("out_indices", [1, 2, 3, 4]), options.get("in_chans", c.num_channels)
+    )
     return Maps(old_features(r), old_names(r), [([64, *r.hidden_sizes])[i] for i in r.out_indices])
 
 
@@ -140,7 +142,9 @@ def place_spec(c: Any, shift: float = 0.0) -> Spec:
         raise ConfigError(
             f'position_embedding_type must be "sine" or "learned", but is {c.position_embedding_type!r}'
         )
-    return PlaceWaves(c.d_model, shift=shift) if c.position_embedding_type == "sine" else PlaceTable(c.d_model)
+    return (
+        PlaceWaves(c.d_model, shift=shift) if c.position_embedding_type == "sine" else PlaceTable(c.d_model)
+    )
 
 
 class Detector(Block):
@@ -157,7 +161,8 @@ class Detector(Block):
         self.encoder, self.decoder, self.dropout_prob = make(encoder), make(decoder), dropout
 
     def forward(self, look: Look) -> DetectorOutput:
-        maps = self.features(look.pixels.to(self.project.weight.dtype)).feature_maps
+        pixels = look.pixels.to(self.project.weight.dtype)
+        maps = self.features(pixels, look.implementation).feature_maps
         x, mask = self.project(maps[-1]), None
         real = shrunk(look.real(), x.shape[-2:])
         places = self.place(x, real).flatten(2).transpose(1, 2)  # (B, Y * X, D)
@@ -173,51 +178,60 @@ class Detector(Block):
         decoded = self.decoder.run(queries, ctx, None, look.states)
         out = DetectorOutput.of(decoded, encoded, maps=maps, projected=x, real=real)
         out.intermediate_hidden_states = ctx.memo.get("kept")
+        out.extra["reference_points"] = ctx.memo.get("reference")
         return out
 
 
-def build(c: Config) -> Detector:
+def build(c: Any, before: bool = False) -> Detector:
+    """DETR; before: norms stand before the mixers, and one behind the encoder."""
     found = maps(c)
     norm = LayerNorm(c.d_model)
+    pre, post = (norm, None) if before else (None, norm)
 
     def branches(heads: int, inner: int) -> dict[str, Spec]:
         attn = PlacedAttention(c.d_model, Heads(heads), dropout=c.attention_dropout)
         ffn = FFN(c.d_model, inner, c.activation_function, dropout=c.activation_dropout)
         own = {"attn": attn, "cross": attn.but(cross=True), "ffn": ffn}
-        return {name: residual(mixer, post=norm, dropout=c.dropout) for name, mixer in own.items()}
+        return {name: residual(mixer, pre, post, dropout=c.dropout) for name, mixer in own.items()}
 
     first = branches(c.encoder_attention_heads, c.encoder_ffn_dim)
     del first["cross"]
     second = repeat(c.decoder_layers, Layer(**branches(c.decoder_attention_heads, c.decoder_ffn_dim)))
     return Detector(
         found.spec, found.channels[-1], c.d_model, c.num_queries, place_spec(c),
-        Encoder(layers=repeat(c.encoder_layers, Layer(**first)), layer_drop=c.encoder_layerdrop),
+        Encoder(
+            layers=repeat(c.encoder_layers, Layer(**first)), norm=norm if before else None, record="raw",
+            layer_drop=c.encoder_layerdrop,
+        ),
         QueryDecoder(second, norm, c.decoder_layerdrop) if c.auxiliary_loss
         else Decoder(layers=second, norm=norm, layer_drop=c.decoder_layerdrop),
         c.dropout,
     )  # fmt: skip
 
 
-def layer_names(ours: str, theirs: str, cross: bool) -> dict[str, str]:
+def layer_names(ours: str, theirs: str, cross: bool, norm: str = "post_norm") -> dict[str, str]:
     """Lines of a layer of the encoder or the decoder."""
     found = {f"{ours}.ffn.up": f"{theirs}.fc1", f"{ours}.ffn.down": f"{theirs}.fc2",
-             f"{ours}.ffn.post_norm": f"{theirs}.final_layer_norm"}  # fmt: skip
+             f"{ours}.ffn.{norm}": f"{theirs}.final_layer_norm"}  # fmt: skip
     for name, public in {"attn": "self_attn", **({"cross": "encoder_attn"} if cross else {})}.items():
         found |= {f"{ours}.{name}.{p}": f"{theirs}.{public}.{p}_proj" for p in "qkv"}
         found[f"{ours}.{name}.o"] = f"{theirs}.{public}.out_proj"
-        found[f"{ours}.{name}.post_norm"] = f"{theirs}.{public}_layer_norm"
+        found[f"{ours}.{name}.{norm}"] = f"{theirs}.{public}_layer_norm"
     return found
 
 
-def names(c: Config) -> NameMap:
+def names(c: Any, before: bool = False) -> NameMap:
+    """DETR's names; before: as in `build`."""
+    norm = "pre_norm" if before else "post_norm"
     return NameMap(
         {
             "place.rows": "backbone.position_embedding.row_embeddings.weight",
             "place.columns": "backbone.position_embedding.column_embeddings.weight",
             "project": "input_projection",
             "queries": "query_position_embeddings.weight",
-            **layer_names("encoder.layers.{i}", "encoder.layers.{i}", False),
-            **layer_names("decoder.layers.{i}", "decoder.layers.{i}", True),
+            **layer_names("encoder.layers.{i}", "encoder.layers.{i}", False, norm),
+            **layer_names("decoder.layers.{i}", "decoder.layers.{i}", True, norm),
+            "encoder.norm": "encoder.layernorm",
             "decoder.norm": "decoder.layernorm",
         },
         prefix="model",
@@ -268,7 +282,9 @@ class MaskScores(Block):
         return self.out(y)[:, 0].unflatten(0, (b, queries))
 
 
-class _Segments(ObjectScores):
+class SegmentScores(ObjectScores):
+    """Labels, boxes and masks of queries."""
+
     def __init__(self, config: Any, width: int) -> None:
         super().__init__(config, width)
         heads = config.encoder_attention_heads
@@ -293,26 +309,29 @@ class Segments(Detect):
     output: type[ModelOutput] = DetrSegmentationOutput
 
     def make(self, config: Any, width: int) -> HeadModule:
-        return _Segments(config, width)
+        return SegmentScores(config, width)
 
 
 SCORES = {"labels": "class_labels_classifier", "boxes.layers.{i}": "bbox_predictor.layers.{i}"}
 
+
+def segment_names(ahead: str) -> dict[str, str]:
+    """Lines of the head for segments, whose files hold a detector as `ahead`."""
+    return {
+        **{ours: f"{ahead}.{theirs}" for ours, theirs in SCORES.items()},
+        "attention.q": "bbox_attention.q_linear",
+        "attention.k": "bbox_attention.k_linear",
+        **{f"scores.convs.{i}": f"mask_head.lay{i + 1}" for i in range(5)},
+        **{f"scores.norms.{i}": f"mask_head.gn{i + 1}" for i in range(5)},
+        **{f"scores.sides.{i}": f"mask_head.adapter{i + 1}" for i in range(3)},
+        "scores.out": "mask_head.out_lay",
+    }
+
+
 HEADS: dict[str, Head] = {
     "DetrModel": Backbone(output=DetrModelOutput),
     "DetrForObjectDetection": Detect(names=SCORES),
-    "DetrForSegmentation": Segments(
-        prefix="detr.model",
-        names={
-            **{ours: f"detr.{theirs}" for ours, theirs in SCORES.items()},
-            "attention.q": "bbox_attention.q_linear",
-            "attention.k": "bbox_attention.k_linear",
-            **{f"scores.convs.{i}": f"mask_head.lay{i + 1}" for i in range(5)},
-            **{f"scores.norms.{i}": f"mask_head.gn{i + 1}" for i in range(5)},
-            **{f"scores.sides.{i}": f"mask_head.adapter{i + 1}" for i in range(3)},
-            "scores.out": "mask_head.out_lay",
-        },
-    ),
+    "DetrForSegmentation": Segments(prefix="detr.model", names=segment_names("detr")),
 }
 
 family(

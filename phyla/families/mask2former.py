@@ -2,7 +2,8 @@
 
 Public checkpoints: facebook/mask2former-swin-base-coco-panoptic and every `model_type: mask2former`.
 Differs from DETR in: a decoder of pixels with deformable attention; queries attend to what their mask of the
-layer before shows, to each map in turn, before they attend to each other; masks are vectors of pixels times queries.
+layer before shows, to each map in turn, before they attend to each other; masks are pixels
+times queries.
 """
 
 import math
@@ -87,7 +88,7 @@ SWIN = {
 
 
 class MaskDecoder(Block):
-    """Queries that attend to each map in turn where their own mask is, and a mask of each behind each layer."""
+    """Queries that attend to each map in turn where their own mask is, and their masks of all layers."""
 
     def __init__(
         self, width: int, inner: int, out: int, queries: int, layers: Sequence[Spec], project: bool,
@@ -121,7 +122,11 @@ class MaskDecoder(Block):
         masks = [scores]
         for index, layer in enumerate(self.layers):
             # Published losses, given a seed, come behind one draw a layer.
-            if (self.training or look.labels is not None) and torch.rand(()) < self.layer_drop and self.training:
+            if (
+                (self.training or look.labels is not None)
+                and torch.rand(()) < self.layer_drop
+                and self.training
+            ):
                 continue
             at = index % LEVELS
             ctx.memory, ctx.memory_mask, ctx.memo["memory_places"] = flat[at], seen, places[at]
@@ -141,7 +146,7 @@ class Segmenter(Block):
         self.features, self.pixels, self.decoder = make(features), make(pixels), make(decoder)
 
     def forward(self, look: Look) -> DetectorOutput:
-        maps = self.features(look.pixels).feature_maps
+        maps = self.features(look.pixels, look.implementation).feature_maps
         pixels, coarse = self.pixels(maps, look)
         found = self.decoder(pixels, coarse, look)
         extra = {
@@ -174,9 +179,10 @@ def build(c: Config) -> Segmenter:
     )  # fmt: skip
     look = PlacedAttention(width, Heads(c.num_attention_heads), dropout=c.dropout)
     inner = FFN(width, c.dim_feedforward, c.activation_function, dropout=c.dropout)
-    place = {"pre" if c.pre_norm else "post": LayerNorm(width)}
+    place = LayerNorm(width)
+    pre, post = (place, None) if c.pre_norm else (None, place)
     steps = {"cross": look.but(cross=True), "attn": look, "ffn": inner}
-    each = Layer(**{n: residual(m, **place, dropout=c.dropout) for n, m in steps.items()})
+    each = Layer(**{n: residual(m, pre, post, dropout=c.dropout) for n, m in steps.items()})
     decoder = MaskDecoder(
         width, c.feature_size, c.mask_feature_size, c.num_queries, repeat(c.decoder_layers - 1, each),
         c.feature_size != width or c.enforce_input_projection, c.dropout,
@@ -216,10 +222,17 @@ def names(c: Config) -> NameMap:
         **{f"{at}.attn.{x}": f"{to}.self_attn.{x}_proj" for x in "qkv"},
     }
     for a, b, n in ((ours, theirs, "post_norm"), (at, to, norm)):
-        lines |= {f"{a}.ffn.up": f"{b}.fc1", f"{a}.ffn.down": f"{b}.fc2", f"{a}.ffn.{n}": f"{b}.final_layer_norm"}
+        lines |= {
+            f"{a}.ffn.up": f"{b}.fc1",
+            f"{a}.ffn.down": f"{b}.fc2",
+            f"{a}.ffn.{n}": f"{b}.final_layer_norm",
+        }
     for i in range(len(c.feature_strides)):
         for a, b in (("sides", "adapter"), ("smooths", "layer")):
-            lines |= {f"pixels.{a}.{i}.conv": f"{p}.{b}_{i + 1}.0", f"pixels.{a}.{i}.norm": f"{p}.{b}_{i + 1}.1"}
+            lines |= {
+                f"pixels.{a}.{i}.conv": f"{p}.{b}_{i + 1}.0",
+                f"pixels.{a}.{i}.norm": f"{p}.{b}_{i + 1}.1",
+            }
     features = ("pixel_level_module.encoder.", found.feature_names)
     return NameMap(lines, prefix="model", parts={"features": features})
 

@@ -57,7 +57,8 @@ def build(c: PretrainedConfig) -> Decoder:
         c.relative_attention_num_buckets, c.relative_attention_max_distance, c.num_heads, both_sides=False
     )
     return Decoder(
-        embed=Embed(c.vocab_size, c.hidden_size), layers=repeat(c.num_layers, layer), norm=norm, dropout=drop,
+        embed=Embed(c.vocab_size, c.hidden_size, dropout=drop), layers=repeat(c.num_layers, layer), norm=norm,
+        dropout=drop,
         position=buckets,
     )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """Segment Anything (Kirillov et al. 2023, arXiv:2304.02643): masks of what points, boxes and masks show.
 
 Public checkpoints: facebook/sam-vit-base, -large, -huge and every `model_type: sam`.
-Differs from ViT in: windows in most layers, biases of rows and columns, no class vector, a convolutional neck;
+Differs from ViT in: windows in most layers, biases of rows and columns, no class vector, a neck;
 behind it prompts and image attend to each other in turn.
 """
 
@@ -210,7 +210,7 @@ class Prompts(Block):
 
 
 class SimilarAttention(PlacedAttention):
-    """Attention whose weights are normed again with the scores ctx.memo["similar"] (Zhang et al., arXiv:2305.03048)."""
+    """Attention whose weights are normed again with ctx.memo["similar"] (Zhang et al., arXiv:2305.03048)."""
 
     def mix(self, x: Tensor, ctx: Context) -> Tensor:
         similar = ctx.memo.get("similar")
@@ -230,7 +230,9 @@ class TwoWay(Block):
         self.attn_norm, self.cross_norm = make(norm), make(norm)
         self.ffn_norm, self.back_norm, self.first = make(norm), make(norm), first
 
-    def forward(self, x: Tensor, image: Tensor, tokens: Context, places: Context) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, image: Tensor, tokens: Context, places: Context
+    ) -> tuple[Tensor, Tensor, Tensor]:
         if self.first:
             own = Context(tokens.positions, tokens.length, implementation=tokens.implementation)
             x = self.attn_norm(self.attn(x, own))
@@ -278,7 +280,7 @@ class MaskDecoder(Block):
 
         def context(length: int, own: Tensor, other: Tensor) -> Context:
             row = torch.arange(length, device=image.device)[None]
-            memo = {"places": own, "memory_places": other}
+            memo: dict[Any, Any] = {"places": own, "memory_places": other}
             return Context(row, length, implementation=implementation, memo=memo)
 
         to_image, to_tokens = context(x.shape[1], asked, at), context(keys.shape[1], at, asked)
@@ -409,7 +411,10 @@ def names(c: Config) -> NameMap:
         "prompts.no_point": To("prompt_encoder.not_a_point_embed.weight", Reshape((1, width))),
         "prompts.no_mask": To("prompt_encoder.no_mask_embed.weight", Reshape((1, width))),
         **{f"prompts.{n}": f"prompt_encoder.mask_embed.conv{i + 1}" for i, n in enumerate(STEPS)},
-        **{f"prompts.{n}_norm": f"prompt_encoder.mask_embed.layer_norm{i + 1}" for i, n in enumerate(STEPS[:2])},
+        **{
+            f"prompts.{n}_norm": f"prompt_encoder.mask_embed.layer_norm{i + 1}"
+            for i, n in enumerate(STEPS[:2])
+        },
     }
     copy = "prompt_encoder.shared_embedding.positional_embedding"
     return NameMap(

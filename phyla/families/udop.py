@@ -230,15 +230,13 @@ def distances(c: PretrainedConfig, near: bool) -> tuple[Spec, ...]:
     return tuple(found)
 
 
-def without_dropout(stack: Spec) -> Spec:
-    return stack.but(embed=stack.embed.but(dropout=0.0))
-
-
 def build_encoder(c: PretrainedConfig) -> Spec:
     near = distances(c, near=True)
+    stack = t5.stack(c, Encoder, c.num_layers, False)
     unread = Distances(c.num_heads, (), 1, 128, c.relative_attention_num_buckets, True, "", False)
     return PageEncoder(
-        without_dropout(t5.stack(c, Encoder, c.num_layers, False)).but(position=None),
+        # The joined stream is dropped out as a whole.
+        stack.but(position=None, embed=stack.embed.but(dropout=0.0)),
         near[0] if near else unread,
         distances(c, near=False), bool(near), (c.image_size, c.patch_size, c.num_channels), c.d_model,
         c.max_2d_position_embeddings, c.dropout_rate,
@@ -246,7 +244,7 @@ def build_encoder(c: PretrainedConfig) -> Spec:
 
 
 def build(c: PretrainedConfig) -> Spec:
-    decoder = without_dropout(t5.stack(c, Decoder, c.num_decoder_layers, True))
+    decoder = t5.stack(c, Decoder, c.num_decoder_layers, True)
     return Udop(build_encoder(c), decoder, Kept(distances(c, near=False)))
 
 

@@ -26,23 +26,27 @@ from phyla.fast.step import StackRunner, runner_of
 HEADERS = tuple(Path(__file__).with_name(name) for name in ("vectors.h", "lanes.h"))
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("gemv.cpp", "gemm.cpp", "step.cpp", "wide.cpp"))
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared")
-BUILD_SECONDS = 60
+BUILD_SECONDS = 300
 _FAILURES = (OSError, AttributeError, RuntimeError, TypeError, ValueError, subprocess.SubprocessError)
 
 _log = logging.getLogger(__name__)
 _lock = threading.Lock()
 _started = False
 _builder: threading.Thread | None = None
+_ready: tuple[Product, StackRunner] | None = None
 
 
 def enable(background: bool = True) -> None:
-    """Put the kernels into their slots: at once where they were built before, else when a thread built them.
+    """Put the kernels into their slots: at once where they were built before, else at the first call after a
+    thread has built them, so that they never change in the middle of a generation.
 
-    Only the first call does something. Never raises: what is missing is one line in the debug log.
+    Never raises: what is missing is one line in the debug log.
     """
     global _started, _builder
     with _lock:
         if _started:
+            if _builder is not None and not _builder.is_alive():
+                _adopt()
             return
         _started = True
         if os.environ.get("PHYLA_NATIVE") == "0":
@@ -50,7 +54,7 @@ def enable(background: bool = True) -> None:
         elif not background or _is_built():
             _install()
         else:
-            _builder = threading.Thread(target=_install, name="phyla-native", daemon=True)
+            _builder = threading.Thread(target=_prepare, name="phyla-native", daemon=True)
             _builder.start()
 
 
@@ -59,6 +63,8 @@ def wait() -> bool:
     builder = _builder
     if builder is not None:
         builder.join()
+        with _lock:
+            _adopt()
     return matmul.native is not None
 
 
@@ -75,8 +81,20 @@ def load() -> tuple[Product, StackRunner] | None:
 
 
 def _install() -> None:
-    found = load()
-    matmul.native, stack.native = found or (None, None)
+    matmul.native, stack.native = load() or (None, None)
+
+
+def _prepare() -> None:
+    global _ready
+    _ready = load()
+
+
+def _adopt() -> None:
+    """Take what the builder has left, once."""
+    global _builder, _ready
+    if _builder is not None and _ready is not None:
+        matmul.native, stack.native = _ready
+    _builder = _ready = None
 
 
 def _forget_builder() -> None:

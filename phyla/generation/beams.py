@@ -112,8 +112,26 @@ def beam_search(forward: Forward, task: Task, settings: BeamSettings) -> Found:
             )
         if not more:
             break
+        if task.settled is not None:
+            _tell(task, running, best, ended, open_rows, settings.returned, step)
         forward.select(running.origin[:, :, step].flatten())
     return _returned(best, settings.returned, task.start)
+
+
+def _tell(task: Task, running: _Beams, best: _Beams, ended: Tensor, open_rows: Tensor, returned: int,
+          step: int) -> None:  # fmt: skip
+    """Give the streamer what no later step can change."""
+    start, stop = task.start, task.start + step + 1
+    texts, finals = running.ids[:, :, start:stop].tolist(), best.ids[:, :, start:].tolist()
+    lengths = (best.origin >= 0).sum(-1).tolist()
+    told = zip(texts, finals, lengths, ended.tolist(), open_rows.tolist(), strict=True)
+    for row, (going, done, sizes, over, still) in enumerate(told):
+        cut = [text[:size] for text, size in zip(done, sizes, strict=True)]
+        if still:
+            task.settled.candidates(row, [*going, *(t for t, end in zip(cut, over, strict=True) if end)])
+        else:
+            task.settled.closed(row, cut[:returned])
+    task.settled.flush()
 
 
 def _grow(beams: _Beams, scores: Tensor, step: int, task: Task) -> tuple[_Beams, Tensor, Tensor]:

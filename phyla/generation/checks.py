@@ -98,6 +98,18 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "return_dict_in_generate": _FLAG,
     "pad_token_id": _number(-math.inf, whole=True), "bos_token_id": _IDS, "eos_token_id": _IDS,
     "decoder_start_token_id": _IDS,
+    "presence_penalty": _number(-math.inf), "frequency_penalty": _number(-math.inf),
+    "dry_multiplier": _number(0), "dry_base": _number(1), "dry_allowed_length": _POSITIVE,
+    "dry_sequence_breakers": _ID_LIST, "dry_range": _COUNT, "xtc_probability": _FRACTION,
+    "xtc_threshold": _FRACTION, "top_n_sigma": _number(0, open_low=True),
+    "mirostat_tau": _number(0, open_low=True), "mirostat_eta": _number(0, 1, open_low=True),
+    "num_assistant_tokens": _number(1), "prompt_lookup_num_tokens": _POSITIVE,
+    "max_matching_ngram_size": _POSITIVE, "assistant_early_exit": _POSITIVE,
+    "assistant_confidence_threshold": _FRACTION, "token_healing": _FLAG, "low_memory": _FLAG,
+    "num_assistant_tokens_schedule": (
+        lambda v: v in ("constant", "heuristic", "heuristic_transient"),
+        '"constant", "heuristic" or "heuristic_transient"',
+    ),
 }  # fmt: skip
 
 _HINTS = {

@@ -41,6 +41,10 @@ DEFAULTS: dict[str, Any] = {
     "assistant_confidence_threshold": 0.4, "prompt_lookup_num_tokens": None,
     "max_matching_ngram_size": None, "assistant_early_exit": None,
     "assistant_lookbehind": 10, "target_lookbehind": 10,
+    # what the reference lacks
+    "presence_penalty": 0.0, "frequency_penalty": 0.0, "dry_multiplier": 0.0, "dry_base": 1.75,
+    "dry_allowed_length": 2, "dry_sequence_breakers": None, "dry_range": 0, "xtc_probability": 0.0,
+    "xtc_threshold": 0.1, "top_n_sigma": None, "mirostat_tau": None, "mirostat_eta": 0.1,
     # performance, and what the reference keeps beside
     "compile_config": None, "disable_compile": False, "generation_kwargs": {},
 }  # fmt: skip

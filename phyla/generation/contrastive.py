@@ -101,7 +101,9 @@ def _one_by_one(forward: Forward, ids: Tensor, tokens: Tensor, last: bool) -> tu
 
 
 def _likeness(states: Tensor, candidates: Tensor, unseen: Tensor | None) -> Tensor:
-    """The greatest cosine (rows, k) between candidates (rows, k, width) and the text (rows, positions, width)."""
+    """The greatest cosine (rows, k) between candidates (rows, k, width) and the text (rows, positions,
+    width).
+    """
     unit = states / states.norm(dim=-1, keepdim=True)
     cosine = candidates / candidates.norm(dim=-1, keepdim=True) @ unit.transpose(1, 2)  # (rows, k, positions)
     if unseen is not None:

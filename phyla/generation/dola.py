@@ -22,7 +22,9 @@ class LayerForward(Forward):
     def logits(self, out: Any) -> Tensor:
         """As `Forward.logits`."""
         if not out.hidden_states:
-            raise GenerationError(f"{type(self.model).__name__} gives no hidden states, which dola_layers need")
+            raise GenerationError(
+                f"{type(self.model).__name__} gives no hidden states, which dola_layers need"
+            )
         self.states = tuple(layer[:, -1] for layer in out.hidden_states)
         return super().logits(out)
 
@@ -45,7 +47,8 @@ class LayerContrast(LogitsProcessor):
 
 
 def _farthest(final: Tensor, early: Tensor) -> Tensor:
-    """Which of `early` (layers, rows, vocabulary) is farthest from `final` (rows, vocabulary), for each row."""
+    """Which of `early` (layers, rows, vocabulary) is farthest from `final` (rows, vocabulary), for each row.
+    """
     mean = 0.5 * (final.softmax(-1) + early.softmax(-1))
     logs = final.log_softmax(-1) + early.log_softmax(-1)
     return (2 * mean.xlogy(mean) - mean * logs).mean(-1).argmax(0)
@@ -81,5 +84,7 @@ def layer_contrast(forward: LayerForward, config: Any, wanted: str | list[int]) 
     head = getattr(model, "head", None)
     table = head if isinstance(head, nn.Linear) else getattr(head, "out", None)
     if table is None:
-        raise GenerationError(f"dola_layers need a table of output words, but {type(model).__name__} has none")
+        raise GenerationError(
+            f"dola_layers need a table of output words, but {type(model).__name__} has none"
+        )
     return LayerContrast(forward, candidate_layers(config, wanted), table)

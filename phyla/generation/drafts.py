@@ -12,13 +12,15 @@ from phyla.errors import ArgumentError, GenerationError
 from phyla.generation.forward import Forward
 from phyla.generation.logits import NEVER
 from phyla.generation.rewind import rewind, snapshot
-from phyla.generation.search import draw
+from phyla.generation.search import draw, repeat
 from phyla.generation.task import Task
 
 
 @dataclass
 class Proposal:
-    """Candidate ids (rows, k) and, where they were drawn, the chances (rows, k, vocabulary) they were drawn by."""
+    """Candidate ids (rows, k) and, where they were drawn, the chances (rows, k, vocabulary) they were drawn
+    by.
+    """
 
     ids: Tensor
     chances: Tensor | None = None
@@ -78,7 +80,8 @@ class PromptLookup:
 class Schedule:
     """How many tokens a model drafts at once, and how sure it must be to go on.
 
-    kind: "constant"; "heuristic_transient", two more after a whole success and one less otherwise; "heuristic",
+    kind: "constant"; "heuristic_transient", two more after a whole success and one less otherwise;
+    "heuristic",
     likewise and kept for later calls.
     """
 
@@ -108,6 +111,7 @@ class ModelDraft:
         if forward.cache is None:
             raise GenerationError("a draft model needs use_cache=True and a cache, but has none")
         self.forward, self.task, self.schedule, self.vocabulary = forward, task, schedule, vocabulary
+        self.read = False
 
     def propose(self, ids: Tensor, live: Tensor, most: int) -> Proposal | None:
         """Tokens of the draft, drawn or best, until it is unsure in all rows."""
@@ -118,6 +122,11 @@ class ModelDraft:
         text = torch.cat([ids, ids.new_zeros(len(ids), most)], 1)
         chances, sure = [], []
         going = live
+        if not self.read:
+            out = self.forward(self.forward.prompt_ids)
+            if task.repeats > 1:
+                repeat(self.forward, out, task.repeats)
+            self.read = True
         before = snapshot(self.forward)
         for step in range(most):
             scores = self.forward.logits(self.forward(text[:, : length + step]))

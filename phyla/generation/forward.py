@@ -9,18 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from phyla.errors import GenerationError
+from phyla.generation.caches import new_cache
 from phyla.generation.prompt import ALONG_ROWS, Prompt, accepted, vocabulary_size
 
 
 class Forward:
     """Calls a model on the ids that it has not seen yet and keeps what it needs from step to step.
 
-    `length` is the number of positions to make room for; `flags` are call options such as output_attentions.
+    `length` is the number of positions to make room for; `flags` are call options such as output_attentions;
+    `memory` is the public kind of cache and its settings.
     """
 
     def __init__(self, model: nn.Module, prompt: Prompt, length: int, use_cache: bool, pad_id: int,
-                 flags: dict[str, bool] | None = None):  # fmt: skip
-        self.model, self.rows = model, prompt.rows
+                 flags: dict[str, bool] | None = None,
+                 memory: tuple[str | None, Any] = (None, None)):  # fmt: skip
+        self.model, self.rows, self.memory = model, prompt.rows, memory
         self.takes = accepted(model.forward)
         # a model may add what each of its steps needs besides (blanks to fill, ...)
         self.complete = getattr(model, "next_inputs", dict)
@@ -118,20 +121,21 @@ class Forward:
     def _widen(self, inputs: dict[str, Any], count: int) -> None:
         """Inputs of one new position for `count` of them: the types stay, the positions go on."""
         types, name = inputs.get("token_type_ids"), f"{self.prefix}position_ids"
-        if types is not None:
+        if types is not None and types.shape[1] == 1:
             inputs["token_type_ids"] = types.expand(-1, count)
-        if name in inputs:
+        if name in inputs and inputs[name].shape[-1] == 1:
             inputs[name] = inputs[name] + torch.arange(count, device=inputs[name].device)
         for row in ALONG_ROWS:
-            if row in inputs:
+            if row in inputs and inputs[row].shape[1] == 1:
                 inputs[row] = inputs[row].expand(-1, count, *inputs[row].shape[2:])
 
     def _takes(self, name: str) -> bool:
         return self.takes is None or name in self.takes
 
     def _new_cache(self, length: int) -> Any:
-        new = getattr(self.model, "new_cache", None)
-        return None if new is None else new(self.rows, length)
+        if getattr(self.model, "new_cache", None) is None:
+            return None
+        return new_cache(self.model, *self.memory, self.rows, length)
 
     def _after_first(self, inputs: dict[str, Any]) -> None:
         """Keep of the first step's inputs only those that every position has: types and positions of the next

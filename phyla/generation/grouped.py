@@ -1,9 +1,11 @@
 """Beam search in groups that keep apart (Vijayakumar et al. 2016), and under constraints (Post & Vilar 2018).
 
-Both choose their beams one by one on the host: what goes on, what ends, and which group or constraint it serves.
+Both choose their beams one by one on the host: what goes on, what ends, and which group or constraint it
+serves.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -155,10 +157,20 @@ class _Row:
                     if self.new[beam] and not self.fulfilled(beam):
                         pool.add(totals[beam], self.new[beam], self.origin[beam], fulfilled=False)
 
+    def tell(self, settled: Any, returned: int) -> None:
+        """Give a streamer what no later step can change."""
+        if self.done:
+            settled.closed(self.number, [e.new for e in self.best(returned)])
+            return
+        texts = [e.new for pool in self.pools for e in pool.entries]
+        for group, pool in enumerate(self.pools):
+            texts += [] if pool.done else self.new[group * self.size : (group + 1) * self.size]
+        settled.candidates(self.number, texts)
+
     def best(self, returned: int) -> list[_Ended]:
         """The best `returned`, those that fulfil the constraints first."""
         ended = [e for pool in self.pools for e in pool.entries]
-        return sorted(reversed(ended), key=lambda e: (not e.fulfilled, -e.score))[:returned]
+        return sorted(ended[::-1], key=lambda e: (not e.fulfilled, -e.score))[:returned]
 
 
 def grouped_search(
@@ -204,6 +216,10 @@ def grouped_search(
         totals = torch.tensor([[c.total for c in picked] for picked in chosen], device=device)
         if all(row.done for row in rows):
             break
+        if task.settled is not None:
+            for row in rows:
+                row.tell(task.settled, settings.returned)
+            task.settled.flush()
         source = torch.tensor([r.number * count + c.source for r, p in zip(rows, chosen) for c in p])
         source = source.to(device)
         ids = ids[source]

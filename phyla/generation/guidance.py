@@ -53,6 +53,7 @@ class UnbatchedClassifierFreeGuidanceLogitsProcessor(LogitsProcessor):
         self.model, self.use_cache = model, use_cache is not False
         self.negative, self.negative_mask = unconditional_ids, unconditional_attention_mask
         self.ids: Tensor | None = None
+        self.start, self.begun = torch.empty(0), 0
         self.forward: Forward | None = None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -61,12 +62,26 @@ class UnbatchedClassifierFreeGuidanceLogitsProcessor(LogitsProcessor):
             return scores
         if self.forward is None or self.ids is None:
             prompt = self._prompt(input_ids)
-            self.ids = prompt.ids
+            self.begun, self.ids = input_ids.shape[1], prompt.ids
+            self.start = prompt.ids
             self.forward = Forward(self.model, prompt, prompt.positions + 1, self.use_cache, pad_id=0)
         else:
-            self.ids = torch.cat([self.ids, input_ids[:, -1:]], dim=1)
+            ids = torch.cat([self.start, input_ids[:, self.begun :]], dim=1)
+            self._return_to(ids)
+            self.ids = ids
         negative = self.forward.logits(self.forward(self.ids)).log_softmax(-1)
         return negative + self.guidance_scale * (scores - negative)
+
+    def _return_to(self, ids: Tensor) -> None:
+        """Forget what beams and drafts took back."""
+        assert self.forward is not None and self.ids is not None
+        common = min(self.ids.shape[1], ids.shape[1] - 1)
+        if self.forward.fed == self.ids.shape[1] == ids.shape[1] - 1:
+            if torch.equal(self.ids, ids[:, :common]):
+                return
+        same = (self.ids[:, :common] == ids[:, :common]).all(0).cumprod(0).sum()
+        if self.forward.fed > int(same):
+            self.forward.truncate(int(same))
 
     def _prompt(self, input_ids: Tensor) -> Prompt:
         ids = input_ids[:, -1:] if self.negative is None else self.negative

@@ -7,20 +7,25 @@ import torch
 from torch import Tensor, nn
 
 from phyla.errors import GenerationError
-from phyla.generation.beams import BeamSettings, beam_search
+from phyla.generation.beams import BeamSettings, Found, beam_search
 from phyla.generation.config import DEFAULTS, GenerationConfig
+from phyla.generation.constraints import read_constraints
 from phyla.generation.forward import Forward
+from phyla.generation.grouped import grouped_search
 from phyla.generation.guidance import guidance_processor
-from phyla.generation.modes import check_supported, generation_mode, has_beams
+from phyla.generation.healing import healed_inputs
+from phyla.generation.modes import GenerationMode, check_supported, generation_mode, has_beams
 from phyla.generation.plan import (
     build_criteria,
     build_processors,
     context_length,
     merge_config,
     new_token_limit,
+    set_rows,
 )
 from phyla.generation.prompt import read_prompt, split_inputs, truncated
-from phyla.generation.search import decode
+from phyla.generation.settled import SettledBeams
+from phyla.generation.strategies import Sources, forward_class, needed_states, prepare
 from phyla.generation.task import Task, make_task
 
 
@@ -42,6 +47,7 @@ def generate(
     assistant_tokenizer: Any = None,
     seed: int | Sequence[int] | None = None,
     truncate: str | None = None,
+    row_settings: Sequence[dict[str, Any]] | None = None,
     **settings: Any,
 ) -> Any:
     """Token ids (batch * num_return_sequences, length) that continue the prompt `inputs`, ids (batch,
@@ -61,7 +67,11 @@ def generate(
     tokens (max_length=20) are generated. `seed` makes sampling repeatable: a number for the call, or one for
     each returned row, which then does not depend on the other rows; without it torch's global generator is
     used. truncate="left" cuts a prompt that is too long for the context at its
-    start. `tokenizer` serves stop_strings. `streamer` gets the prompt, then the tokens of each step (rows,).
+    start. `row_settings` has a dict for each row of the prompt with what it samples by, beside the others.
+    `tokenizer` serves stop_strings, token_healing and drafts of another vocabulary (with
+    `assistant_tokenizer`). A draft is `assistant_model`, prompt_lookup_num_tokens or assistant_early_exit;
+    sampling with a `seed` and a draft gives the same again, but not what it gives without. `streamer` gets
+    the prompt, then the tokens of each step (rows,).
 
     Raises GenerationError for settings, ArgumentError for prompts, NonFiniteLogitsError where the model
     computes NaN.
@@ -84,6 +94,9 @@ def generate(
         check_supported(config, strategy)
         if synced_gpus:
             raise GenerationError("synced_gpus=True is not supported")
+        sources = dict(named)
+        if config.token_healing:
+            inputs, named = healed_inputs(model, inputs, named, tokenizer)
         prompt = read_prompt(model, inputs, named, config)
         context = context_length(model.config)
         if truncate is not None:
@@ -95,37 +108,44 @@ def generate(
         guidance = guidance_processor(model, config, negative_prompt_ids, negative_prompt_attention_mask)
         beams = None
         if has_beams(strategy):
-            beams = _beam_settings(config, guidance is not None, streamer is not None)
+            beams = _beam_settings(config, guidance is not None)
         # made here, outside of inference mode, so that what is returned may be trained on
         encoder_decoder = bool(getattr(model.config, "is_encoder_decoder", False))
         task = make_task(config, prompt, limit, beams is not None, seed, encoder_decoder)
         task.streamer = streamer
+        end, custom = task.start + limit, logits_processor or []
         task.processors = build_processors(
-            model,
-            config,
-            prompt,
-            task.start + limit,
-            logits_processor or [],
-            prefix_allowed_tokens_fn,
-            guidance,
+            model, config, prompt, end, custom, prefix_allowed_tokens_fn, guidance, task.generators
         )
+        if row_settings is not None:
+            set_rows(model, config, prompt, end, custom, prefix_allowed_tokens_fn, guidance, task,
+            row_settings)
         task.criteria = build_criteria(config, stopping_criteria or [], tokenizer)
         flags = {name: bool(getattr(config, name)) for name in ("output_attentions", "output_hidden_states")}
-        forward = Forward(
-            model, prompt, prompt.positions + limit, config.use_cache is not False, task.pad_id,
-            flags if task.record is not None else {},
+        flags = flags if task.record is not None else {}
+        if needed_states(strategy):
+            flags["output_hidden_states"] = True
+        forward = forward_class(strategy)(
+            model, prompt, prompt.positions + limit, config.use_cache is not False, task.pad_id, flags,
+            (config.cache_implementation, config.cache_config),
         )  # fmt: skip
+        if beams is None:
+            given = {*asked, *(generation_config._given if generation_config is not None else ())}
+            run = prepare(
+                strategy, forward, task, config,
+                Sources(assistant_model, inputs, sources, prompt, tokenizer, assistant_tokenizer, given),
+            )  # fmt: skip
     # tensors born in inference mode may not be trained on or written to later: nothing that leaves this call,
     # or that the caller gave to be filled, is touched in it
     leaves = task.record is not None or prompt.cache is not None
     mode = torch.no_grad() if leaves else torch.inference_mode()
     if beams is not None:
-        return _with_beams(forward, task, beams, mode)
+        return _with_beams(forward, task, config, beams, mode)
     try:
         if streamer is not None:
             streamer.put(task.given.cpu())
         with mode:
-            length = decode(forward, task)
+            length = run()
     except BaseException as error:
         if hasattr(streamer, "fail"):
             streamer.fail(error)
@@ -136,10 +156,29 @@ def generate(
     return sequences if task.record is None else task.record.output(sequences, forward)
 
 
-def _with_beams(forward: Forward, task: Task, beams: BeamSettings, mode: Any) -> Any:
-    with mode:
-        found = beam_search(forward, task, beams)
+def _with_beams(
+    forward: Forward, task: Task, config: GenerationConfig, beams: BeamSettings, mode: Any
+) -> Any:
+    strategy, streamer = generation_mode(config), task.streamer
+    constraints = None
+    if strategy == GenerationMode.CONSTRAINED_BEAM_SEARCH:
+        constraints = read_constraints(config.constraints, config.force_words_ids)
     given = task.given.repeat_interleave(beams.returned, dim=0)
+    try:
+        if streamer is not None:
+            streamer.put(given.cpu())
+            task.settled = SettledBeams(streamer, len(task.given), beams.returned, task.pad_id)
+        with mode:
+            if strategy in (GenerationMode.BEAM_SEARCH, GenerationMode.BEAM_SAMPLE):
+                found = beam_search(forward, task, beams)
+            else:
+                found = grouped_search(forward, task, beams, config.num_beam_groups or 1, constraints)
+        if streamer is not None:
+            _tell_all(task, found, beams.returned)
+    except BaseException as error:
+        if hasattr(streamer, "fail"):
+            streamer.fail(error)
+        raise
     sequences = torch.cat([given, found.ids[:, task.start :]], dim=1)
     if task.record is None:
         return sequences
@@ -149,10 +188,23 @@ def _with_beams(forward: Forward, task: Task, beams: BeamSettings, mode: Any) ->
     return task.record.output(sequences, forward, fields)
 
 
-def _beam_settings(config: GenerationConfig, guided: bool, streamed: bool) -> BeamSettings:
-    for name, there in (("guidance_scale", guided), ("streamer", streamed)):
-        if there:
-            raise GenerationError(f"{name} works with num_beams=1 alone, but num_beams is {config.num_beams}")
+def _tell_all(task: Task, found: Found, returned: int) -> None:
+    """Give the streamer the rest."""
+    lengths = (found.origin >= 0).sum(1).tolist()
+    texts = [t[:n] for t, n in zip(found.ids[:, task.start :].tolist(), lengths, strict=True)]
+    for row in range(len(task.given)):
+        task.settled.closed(row, texts[row * returned : (row + 1) * returned])
+    task.settled.flush()
+    task.streamer.end()
+
+
+def _beam_settings(config: GenerationConfig, guided: bool) -> BeamSettings:
+    if guided and (config.num_beam_groups or 1) > 1:
+        raise GenerationError(
+            f"guidance_scale works with num_beam_groups=1 alone, but it is {config.num_beam_groups}"
+        )
+    if config.mirostat_tau is not None:
+        raise GenerationError(f"mirostat_tau works with num_beams=1 alone, but num_beams is {config.num_beams}")
     penalty = 1.0 if config.length_penalty is None else config.length_penalty
     returned = config.num_return_sequences or 1
     return BeamSettings(config.num_beams, returned, penalty, config.early_stopping or False)

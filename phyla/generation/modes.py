@@ -4,6 +4,7 @@ from enum import Enum
 from typing import Any
 
 from phyla.errors import GenerationError
+from phyla.generation.caches import IMPLEMENTATIONS
 from phyla.generation.config import DEFAULTS, GenerationConfig
 
 
@@ -21,16 +22,15 @@ class GenerationMode(str, Enum):
     GROUP_BEAM_SEARCH = "group_beam_search"
 
 
-_CACHES = (None, "dynamic", "static", "sliding_window", "hybrid", "mamba")  # all are the model's own cache
 # settings whose strategy is not there
-_ABSENT = ("watermarking_config", "forced_decoder_ids", "prompt_lookup_num_tokens", "assistant_early_exit",
-           "dola_layers", "constraints", "force_words_ids", "cache_config")  # fmt: skip
-_BEAMS = (GenerationMode.BEAM_SEARCH, GenerationMode.BEAM_SAMPLE)
-_STRATEGIES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE, *_BEAMS)
-SUPPORTED = (
-    "greedy decoding and sampling (do_sample), with beams (num_beams) or without, num_return_sequences, all "
-    "logits processors of the configuration, guidance_scale, and your own processors and criteria"
+_ABSENT = ("forced_decoder_ids",)
+_BEAMS = (
+    GenerationMode.BEAM_SEARCH,
+    GenerationMode.BEAM_SAMPLE,
+    GenerationMode.GROUP_BEAM_SEARCH,
+    GenerationMode.CONSTRAINED_BEAM_SEARCH,
 )
+SUPPORTED = "all strategies and logits processors of the configuration, and your own processors and criteria"
 
 
 def generation_mode(config: GenerationConfig, assistant_model: Any = None) -> GenerationMode:
@@ -68,18 +68,28 @@ def check_supported(config: GenerationConfig, mode: GenerationMode) -> None:
     for name in _ABSENT:
         if getattr(config, name) != DEFAULTS[name]:
             raise GenerationError(f"{name} is not supported; supported are {SUPPORTED}")
-    if config.token_healing:
-        raise GenerationError(f"token_healing is not supported; supported are {SUPPORTED}")
     if config.return_legacy_cache:
         raise GenerationError("return_legacy_cache=True is not supported: past_key_values is a cache object")
-    if config.cache_implementation not in _CACHES:
+    if config.cache_implementation not in (None, *IMPLEMENTATIONS):
         raise GenerationError(
-            f"cache_implementation must be one of {_CACHES}, but is {config.cache_implementation!r}"
+            f"cache_implementation must be one of {IMPLEMENTATIONS}, but is {config.cache_implementation!r}"
         )
-    if mode not in _STRATEGIES:
-        raise GenerationError(
-            f"the settings ask for {mode.value}, which is not supported; supported are {SUPPORTED}"
-        )
+    if mode == GenerationMode.CONSTRAINED_BEAM_SEARCH:
+        plain = (config.num_beams or 1) > 1 and not config.do_sample and (config.num_beam_groups or 1) == 1
+        if not plain:
+            raise GenerationError(
+                "constraints and force_words_ids need num_beams above 1, do_sample=False and num_beam_groups=1, "
+                f"but num_beams is {config.num_beams}, do_sample {config.do_sample} and num_beam_groups "
+                f"{config.num_beam_groups}"
+            )
+    if mode == GenerationMode.GROUP_BEAM_SEARCH:
+        if config.do_sample:
+            raise GenerationError("num_beam_groups above 1 works with do_sample=False alone")
+        if not config.diversity_penalty:
+            raise GenerationError(
+                "num_beam_groups above 1 needs a diversity_penalty above 0: without it all groups are the
+                same"
+            )
 
 
 def has_beams(mode: GenerationMode) -> bool:

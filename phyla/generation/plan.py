@@ -1,14 +1,15 @@
 """From settings to what the decoding loop runs with: lengths, logits processors, stopping criteria."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from phyla.errors import ArgumentError, GenerationError
-from phyla.generation import warpers
+from phyla.generation import penalties, warpers
 from phyla.generation.config import DEFAULTS, SPECIAL_IDS, GenerationConfig
 from phyla.generation.logits import (
     EncoderNoRepeatNGramLogitsProcessor,
@@ -16,6 +17,7 @@ from phyla.generation.logits import (
     ExponentialDecayLengthPenalty,
     ForcedBOSTokenLogitsProcessor,
     ForcedEOSTokenLogitsProcessor,
+    HammingDiversityLogitsProcessor,
     InfNanRemoveLogitsProcessor,
     LogitNormalization,
     LogitsProcessor,
@@ -32,7 +34,9 @@ from phyla.generation.logits import (
     id_list,
 )
 from phyla.generation.prompt import Prompt
+from phyla.generation.rows import row_configs, row_processors
 from phyla.generation.stopping import MaxTimeCriteria, StoppingCriteriaList, StopStringCriteria
+from phyla.generation.watermark import read_watermark
 
 
 def merge_config(
@@ -118,7 +122,8 @@ def new_token_limit(config: GenerationConfig, prompt: Prompt, context: int | Non
 
 def build_processors(model: nn.Module, config: GenerationConfig, prompt: Prompt, max_length: int,
                      custom: list[LogitsProcessor], prefix_allowed_tokens_fn: Callable | None,
-                     guidance: LogitsProcessor | None) -> LogitsProcessorList:  # fmt: skip
+                     guidance: LogitsProcessor | None,
+                     generators: list[torch.Generator] | None = None) -> LogitsProcessorList:  # fmt: skip
     """The processors that the settings ask for, in the order of the reference; one of `custom` replaces its
     like.
     """
@@ -127,11 +132,18 @@ def build_processors(model: nn.Module, config: GenerationConfig, prompt: Prompt,
     steps: list[LogitsProcessor] = [] if guidance is None else [guidance]
     if config.sequence_bias is not None:
         steps.append(SequenceBiasLogitsProcessor(config.sequence_bias))
+    if _set(config.diversity_penalty, 0.0) and (config.num_beam_groups or 1) > 1:
+        steps.append(
+            HammingDiversityLogitsProcessor(
+                config.diversity_penalty, config.num_beams, config.num_beam_groups
+            )
+        )
     if _set(config.encoder_repetition_penalty, 1.0):
         source = _source(prompt, "encoder_repetition_penalty")
         steps.append(EncoderRepetitionPenaltyLogitsProcessor(config.encoder_repetition_penalty, *source))
     if _set(config.repetition_penalty, 1.0):
         steps.append(RepetitionPenaltyLogitsProcessor(config.repetition_penalty, mask))
+    steps += _added_penalties(config, length, mask)
     if _set(config.no_repeat_ngram_size, 0):
         steps.append(NoRepeatNGramLogitsProcessor(config.no_repeat_ngram_size, mask))
     if _set(config.encoder_no_repeat_ngram_size, 0):
@@ -145,7 +157,8 @@ def build_processors(model: nn.Module, config: GenerationConfig, prompt: Prompt,
         hidden = prompt.positions - length
         steps.append(MinLengthLogitsProcessor(max(config.min_length - hidden, 0), eos))
     if prefix_allowed_tokens_fn is not None:
-        steps.append(PrefixConstrainedLogitsProcessor(prefix_allowed_tokens_fn, config.num_beams or 1))
+        group = (config.num_beams or 1) // (config.num_beam_groups or 1)
+        steps.append(PrefixConstrainedLogitsProcessor(prefix_allowed_tokens_fn, group))
     if config.forced_bos_token_id is not None:
         steps.append(ForcedBOSTokenLogitsProcessor(config.forced_bos_token_id))
     if config.forced_eos_token_id is not None:
@@ -165,6 +178,10 @@ def build_processors(model: nn.Module, config: GenerationConfig, prompt: Prompt,
     if config.do_sample:
         beams = (config.num_beams or 1) > 1
         steps += build_warpers(config, 1 + (len(id_list(eos)) if eos is not None else 1) if beams else 1)
+        steps += _added_filters(config, generators)
+    watermark = read_watermark(config.watermarking_config)
+    if watermark is not None:
+        steps.append(watermark.construct_processor(_vocabulary(model), prompt.ids.device))
     if config.renormalize_logits:
         steps.append(LogitNormalization())
     return LogitsProcessorList(steps)
@@ -188,6 +205,63 @@ def build_warpers(config: GenerationConfig, keep: int) -> list[LogitsProcessor]:
     if _set(config.eta_cutoff, 0.0):
         steps.append(warpers.EtaLogitsWarper(config.eta_cutoff, min_tokens_to_keep=keep))
     return steps
+
+
+def _added_penalties(config: GenerationConfig, length: int, mask: Tensor | None) -> list[LogitsProcessor]:
+    steps: list[LogitsProcessor] = []
+    presence, frequency = config.presence_penalty or 0.0, config.frequency_penalty or 0.0
+    if presence or frequency:
+        steps.append(penalties.PresenceFrequencyLogitsProcessor(presence, frequency, length))
+    if _set(config.dry_multiplier, 0.0):
+        steps.append(
+            penalties.DRYLogitsProcessor(
+                config.dry_multiplier, config.dry_base, config.dry_allowed_length,
+                config.dry_sequence_breakers, config.dry_range or 0, mask,
+            )  # fmt: skip
+        )
+    return steps
+
+
+def _added_filters(
+    config: GenerationConfig, generators: list[torch.Generator] | None
+) -> list[LogitsProcessor]:
+    steps: list[LogitsProcessor] = []
+    if config.top_n_sigma is not None:
+        steps.append(penalties.TopNSigmaLogitsWarper(config.top_n_sigma))
+    if _set(config.xtc_probability, 0.0):
+        ends = [] if config.eos_token_id is None else id_list(config.eos_token_id)
+        steps.append(
+            penalties.XTCLogitsWarper(config.xtc_probability, config.xtc_threshold, ends, generators)
+        )
+    if config.mirostat_tau is not None:
+        steps.append(penalties.MirostatLogitsWarper(config.mirostat_tau, config.mirostat_eta))
+    return steps
+
+
+def set_rows(model: nn.Module, config: GenerationConfig, prompt: Prompt, max_length: int,
+             custom: list[LogitsProcessor], prefix_allowed_tokens_fn: Callable | None,
+             guidance: LogitsProcessor | None, task: Any, settings: Sequence[dict]) -> None:  # fmt: skip
+    """Give the rows of a task processors of their own, by the dicts of `settings`."""
+    if (config.num_beams or 1) > 1 or guidance is not None or prefix_allowed_tokens_fn is not None:
+        raise GenerationError(
+            "row_settings work without num_beams, guidance_scale and prefix_allowed_tokens_fn"
+        )
+    configs = row_configs(config, settings, prompt.rows)
+
+    def build(own: GenerationConfig, rows: Tensor) -> LogitsProcessorList:
+        part = replace(
+            prompt, ids=prompt.ids[rows],
+            mask=None if prompt.mask is None else prompt.mask[rows],
+            source_ids=None if prompt.source_ids is None else prompt.source_ids[rows],
+            source_mask=None if prompt.source_mask is None else prompt.source_mask[rows],
+        )  # fmt: skip
+        wide = (rows[:, None] * task.repeats + torch.arange(task.repeats, device=rows.device)).flatten()
+        many = len(task.generators) > 1
+        generators = [task.generators[i] for i in wide.tolist()] if many else task.generators
+        return build_processors(model, own, part, max_length, custom, None, None, generators)
+
+    task.processors = row_processors(configs, task.repeats, build, prompt.ids.device)
+    task.do_sample = any(own.do_sample for own in configs)
 
 
 def build_criteria(config: GenerationConfig, custom: list, tokenizer: Any) -> StoppingCriteriaList:
@@ -216,6 +290,11 @@ def end_tokens(config: GenerationConfig, device: torch.device) -> Tensor | None:
 
 def _set(value: Any, off: float) -> bool:
     return value is not None and value != off
+
+
+def _vocabulary(model: Any) -> int:
+    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    return config.vocab_size
 
 
 def _source(prompt: Prompt, name: str) -> tuple[Tensor, Tensor | None]:

@@ -1,4 +1,5 @@
-"""Going back in a model's memory: keys and values are cut, states of recurrent layers put back and fed anew."""
+"""Going back in a model's memory: keys and values are cut, states of recurrent layers put back and fed anew.
+"""
 
 from typing import Any
 

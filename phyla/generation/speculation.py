@@ -1,6 +1,7 @@
 """Speculative decoding: several drafted tokens are checked in one step of the model.
 
-Rows of a batch go on together: by as many candidates as are right in every row, and one token more. Each row's
+Rows of a batch go on together: by as many candidates as are right in every row, and one token more. Each
+row's
 tokens follow the model's own distribution (Leviathan et al. 2023, algorithm 1); greedy tokens are its own.
 """
 
@@ -17,7 +18,8 @@ from phyla.generation.task import Task
 
 
 def speculate(forward: Forward, task: Task, draft: Draft) -> int:
-    """Fill `task.ids` with tokens that the draft proposes and the model accepts; returns the length reached."""
+    """Fill `task.ids` with tokens that the draft proposes and the model accepts; returns the length reached.
+    """
     ids, length, end = task.ids, task.start, task.start + task.limit
     done = torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
     step, proposal = 0, None

@@ -28,7 +28,7 @@ class Task:
 
     ids: (rows, start + limit) int64, the prompt of `start` ids at the front and padding behind it; given: the
     prompt as the caller gave it. repeats: sequences for each row of the prompt. generators: none, one, or one
-    a row.
+    a row. settled: what a streamer of beams is told through.
     """
 
     ids: Tensor
@@ -45,6 +45,7 @@ class Task:
     generators: list[torch.Generator] = field(default_factory=list)
     streamer: Any = None
     record: "Record | None" = None
+    settled: Any = None
 
 
 class Record:

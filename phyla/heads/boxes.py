@@ -150,7 +150,9 @@ def match(
     rows = enumerate(zip(logits.detach(), boxes.detach(), targets, strict=True))
     for row, (scores, own, target) in rows:
         ids, wanted = target["class_labels"].to(scores.device), target["boxes"].to(own)
-        cost = config.bbox_cost * torch.cdist(own, wanted, p=1) + config.class_cost * kind.cost(scores, ids, row)
+        cost = config.bbox_cost * torch.cdist(own, wanted, p=1) + config.class_cost * kind.cost(
+            scores, ids, row
+        )
         cost = cost - config.giou_cost * generalised_iou(corners(own), corners(wanted))
         found.append(assign(cost))
     return found

@@ -5,7 +5,6 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -13,7 +12,7 @@ from phyla.blocks import Linear
 from phyla.blocks.deformable import moved
 from phyla.blocks.spec import Block, make
 from phyla.heads.base import Call, Head, HeadModule
-from phyla.heads.boxes import FOCAL, detection_loss
+from phyla.heads.boxes import FOCAL, SOFTMAX, detection_loss
 from phyla.outputs import DetrObjectDetectionOutput, ModelOutput
 
 
@@ -37,11 +36,13 @@ def auxiliary(scores: Tensor, boxes: Tensor) -> list[dict[str, Tensor]]:
 
 
 class ObjectScores(HeadModule):
-    """Labels (one more for no object) and boxes of queries."""
+    """Labels and boxes of queries. kind: how labels are learned; nothing: labels of no object."""
+
+    kind, nothing = SOFTMAX, 1
 
     def __init__(self, config: Any, width: int) -> None:
         super().__init__()
-        self.labels, self.boxes = Linear(width, config.num_labels + 1), make(Steps(width, 4))
+        self.labels, self.boxes = Linear(width, config.num_labels + self.nothing), make(Steps(width, 4))
 
     def masks(self, out: Any) -> Tensor | None:
         """Scores of masks (B, Q, Y, X), of heads that have them."""
@@ -59,7 +60,7 @@ class ObjectScores(HeadModule):
                 fields["auxiliary_outputs"] = others
             pairs = [(o["logits"], o["pred_boxes"]) for o in others]
             fields["loss"], fields["loss_dict"] = detection_loss(
-                logits, boxes, call.labels, call.config, pairs, masks=masks
+                logits, boxes, call.labels, call.config, pairs, self.kind, masks
             )
         return fields
 
@@ -122,7 +123,7 @@ class BoxSteps(Steps):
 
     def __init__(self, width: int, out: int, count: int = 3, inner: int | None = None) -> None:
         super().__init__(width, out, count, inner)
-        self.layers[-1] = _Still(self.layers[-1].in_features, out)
+        self.layers[-1] = _Still(inner or width, out)
 
 
 class _Still(Linear):

@@ -32,7 +32,9 @@ def sampled(maps: Tensor, points: Tensor) -> Tensor:
     return F.grid_sample(maps[:, None], points, align_corners=False)[:, 0, :, 0]
 
 
-def match_masks(logits: Tensor, masks: Tensor, ids: Sequence[Tensor], wanted: Sequence[Tensor], c: Any) -> Pairs:
+def match_masks(
+    logits: Tensor, masks: Tensor, ids: Sequence[Tensor], wanted: Sequence[Tensor], c: Any
+) -> Pairs:
     """For each image the queries and targets that belong together, by points that all of them share.
 
     logits (B, Q, labels + 1), masks (B, Q, Y, X).
@@ -48,15 +50,20 @@ def match_masks(logits: Tensor, masks: Tensor, ids: Sequence[Tensor], wanted: Se
         cross = (F.softplus(-x) / count) @ y.T + (F.softplus(x) / count) @ (1 - y).T
         p = x.sigmoid()
         overlap = 1 - (2 * p @ y.T + 1) / (p.sum(1)[:, None] + y.sum(1) + 1)
-        cost = c.mask_weight * cross - scores.softmax(-1)[:, labels.to(scores.device)] + c.dice_weight * overlap
+        cost = (
+            c.mask_weight * cross - scores.softmax(-1)[:, labels.to(scores.device)] + c.dice_weight * overlap
+        )
         found.append(assign(cost.clamp(-1e10, 1e10).nan_to_num(0)))
     return found
 
 
 def doubtful_points(masks: Tensor, c: Any) -> Tensor:
-    """Points (N, P, 2) at which masks (N, Y, X) are near 0, and some anywhere (arXiv:1912.08193, section 3.1)."""
+    """Points (N, P, 2) at which masks (N, Y, X) are near 0, and some anywhere (arXiv:1912.08193, 3.1)."""
     n, device = len(masks), masks.device
-    many, near = int(c.train_num_points * c.oversample_ratio), int(c.importance_sample_ratio * c.train_num_points)
+    many, near = (
+        int(c.train_num_points * c.oversample_ratio),
+        int(c.importance_sample_ratio * c.train_num_points),
+    )
     points = torch.rand(n, many, 2, device=device)
     chosen = (-sampled(masks, points).abs()).topk(near, 1).indices
     points = points.gather(1, chosen[..., None].expand(-1, -1, 2))
@@ -107,7 +114,8 @@ def mask_set_losses(
     return {
         "loss_mask": c.mask_weight * error,
         "loss_dice": c.dice_weight * dice(at, goal).sum() / count,
-        "loss_cross_entropy": c.class_weight * F.cross_entropy(logits.transpose(1, 2), classes, weight.to(logits)),
+        "loss_cross_entropy": c.class_weight
+        * F.cross_entropy(logits.transpose(1, 2), classes, weight.to(logits)),
     }
 
 

@@ -15,11 +15,14 @@ _NAMES = {
     "base": ("Many", "ModelOutput", "One",),
     "characters": ("CanineModelOutputWithPooling",),
     "detection": (
+        "ConditionalDetrModelOutput", "ConditionalDetrObjectDetectionOutput",
+        "ConditionalDetrSegmentationOutput",
         "DeformableDetrModelOutput", "DeformableDetrObjectDetectionOutput", "DetrModelOutput",
         "DetrObjectDetectionOutput", "DetrSegmentationOutput",
         "GroundingDinoModelOutput", "GroundingDinoObjectDetectionOutput",
         "Mask2FormerForUniversalSegmentationOutput", "Mask2FormerModelOutput",
-        "SamImageSegmentationOutput",
+        "SamImageSegmentationOutput", "TableTransformerModelOutput",
+        "TableTransformerObjectDetectionOutput",
     ),
     "latent": ("PerceiverClassifierOutput", "PerceiverMaskedLMOutput", "PerceiverModelOutput",),
     "long": (

@@ -177,3 +177,84 @@ class GroundingDinoObjectDetectionOutput(ModelOutput):
     encoder_logits: One = None
     encoder_pred_boxes: One = None
     input_ids: One = None
+
+
+class TableTransformerModelOutput(ModelOutput):
+    """States of the queries (B, Q, D) and of the places of the image."""
+
+    last_hidden_state: One = None
+    past_key_values: Any = None
+    decoder_hidden_states: Many = None
+    decoder_attentions: Many = None
+    cross_attentions: Many = None
+    encoder_last_hidden_state: One = None
+    encoder_hidden_states: Many = None
+    encoder_attentions: Many = None
+    intermediate_hidden_states: One = None
+
+
+class TableTransformerObjectDetectionOutput(ModelOutput):
+    """Scores (B, Q, labels + 1) and boxes (B, Q, 4): centre and size, shares of the image."""
+
+    loss: One = None
+    loss_dict: Any = None
+    logits: One = None
+    pred_boxes: One = None
+    auxiliary_outputs: Any = None
+    last_hidden_state: One = None
+    decoder_hidden_states: Many = None
+    decoder_attentions: Many = None
+    cross_attentions: Many = None
+    encoder_last_hidden_state: One = None
+    encoder_hidden_states: Many = None
+    encoder_attentions: Many = None
+
+
+class ConditionalDetrModelOutput(ModelOutput):
+    """States of the queries (B, Q, D) and of the places of the image."""
+
+    last_hidden_state: One = None
+    past_key_values: Any = None
+    decoder_hidden_states: Many = None
+    decoder_attentions: Many = None
+    cross_attentions: Many = None
+    encoder_last_hidden_state: One = None
+    encoder_hidden_states: Many = None
+    encoder_attentions: Many = None
+    intermediate_hidden_states: One = None
+    reference_points: One = None
+
+
+class ConditionalDetrObjectDetectionOutput(ModelOutput):
+    """Scores (B, Q, labels + 1) and boxes (B, Q, 4): centre and size, shares of the image."""
+
+    loss: One = None
+    loss_dict: Any = None
+    logits: One = None
+    pred_boxes: One = None
+    auxiliary_outputs: Any = None
+    last_hidden_state: One = None
+    decoder_hidden_states: Many = None
+    decoder_attentions: Many = None
+    cross_attentions: Many = None
+    encoder_last_hidden_state: One = None
+    encoder_hidden_states: Many = None
+    encoder_attentions: Many = None
+
+
+class ConditionalDetrSegmentationOutput(ModelOutput):
+    """Scores, boxes, and for each query a mask (B, Q, Y / 4, X / 4) of scores."""
+
+    loss: One = None
+    loss_dict: Any = None
+    logits: One = None
+    pred_boxes: One = None
+    pred_masks: One = None
+    auxiliary_outputs: Any = None
+    last_hidden_state: One = None
+    decoder_hidden_states: Many = None
+    decoder_attentions: Many = None
+    cross_attentions: Many = None
+    encoder_last_hidden_state: One = None
+    encoder_hidden_states: Many = None
+    encoder_attentions: Many = None

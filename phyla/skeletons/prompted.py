@@ -68,7 +68,8 @@ class PromptedModel(PreTrainedModel):
                 )
         if points is not None and boxes is not None and points.shape[1] != boxes.shape[1]:
             raise ArgumentError(
-                f"points and boxes must be of as many prompts, but are of {points.shape[1]} and {boxes.shape[1]}"
+                "points and boxes must be of as many prompts, but are of "
+                f"{points.shape[1]} and {boxes.shape[1]}"
             )
 
     def get_image_wide_positional_embeddings(self) -> Tensor:

@@ -75,7 +75,7 @@ class Chunked(Recording):
         return_token_timestamps: bool | None = None,
         **unused: Any,
     ) -> BatchFeature:
-        """`input_features` (batch, mels, frames); `attention_mask` (batch, frames) and `num_frames` on request.
+        """`input_features` (batch, mels, frames); `attention_mask` (batch, frames), `num_frames` on request.
 
         With torch the spectra are computed in float32 on `device`, as the public checkpoints were trained.
         """
@@ -153,7 +153,7 @@ class Clip(Recording):
 
 
 class Fused(TableExtractor):
-    """Decibel mels of ten seconds: short sounds repeat, long ones are cut at random or fused with a summary."""
+    """Decibel mels of ten seconds: short sounds repeat, long ones are cut or fused."""
 
     def prepare(self) -> None:
         self.nb_frequency_bins = (self.fft_window_size >> 1) + 1

@@ -11,8 +11,32 @@ from phyla.errors import ArgumentError
 from ..feature import BatchFeature, FeatureExtractionMixin
 
 _VOID = frozenset(
-    "area base basefont bgsound br col command embed frame hr image img input isindex keygen link menuitem meta"
-    " nextid param source spacer track wbr".split()
+    [
+        "area",
+        "base",
+        "basefont",
+        "bgsound",
+        "br",
+        "col",
+        "command",
+        "embed",
+        "frame",
+        "hr",
+        "image",
+        "img",
+        "input",
+        "isindex",
+        "keygen",
+        "link",
+        "menuitem",
+        "meta",
+        "nextid",
+        "param",
+        "source",
+        "spacer",
+        "track",
+        "wbr",
+    ]
 )
 
 

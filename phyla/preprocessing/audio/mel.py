@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
+import logging
 
 import numpy as np
 
 from phyla.errors import ArgumentError
 
+log = logging.getLogger(__name__)
 SCALES = ("htk", "slaney", "kaldi")
 # The Slaney scale is linear to 1000 Hz (mel 15) and logarithmic above, 27 steps for a factor of 6.4.
 _KNEE_HERTZ, _KNEE_MEL, _STEP = 1000.0, 15.0, np.log(6.4) / 27.0
@@ -81,10 +82,10 @@ def mel_filter_bank(
     if norm == "slaney":
         filters *= 2.0 / (edges[2:] - edges[:-2])
     if (filters.max(axis=0) == 0.0).any():
-        warnings.warn(
-            f"a mel filter is all zero: num_mel_filters ({num_mel_filters}) is too high or"
-            f" num_frequency_bins ({num_frequency_bins}) too low",
-            stacklevel=2,
+        log.info(
+            "a mel filter is all zero: num_mel_filters (%d) is high for num_frequency_bins (%d)",
+            num_mel_filters,
+            num_frequency_bins,
         )
     return filters
 

@@ -39,9 +39,7 @@ class Hops(TableExtractor):
         padding = self._padding(padding, truncation)
         sounds = _channels_last(raw_audio)
         self._check_channels(sounds)
-        batch = self.pad(
-            {"input_values": sounds}, padding, max_length, truncation, self.hop_length, False
-        )
+        batch = self.pad({"input_values": sounds}, padding, max_length, truncation, self.hop_length, False)
         return self._channels_first(batch).convert_to_tensors(return_tensors)
 
     def _padding(self, padding: Any, truncation: bool) -> Any:
@@ -54,7 +52,9 @@ class Hops(TableExtractor):
             if one.ndim > 2:
                 raise ArgumentError(f"a sound is (channels, samples), but its shape is {one.T.shape}")
             if self.feature_size == 1 and one.ndim != 1:
-                raise ArgumentError(f"mono sound (samples,) is needed, but there are {one.shape[-1]} channels")
+                raise ArgumentError(
+                    f"mono sound (samples,) is needed, but there are {one.shape[-1]} channels"
+                )
             if self.feature_size == 2:
                 raise ArgumentError("stereo sound cannot be used by this codec")
 
@@ -84,7 +84,9 @@ class Chunks(Hops):
             if one.ndim > 2:
                 raise ArgumentError(f"a sound is (channels, samples), but its shape is {one.T.shape}")
             if self.feature_size == 1 and one.ndim != 1:
-                raise ArgumentError(f"mono sound (samples,) is needed, but there are {one.shape[-1]} channels")
+                raise ArgumentError(
+                    f"mono sound (samples,) is needed, but there are {one.shape[-1]} channels"
+                )
             if self.feature_size == 2 and one.shape[-1] != 2:
                 raise ArgumentError(f"stereo sound is needed, but there are {one.shape[-1]} channels")
 
@@ -273,5 +275,3 @@ class Chroma(TableExtractor):
         ).astype(np.float32)
         winner = (self.chroma_filters @ power).argmax(axis=0)
         return np.eye(self.num_chroma, dtype=np.float32)[winner]
-
-

@@ -42,7 +42,9 @@ class SequenceFeatureExtractor(FeatureExtractionMixin):
         if chosen is PaddingStrategy.MAX_LENGTH and max_length is None:
             raise ArgumentError("padding='max_length' needs max_length")
         if chosen is not PaddingStrategy.DO_NOT_PAD and self.padding_value is None:
-            raise ArgumentError("padding needs a padding_value; set one: feature_extractor.padding_value = 0.0")
+            raise ArgumentError(
+                "padding needs a padding_value; set one: feature_extractor.padding_value = 0.0"
+            )
         return chosen
 
     def pad(

@@ -180,7 +180,7 @@ class FilterBanks(TableExtractor):
             max_length,
             truncation,
             pad_to_multiple_of,
-            self._masked(return_attention_mask),
+            True,
         )
         mask = _int_masks(batch)
         if self.normalizes():
@@ -193,10 +193,13 @@ class FilterBanks(TableExtractor):
                 self.normalize_vars,
                 self.padding_value,
             )
+        if not self.masked(return_attention_mask):
+            del batch["attention_mask"]
         return batch.convert_to_tensors(return_tensors)
 
-    def _masked(self, asked: bool | None) -> bool | None:
-        return asked
+    def masked(self, asked: bool | None) -> bool:
+        """Whether the mask is returned."""
+        return self.return_attention_mask if asked is None else asked
 
 
 class KaldiBanks(FilterBanks):
@@ -244,7 +247,7 @@ class CepstralBanks(FilterBanks):
     def normalizes(self) -> bool:
         return self.normalize_means or self.normalize_vars
 
-    def _masked(self, asked: bool | None) -> bool | None:
+    def masked(self, asked: bool | None) -> bool:
         return True
 
 

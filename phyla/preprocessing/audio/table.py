@@ -21,13 +21,15 @@ class Row:
 
     kind: the class that takes the call. settings: constructor arguments with their defaults, in order.
     inputs: names of the model's inputs. unsaved: computed attributes that the saved file does not have.
-    fixed: what the kind reads besides the settings.
+    quiet: settings that the public files lack, saved only where they are not the defaults. fixed: what the
+    kind reads besides the settings.
     """
 
     kind: str
     settings: Mapping[str, Any]
     inputs: tuple[str, ...]
     unsaved: tuple[str, ...] = ("mel_filters", "window")
+    quiet: tuple[str, ...] = ()
     fixed: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -55,12 +57,18 @@ class TableExtractor(SequenceFeatureExtractor):
     def prepare(self) -> None:
         """Hook: compute lengths, windows and filters of the settings."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """The settings, with the class name under the key that the public files use."""
+        kept = super().to_dict()
+        row = type(self).row
+        return {k: v for k, v in kept.items() if k not in row.quiet or v != row.settings[k]}
+
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"{type(self).__name__} has no setting {name!r}")
 
 
 def kaldi_filters(num_mel_bins: int, sampling_rate: int) -> np.ndarray:
-    """Kaldi's filters from 20 Hz on for an FFT of 512 points; the bin of the Nyquist frequency counts nothing."""
+    """Kaldi's filters from 20 Hz on for an FFT of 512 points; the Nyquist frequency counts nothing."""
     filters = mel_filter_bank(
         num_frequency_bins=256,
         num_mel_filters=num_mel_bins,

@@ -60,7 +60,7 @@ def check_rate(owner: Any, given: int | None) -> None:
             log.warning("pass sampling_rate to %s: a wrong rate goes unnoticed otherwise", name)
     elif given != owner.sampling_rate:
         raise ArgumentError(
-            f"{name} needs sound sampled at {owner.sampling_rate} Hz, but sampling_rate is {given}: resample it"
+            f"{name} needs sound at {owner.sampling_rate} Hz, but sampling_rate is {given}: resample it"
         )
 
 

@@ -69,7 +69,8 @@ class DataCollatorForLanguageModeling:
     def _need_mask_token(self) -> None:
         if self.tokenizer.mask_token is None:
             raise ArgumentError(
-                "masked language modelling needs a mask_token, and this tokenizer has none: use another, or mlm=False"
+                "masked language modelling needs a mask_token, and this tokenizer has none: mlm=False trains"
+                " on the next token instead"
             )
 
     def _seeded(self, make: Arrays) -> None:
@@ -184,7 +185,7 @@ class DataCollatorForWholeWordMask(DataCollatorForLanguageModeling):
 
 @dataclass
 class DataCollatorForSOP(DataCollatorForLanguageModeling):
-    """Masked language modelling with the order of two sentences to predict (deprecated in its public form)."""
+    """Masked language modelling with the order of two sentences to predict (deprecated)."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -203,9 +204,7 @@ class DataCollatorForSOP(DataCollatorForLanguageModeling):
         self._seeded(make)
         ids = collated([one["input_ids"] for one in features], self.tokenizer, None, make)
         padding = ids == self.tokenizer.pad_token_id
-        chances = np.where(
-            self._special(ids) | np.asarray(padding, dtype=bool), 0.0, self.mlm_probability
-        )
+        chances = np.where(self._special(ids) | np.asarray(padding, dtype=bool), 0.0, self.mlm_probability)
         chosen = make.coins(chances, ids.shape, self.generator)
         labels = self._replace(ids, chosen, make)
         visible = make.tensor((~chosen | padding).tolist(), "float")

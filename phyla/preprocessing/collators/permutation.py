@@ -46,7 +46,9 @@ class DataCollatorForPermutationLanguageModeling:
         make = arrays(return_tensors or self.return_tensors)
         rows = [one["input_ids"] if is_mapping(one) else one for one in features]
         if self.tokenizer.mask_token is None:
-            raise ArgumentError("permutation language modelling needs a mask_token, and this tokenizer has none")
+            raise ArgumentError(
+                "permutation language modelling needs a mask_token, and this tokenizer has none"
+            )
         ids = np.asarray(collated(rows, self.tokenizer, None, make))
         count, length = ids.shape
         if length % 2:

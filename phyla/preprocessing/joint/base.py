@@ -131,11 +131,6 @@ class ProcessorMixin(ChatParts):
         return getattr(self, type(self).attributes[0]) if self._target is None else self._target
 
     @property
-    def feature_extractor_class(self) -> str:
-        """The class name of the part before the tokenizer."""
-        return type(getattr(self, type(self).attributes[0])).__name__
-
-    @property
     def model_input_names(self) -> list[str]:
         """The names of the inputs of all parts."""
         names: list[str] = []

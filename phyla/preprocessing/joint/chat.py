@@ -84,8 +84,8 @@ class ChatParts:
         all inputs.
 
         Parts of a message's content are {"type": "text", "text": ...}, {"type": "image", "image" (or "url",
-        "path", "base64"): ...} and {"type": "video", "video": ...}. Other options go to the template and to the
-        call.
+        "path", "base64"): ...} and {"type": "video", "video": ...}. Other options go to the template and
+        the call.
         """
         template = self._template(chat_template)
         said = {name: options.pop(name) for name in _TEMPLATE if name in options}

@@ -289,8 +289,51 @@ class PannedCrops(Expanding):
 
         def told(count: int) -> str:
             more = " ".join([self.boi_token] * count)
-            start = f"Here is the original image {self.boi_token} and here are some crops to help you see better "
+            start = (
+                f"Here is the original image {self.boi_token} and here are some crops to help you see better "
+            )
             return start + more if count else self.boi_token
 
         texts = replaced(texts, self.boi_token, (told(int(count)) for count in crops))
         return [text.replace(self.boi_token, self.full_image_sequence) for text in texts]
+
+
+class Judged(PannedCrops):
+    """Each picture once for every policy, which its text states; the template makes the prompt."""
+
+    def prepare(self) -> None:
+        super().prepare()
+        if self.policy_definitions is None:
+            self.policy_definitions = dict(type(self).row.fixed["policies"])  # type: ignore[union-attr]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings without policies that are the defaults."""
+        kept = super().to_dict()
+        if kept.get("policy_definitions") == dict(type(self).row.fixed["policies"]):  # type: ignore[union-attr]
+            del kept["policy_definitions"]
+        return kept
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: Any = None,
+        policies: Any = None,
+        custom_policies: Any = None,
+        **options: Any,
+    ) -> BatchFeature:
+        """The inputs of every pair of picture and policy, by names of known and custom ones."""
+        if images is None or not self.chat_template:
+            raise ArgumentError("images are needed, and a chat template: set processor.chat_template")
+        images = list(images) if isinstance(images, (list, tuple)) else [images]
+        known = {**self.policy_definitions, **(custom_policies or {})}
+        names = list(known) if policies is None else list(policies)
+        if not set(names) <= set(known):
+            raise ArgumentError(f"policies must be of {sorted(known)}, but are {names}")
+        messages, shown = [], []
+        for image in images:
+            for name in names:
+                content = [{"type": "image"}, {"type": "text", "text": known[name]}]
+                messages.append([{"role": "user", "content": content}])
+                shown.append([image])
+        prompts = self.apply_chat_template(messages, tokenize=False)
+        return super().__call__(images=shown, text=prompts, **options)

@@ -26,7 +26,9 @@ def matched(images: Any, counts: list[int] | None) -> list[list]:
         if counts is None:
             groups = [list(images)]
         elif sum(counts) != len(images):
-            raise ArgumentError(f"the texts have {sum(counts)} image tokens, but there are {len(images)} images")
+            raise ArgumentError(
+                f"the texts have {sum(counts)} image tokens, but there are {len(images)} images"
+            )
         else:
             left = iter(images)
             groups = [[next(left) for _ in range(count)] for count in counts]
@@ -138,8 +140,6 @@ class SplitRows(ProcessorMixin):
 class SplitRowsAndFrames(SplitRows):
     """Pictures in tiles, or the frames of a video, each with its time in words."""
 
-    INTRO = "You are provided the following series of {count} frames from a {length} [H:MM:SS] video.\n"
-
     def prepare(self) -> None:
         tokenizer, processor = self.tokenizer, self.image_processor
         names = {
@@ -203,7 +203,9 @@ class CrossAttended(ProcessorMixin):
     @staticmethod
     def _check(counts: list[int], groups: list | None) -> None:
         if any(counts) and not all(counts):
-            raise ArgumentError(f"either all texts of a batch have image tokens or none, but they have {counts}")
+            raise ArgumentError(
+                f"either all texts of a batch have image tokens or none, but they have {counts}"
+            )
         sizes = [0] if groups is None else [len(group) for group in groups]
         if any(counts) and sizes != counts:
             raise ArgumentError(f"the texts have {counts} image tokens, but there are {sizes} images")

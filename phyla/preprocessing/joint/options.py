@@ -12,18 +12,58 @@ from phyla.errors import ArgumentError
 
 log = logging.getLogger(__name__)
 TEXT = frozenset(
-    "text_pair text_target text_pair_target add_special_tokens padding truncation max_length stride"
-    " is_split_into_words pad_to_multiple_of return_token_type_ids return_attention_mask"
-    " return_overflowing_tokens return_special_tokens_mask return_offsets_mapping return_length verbose"
-    " padding_side".split()
+    [
+        "text_pair",
+        "text_target",
+        "text_pair_target",
+        "add_special_tokens",
+        "padding",
+        "truncation",
+        "max_length",
+        "stride",
+        "is_split_into_words",
+        "pad_to_multiple_of",
+        "return_token_type_ids",
+        "return_attention_mask",
+        "return_overflowing_tokens",
+        "return_special_tokens_mask",
+        "return_offsets_mapping",
+        "return_length",
+        "verbose",
+        "padding_side",
+    ]
 )
 IMAGES = frozenset(
-    "do_resize size size_divisor crop_size resample do_rescale rescale_factor do_normalize image_mean image_std"
-    " do_pad pad_size do_center_crop data_format input_data_format device".split()
+    [
+        "do_resize",
+        "size",
+        "size_divisor",
+        "crop_size",
+        "resample",
+        "do_rescale",
+        "rescale_factor",
+        "do_normalize",
+        "image_mean",
+        "image_std",
+        "do_pad",
+        "pad_size",
+        "do_center_crop",
+        "data_format",
+        "input_data_format",
+        "device",
+    ]
 )
 VIDEOS = IMAGES - {"crop_size", "pad_size", "device"}
 AUDIO = frozenset(
-    "sampling_rate raw_speech padding max_length truncation pad_to_multiple_of return_attention_mask".split()
+    [
+        "sampling_rate",
+        "raw_speech",
+        "padding",
+        "max_length",
+        "truncation",
+        "pad_to_multiple_of",
+        "return_attention_mask",
+    ]
 )
 NAMES: dict[str, frozenset[str]] = {"text": TEXT, "images": IMAGES, "videos": VIDEOS, "audio": AUDIO}
 SUFFIX = "_kwargs"

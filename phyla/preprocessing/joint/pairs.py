@@ -93,6 +93,14 @@ class Reading(Pair):
         return tagged(tokens, self.tokenizer.get_added_vocab() if added_vocab is None else added_vocab)
 
 
+class Transcribing(Pair):
+    """Pictures of pages, and their texts as labels."""
+
+    def post_process_generation(self, *values: Any, **options: Any) -> Any:
+        """Generated text mended, as the tokenizer does it."""
+        return self.tokenizer.post_process_generation(*values, **options)
+
+
 class Grounding(Pair):
     """A question to a video: texts have a fixed length, and the answer is a span of time."""
 
@@ -238,7 +246,7 @@ class Universal(ProcessorMixin):
     def __call__(
         self, images: Any = None, task_inputs: Any = None, segmentation_maps: Any = None, **options: Any
     ) -> Any:
-        """`pixel_values`, `pixel_mask`, `task_inputs` (batch, tokens) and, with maps, labels and `text_inputs`."""
+        """`pixel_values`, `pixel_mask`, `task_inputs` (batch, tokens) and, of maps, labels and texts."""
         return self._encoded(self.image_processor, images, task_inputs, segmentation_maps, options)
 
     def encode_inputs(
@@ -254,7 +262,7 @@ class Universal(ProcessorMixin):
             raise ArgumentError("images and task_inputs are needed")
         if not all(task in self.TASKS for task in tasks):
             raise ArgumentError(f"task_inputs must be of {', '.join(self.TASKS)}, but are {tasks}")
-        batch = encode(images, tasks, maps, **options)
+        batch = encode(images, tasks, maps, **self.options(options).images)
         batch["task_inputs"] = self._ids([f"the task is {task}" for task in tasks], self.task_seq_length)
         if "text_inputs" in batch:
             torch = require("torch", "torch", "preparing texts")
@@ -289,13 +297,11 @@ class SoundAndPictures(ProcessorMixin):
     ) -> dict[str, Any]:
         batch: dict[str, Any] = {}
         options.audio["mask_audio"] = bool(more.get("mask_audio"))
-        options.images["mask_pixel"] = bool(more.get("mask_pixel"))
         if audio is not None:
             batch.update(self.feature_extractor(audio, **options.audio))
         if images is not None:
             batch.update(self.image_processor(images, **options.images))
         if images_mixed is not None:
-            options.images.pop("mask_pixel")
             batch.update(self.image_processor(images_mixed, is_mixed=True, **options.images))
         return batch
 
@@ -303,5 +309,3 @@ class SoundAndPictures(ProcessorMixin):
 def as_numpy(value: Any) -> np.ndarray:
     """A numpy array of an array of any library."""
     return value.detach().cpu().numpy() if framework_of(value) == "pt" else np.asarray(value)
-
-

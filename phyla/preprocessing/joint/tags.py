@@ -9,7 +9,7 @@ SEPARATOR = "<sep/>"
 
 
 def tagged(tokens: str, vocabulary: Any, inner: bool = False) -> Any:
-    """The values of the tags of a text: lists where <sep/> divides them, {"text_sequence"} where there are none.
+    """The values of the tags of a text: lists where <sep/> divides them; {"text_sequence"} without tags.
 
     A leaf that is a token <.../> of the vocabulary stands for its name.
     """
@@ -41,4 +41,6 @@ def _value(content: str, vocabulary: Any) -> Any:
     if "<s_" in content and "</s_" in content:
         return tagged(content, vocabulary, inner=True)
     leaves = [leaf.strip() for leaf in content.split(SEPARATOR)]
-    return [leaf[1:-2] if leaf in vocabulary and leaf[0] == "<" and leaf[-2:] == "/>" else leaf for leaf in leaves]
+    return [
+        leaf[1:-2] if leaf in vocabulary and leaf[0] == "<" and leaf[-2:] == "/>" else leaf for leaf in leaves
+    ]

@@ -44,11 +44,11 @@ def word_piece(owner, settings: dict) -> Tokenizer:
     )
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece(prefix="##")
-    backend.post_processor = _templated(owner, settings, vocab)
+    backend.post_processor = templated(owner, settings, vocab)
     return backend
 
 
-class _Roles:
+class Roles:
     """The special tokens of settings, as a layout asks for them."""
 
     def __init__(self, settings: dict):
@@ -59,10 +59,10 @@ class _Roles:
         return str(value) if isinstance(value, AddedToken) else value
 
 
-def _templated(owner, settings: dict, vocab: dict):
+def templated(owner, settings: dict, vocab: dict):
     layout = getattr(type(owner), "template", type(owner).layout)
     return template(
-        _Roles(settings), layout, lambda token: vocab.get(token, vocab.get(str(settings.get("unk_token"))))
+        Roles(settings), layout, lambda token: vocab.get(token, vocab.get(str(settings.get("unk_token"))))
     )
 
 
@@ -94,7 +94,7 @@ def byte_level_pipeline(owner, settings: dict) -> Tokenizer:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(settings.get("add_prefix_space")))
     backend.decoder = decoders.ByteLevel()
     if settings.get("add_bos_token"):
-        backend.post_processor = _templated(owner, settings, vocab)
+        backend.post_processor = templated(owner, settings, vocab)
     else:
         backend.post_processor = processors.ByteLevel(trim_offsets=False)
     return backend
@@ -122,7 +122,7 @@ def typed_byte_level(owner, settings: dict) -> Tokenizer:
     backend = Tokenizer(model)
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(settings.get("add_prefix_space")))
     backend.decoder = decoders.ByteLevel()
-    backend.post_processor = _templated(owner, settings, vocab)
+    backend.post_processor = templated(owner, settings, vocab)
     return backend
 
 
@@ -236,7 +236,7 @@ def sentinel_pieces(owner, settings: dict) -> Tokenizer:
     backend.decoder = decoders.Metaspace(replacement=SPACE, prepend_scheme=scheme)
     vocab = {piece: index for index, (piece, _) in enumerate(scored)}
     _add_marked(backend, data)
-    backend.post_processor = _templated(owner, settings, vocab)
+    backend.post_processor = templated(owner, settings, vocab)
     return backend
 
 
@@ -268,7 +268,7 @@ def unigram_pieces(
     _add_marked(backend, data, settings.get("additional_special_tokens"))
     vocab = {piece: index for index, (piece, _) in enumerate(scored)}
     if isinstance(cls.layout, Layout) and cls.layout.single != "A":
-        backend.post_processor = _templated(owner, settings, vocab)
+        backend.post_processor = templated(owner, settings, vocab)
     return backend
 
 

@@ -331,8 +331,8 @@ class PythonResidues(FromTable, PreTrainedTokenizer):
         self.all_tokens = [line.strip() for line in read_lines(path)]
         self._ids = {token: index for index, token in enumerate(self.all_tokens)}
 
-    def _index_added_tokens(self) -> None:
-        super()._index_added_tokens()
+    def _index_splits(self) -> None:
+        super()._index_splits()
         if "all_tokens" in self.__dict__:
             known = {*self.all_tokens, *self._added_tokens_encoder} - {""}
             self._splitter = re.compile("|".join(map(re.escape, sorted(known, key=len, reverse=True))))

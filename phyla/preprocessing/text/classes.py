@@ -22,6 +22,8 @@ from .fast_kinds import (
 )
 from .files import TOKENIZER_FILE
 from .languages import PythonAddedLanguagePieces, PythonLanguagePieces, PythonSpacedLanguagePieces
+from .letter_rows import LETTER_ROWS
+from .more_kinds import MORE_KINDS
 from .more_pieces import (
     PythonBracketPieces,
     PythonCleanedPieces,
@@ -34,14 +36,14 @@ from .more_pieces import (
     PythonTightPieces,
     PythonWholePieces,
 )
-from .pieces import PythonPieces, PythonPlainPieces, PythonPrefixedPieces, PythonSentinelPieces
-from .more_kinds import MORE_KINDS
-from .letter_rows import LETTER_ROWS
 from .more_rows import MORE_ROWS
+from .pieces import PythonPieces, PythonPlainPieces, PythonPrefixedPieces, PythonSentinelPieces
 from .rows import ROWS
 from .slow import PreTrainedTokenizer
 from .table import Row
+from .two_tokenizers import TwoTokenizers
 from .word_end import PythonWordEnd
+from .word_rows import WORD_ROWS
 from .wordpiece import BasicTokenizer, PythonWordPiece, WordpieceTokenizer
 
 __all__ = ["BasicTokenizer", "PreTrainedTokenizer", "PreTrainedTokenizerFast", "WordpieceTokenizer"]
@@ -98,7 +100,7 @@ def _make(name: str, base: type, row: Row, fast: bool, slow_class: type | None) 
 
 def _make_all() -> dict[str, type]:
     made = {}
-    for name, row in {**ROWS, **MORE_ROWS, **LETTER_ROWS}.items():
+    for name, row in {**ROWS, **MORE_ROWS, **LETTER_ROWS, **WORD_ROWS}.items():
         slow_base, fast_base = KINDS[row.kind]
         slow = None
         if row.slow and slow_base is not None:
@@ -111,3 +113,7 @@ def _make_all() -> dict[str, type]:
 TOKENIZERS = _make_all()
 globals().update(TOKENIZERS)
 __all__ += sorted(TOKENIZERS)
+RagTokenizer = type(
+    "RagTokenizer", (TwoTokenizers,), {"__module__": __name__, "__doc__": TwoTokenizers.__doc__}
+)
+__all__ += ["RagTokenizer"]

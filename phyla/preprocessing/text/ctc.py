@@ -25,7 +25,9 @@ class CtcOutput(dict):
 
 def runs(tokens: list[str], group: bool) -> list[tuple[str, int, int]]:
     """Tokens with the frames at which they start and end; equal neighbours are one where `group`."""
-    lengths = [(token, len(list(same))) for token, same in groupby(tokens)] if group else [(t, 1) for t in tokens]
+    lengths = (
+        [(token, len(list(same))) for token, same in groupby(tokens)] if group else [(t, 1) for t in tokens]
+    )
     found, end = [], 0
     for token, length in lengths:
         found.append((token, end, end + length))
@@ -80,7 +82,9 @@ class Delimiters(PythonLetters):
 
     def batch_decode(self, sequences, skip_special_tokens=False, clean_up_tokenization_spaces=None, **more):  # type: ignore[override]
         """The texts of a list of ids; with offsets, one output of lists."""
-        rows = [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces, **more) for row in sequences]
+        rows = [
+            self.decode(row, skip_special_tokens, clean_up_tokenization_spaces, **more) for row in sequences
+        ]
         if rows and isinstance(rows[0], CtcOutput):
             return CtcOutput({key: [row[key] for row in rows] for key in rows[0]})
         return rows
@@ -93,7 +97,12 @@ class Delimiters(PythonLetters):
 class PythonCtcLetters(Delimiters):
     """Letters with a token between words; a nested vocabulary has one table for each language."""
 
-    decode_options = ("group_tokens", "spaces_between_special_tokens", "output_char_offsets", "output_word_offsets")
+    decode_options = (
+        "group_tokens",
+        "spaces_between_special_tokens",
+        "output_char_offsets",
+        "output_word_offsets",
+    )
 
     def __init__(self, *files, **settings):
         super().__init__(*files, **settings)
@@ -111,7 +120,9 @@ class PythonCtcLetters(Delimiters):
         if all(isinstance(index, int) for index in encoder.values()):
             super()._use(encoder)
         elif self.target_lang is None and not all(isinstance(table, Mapping) for table in encoder.values()):
-            raise TokenizerFileError(f"{self.vocab_file} must give each token an id, or each language such a table")
+            raise TokenizerFileError(
+                f"{self.vocab_file} must give each token an id, or each language such a table"
+            )
         else:
             self.encoder = encoder
             self._letters_by_id = {}
@@ -159,7 +170,11 @@ class PythonCtcLetters(Delimiters):
             return {"text": "", "char_offsets": [], "word_offsets": []}
         space = self.replace_word_delimiter_char
         letters = [
-            {"char": space if token == self.word_delimiter_token else token, "start_offset": a, "end_offset": b}
+            {
+                "char": space if token == self.word_delimiter_token else token,
+                "start_offset": a,
+                "end_offset": b,
+            }
             for token, a, b in runs(tokens, group_tokens)
             if token != self.pad_token
         ]
@@ -177,7 +192,11 @@ class PythonCtcLetters(Delimiters):
         result = self.convert_tokens_to_string(self._kept_tokens(token_ids, skip_special_tokens), **options)
         text = self._cleaned(result["text"], clean_up_tokenization_spaces)
         if options.get("output_char_offsets") or options.get("output_word_offsets"):
-            found = {"text": text, "char_offsets": result["char_offsets"], "word_offsets": result["word_offsets"]}
+            found = {
+                "text": text,
+                "char_offsets": result["char_offsets"],
+                "word_offsets": result["word_offsets"],
+            }
             return CtcOutput({key: value for key, value in found.items() if value is not None})
         return text
 
@@ -200,8 +219,12 @@ class PythonWaves(Delimiters):
 
         batched = isinstance(raw_speech, numpy.ndarray) and raw_speech.ndim > 1
         if batched and raw_speech.ndim > 2:
-            raise ArgumentError(f"raw_speech must be (samples) or (batch, samples), but is {raw_speech.shape}")
-        nested = isinstance(raw_speech, (list, tuple)) and isinstance(raw_speech[0], (numpy.ndarray, tuple, list))
+            raise ArgumentError(
+                f"raw_speech must be (samples) or (batch, samples), but is {raw_speech.shape}"
+            )
+        nested = isinstance(raw_speech, (list, tuple)) and isinstance(
+            raw_speech[0], (numpy.ndarray, tuple, list)
+        )
         waves = [numpy.asarray(wave) for wave in (raw_speech if batched or nested else [raw_speech])]
         if self.do_normalize:
             waves = [(wave - wave.mean()) / numpy.sqrt(wave.var() + 1e-5) for wave in waves]

@@ -1,12 +1,18 @@
 """Unigram tokenizers on Rust with a numbering or a call of their own."""
 
-from tokenizers import Tokenizer, normalizers, pre_tokenizers
+from dataclasses import replace
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
 from phyla.errors import TokenizerInputError
 
 from . import backends
+from .base import CallOptions
+from .batch import BatchEncoding
 from .fast_kinds import FastPieces, FastPrefixedPieces
+from .rust import read_tokenizer
 from .sentencepiece_model import read_sentencepiece
 from .shifted_pieces import InfillTokens, SpokenLanguages
 from .translated_pieces import MaskedEnds, with_placeholders
@@ -19,7 +25,9 @@ class FastOffsetPieces(MaskedEnds, FastPieces):
         with_placeholders(settings, type(self).__name__)
         usual = self.row.special
         changed = any(str(settings[role]) != usual[role] for role in ("pad_token", "eos_token", "unk_token"))
-        settings["from_slow"] = settings.get("from_slow") or (changed and settings.get("vocab_file") is not None)
+        settings["from_slow"] = settings.get("from_slow") or (
+            changed and settings.get("vocab_file") is not None
+        )
         settings.pop("added_tokens_decoder", None)
 
     def _build_backend(self, settings: dict) -> Tokenizer:
@@ -30,7 +38,9 @@ class FastOffsetPieces(MaskedEnds, FastPieces):
         data = read_sentencepiece(settings["vocab_file"])
         scored = [*((t, 0.0) for t in front), *((t, -100.0) for t in unused), *data.scored[2:]]
         backend = backends.unigram_pieces(self, settings, scored, data.unk_id + settings["offset"])
-        backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), backends.metaspace()])
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.WhitespaceSplit(), backends.metaspace()]
+        )
         return backend
 
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
@@ -54,11 +64,19 @@ class FastSpokenLanguagePieces(SpokenLanguages, FastPieces):
     skip = 3
     unk_id = 1
 
+    @staticmethod
+    def _read(tokenizer_file, settings: dict) -> Tokenizer:
+        # the vocabulary holds a piece twice, so that the first language has the id of the last piece
+        return read_tokenizer(Path(tokenizer_file), shared_ids=True)[0]
+
     def _load(self, settings: dict, given: dict) -> None:
         self.src_lang, self.tgt_lang = settings["src_lang"], settings["tgt_lang"]
 
     def _build_backend(self, settings: dict) -> Tokenizer:
-        return backends.unigram_pieces(self, settings)
+        backend = backends.unigram_pieces(self, settings)
+        backend.pre_tokenizer = backends.metaspace("first")
+        backend.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="first")
+        return backend
 
     def _settle(self, settings: dict) -> None:
         super()._settle(settings)
@@ -75,7 +93,9 @@ class FastInfillPieces(InfillTokens, FastPrefixedPieces):
     def _load(self, settings: dict, given: dict) -> None:
         self._take_infill(settings)
 
-    def set_infilling_processor(self, reset: bool, suffix_first: bool = False, add_special_tokens: bool = True) -> None:
+    def set_infilling_processor(
+        self, reset: bool, suffix_first: bool = False, add_special_tokens: bool = True
+    ) -> None:
         """Make the pipeline one for texts with a gap, or (`reset`) the usual one."""
         space = normalizers.Replace(" ", "▁")
         if reset:
@@ -94,16 +114,17 @@ class FastInfillPieces(InfillTokens, FastPrefixedPieces):
             special_tokens=[(token, self.convert_tokens_to_ids(token)) for token in used],
         )
 
-    def encode_plus(self, text, text_pair=None, suffix_first=False, add_special_tokens=True, **options):
-        """Model inputs of a text, or of a text with a gap: before and after it, or with `fill_token` in it."""
-        text_pair = options.pop("suffix", text_pair)
+    def _encode_plus(self, text, text_pair, options: CallOptions) -> BatchEncoding:
+        extra = dict(options.extra)
+        text_pair = extra.get("suffix", text_pair)
         if self.fill_token is not None and self.fill_token in text and text_pair is None:
             text, text_pair = text.split(self.fill_token)
         if not text_pair:
-            return super().encode_plus(text, text_pair, add_special_tokens=add_special_tokens, **options)
+            return super()._encode_plus(text, text_pair, options)
         self._infill_needs()
-        self.set_infilling_processor(False, suffix_first, add_special_tokens)
+        self.set_infilling_processor(False, extra.get("suffix_first", False), options.add_special_tokens)
+        text = " " + text
         try:
-            return super().encode_plus(" " + text, text_pair, add_special_tokens=True, **options)
+            return super()._encode_plus(text, text_pair, replace(options, add_special_tokens=True))
         finally:
             self.set_infilling_processor(True)

@@ -97,7 +97,9 @@ def _added_token(state, path: Path, where: str) -> AddedToken:
     return AddedToken(**{key: value for key, value in state.items() if key in known})
 
 
-def read_added_tokens(folder: Path, settings: dict, given: dict, with_json: bool) -> dict[int, AddedToken]:
+def read_added_tokens(
+    folder: Path, settings: dict, given: dict, with_json: bool, names_once: bool = True
+) -> dict[int, AddedToken]:
     """Added tokens by id, from the settings or, in folders of older versions, from the files beside them.
 
     Special tokens in `settings` are replaced by the AddedToken of the same text.
@@ -114,7 +116,7 @@ def read_added_tokens(folder: Path, settings: dict, given: dict, with_json: bool
             added[int(index)] = _added_token(state, path, f"added_tokens_decoder[{index}]")
         names: dict[str, int] = {}
         for index, token in added.items():
-            if names.setdefault(token.content, index) != index:
+            if names_once and names.setdefault(token.content, index) != index:
                 raise TokenizerFileError(
                     f"{path}: added_tokens_decoder gives {token.content!r} two ids,"
                     f" {names[token.content]} and {index}"
@@ -177,6 +179,7 @@ class TokenizerFiles(SpecialTokens):
 
     is_fast = False
     vocab_files_names: dict[str, str] = {}
+    names_once = True  # an added token has one id
     slow_tokenizer_class = None
 
     @property
@@ -237,7 +240,9 @@ class TokenizerFiles(SpecialTokens):
         settings.update(given)
         files = cls._files_in(folder, found if found.is_file() else None)
         with_json = cls.is_fast or "tokenizer_file" in cls.vocab_files_names
-        settings["added_tokens_decoder"] = read_added_tokens(folder, settings, given, with_json)
+        settings["added_tokens_decoder"] = read_added_tokens(
+            folder, settings, given, with_json, cls.names_once
+        )
         for role in ALL_ROLES:
             value = settings.get(role)
             if isinstance(value, dict):

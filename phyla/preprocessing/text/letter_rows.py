@@ -51,9 +51,7 @@ LETTER_ROWS: dict[str, Row] = {
         Layout("cls A sep", "cls A sep B sep"),
         {"model_max_length": 2048},
         flags={"*": {"special": True}},
-        slow_class={
-            "front": ("pad_token", "bos_token", "eos_token", "mask_token", "cls_token", "sep_token")
-        },
+        slow_class={"front": ("pad_token", "bos_token", "eos_token", "mask_token", "cls_token", "sep_token")},
     ),
     "Canine": Row(
         "code_points",

@@ -9,10 +9,27 @@ from .characters import (
     PythonSentinelBytes,
     PythonSpeechLetters,
 )
+from .chinese_kinds import FastMarkedWords, PythonChineseWords, PythonMarkedWords
 from .ctc import PythonCtcLetters, PythonPhonemes, PythonWaves
-from .fast_pieces import FastInfillPieces, FastOffsetPieces, FastSpokenLanguagePieces
+from .entities import PythonEntityByteLevel, PythonEntityPieces
 from .fast_kinds import FastFromFile
+from .fast_pieces import FastInfillPieces, FastOffsetPieces, FastSpokenLanguagePieces
 from .fast_words import FastBasicWords, FastCleanedWords
+from .glyphs import PythonGlyphPieces
+from .japanese_kinds import PythonByteBackedWords, PythonJapaneseWords
+from .marked_kinds import (
+    FastBoxedByteLevel,
+    FastBoxedPieces,
+    FastBoxedSentinelPieces,
+    FastBoxedWordPiece,
+    FastPathByteLevel,
+    PythonBoxedByteLevel,
+    PythonBoxedSentinelPieces,
+    PythonBoxedShiftedPieces,
+    PythonBoxedWordPiece,
+    PythonPathByteLevel,
+)
+from .music_kinds import PythonNotes, PythonSongs
 from .pieces import PythonPieces
 from .shifted_pieces import (
     PythonCodeLanguagePieces,
@@ -22,6 +39,8 @@ from .shifted_pieces import (
     PythonSpokenLanguagePieces,
     PythonUnusedPieces,
 )
+from .table_pieces import PythonTablePieces
+from .transcript_kinds import FastTranscripts, PythonTranscripts
 from .translated_pieces import (
     CanonicalText,
     PythonCodedPieces,
@@ -44,6 +63,18 @@ from .word_bpe import (
     PythonTranscribedWords,
     PythonTranslatedWords,
     PythonTweetWords,
+    PythonWholeWords,
+)
+from .word_piece_kinds import (
+    FastCandidatePieces,
+    FastPassagePieces,
+    FastQuestionPieces,
+    FastSegmentedPieces,
+    PythonCandidatePieces,
+    PythonCasedTokens,
+    PythonPassagePieces,
+    PythonQuestionPieces,
+    PythonSegmentedPieces,
 )
 
 MORE_KINDS: dict[str, tuple[type | None, type | None]] = {
@@ -83,4 +114,26 @@ MORE_KINDS: dict[str, tuple[type | None, type | None]] = {
     "spoken_language_pieces": (PythonSpokenLanguagePieces, FastSpokenLanguagePieces),
     "infill_pieces": (PythonInfillPieces, FastInfillPieces),
     "cut_pieces": (PythonCutPieces, None),
+    "cased_tokens": (PythonCasedTokens, None),
+    "passage_pieces": (PythonPassagePieces, FastPassagePieces),
+    "candidate_pieces": (PythonCandidatePieces, FastCandidatePieces),
+    "question_pieces": (PythonQuestionPieces, FastQuestionPieces),
+    "segmented_pieces": (PythonSegmentedPieces, FastSegmentedPieces),
+    "boxed_word_piece": (PythonBoxedWordPiece, FastBoxedWordPiece),
+    "boxed_byte_level": (PythonBoxedByteLevel, FastBoxedByteLevel),
+    "boxed_shifted_pieces": (PythonBoxedShiftedPieces, FastBoxedPieces),
+    "boxed_sentinel_pieces": (PythonBoxedSentinelPieces, FastBoxedSentinelPieces),
+    "path_byte_level": (PythonPathByteLevel, FastPathByteLevel),
+    "transcripts": (PythonTranscripts, FastTranscripts),
+    "table_pieces": (PythonTablePieces, None),
+    "marked_words": (PythonMarkedWords, FastMarkedWords),
+    "chinese_words": (PythonChineseWords, None),
+    "entity_byte_level": (PythonEntityByteLevel, None),
+    "entity_pieces": (PythonEntityPieces, None),
+    "glyph_pieces": (PythonGlyphPieces, None),
+    "songs": (PythonSongs, None),
+    "notes": (PythonNotes, None),
+    "japanese_words": (PythonJapaneseWords, None),
+    "byte_backed_words": (PythonByteBackedWords, None),
+    "whole_words": (PythonWholeWords, None),
 }

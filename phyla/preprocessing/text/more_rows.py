@@ -273,9 +273,7 @@ MORE_ROWS: dict[str, Row] = {
             "words_need_prefix_space": False,
         },
     ),
-    "Speech2Text2": Row(
-        "transcribed_words", _BPE, _BASICS, settings={"do_lower_case": False}
-    ),
+    "Speech2Text2": Row("transcribed_words", _BPE, _BASICS, settings={"do_lower_case": False}),
     "Clvp": Row(
         "spoken_bytes",
         _BPE,
@@ -288,5 +286,19 @@ MORE_ROWS: dict[str, Row] = {
             "add_eos_token": False,
         },
         flags={"*": _EXACT},
+    ),
+    "Whisper": Row(
+        "transcripts",
+        {**_BPE, "normalizer_file": "normalizer.json"},
+        {"unk_token": _END, "bos_token": _END, "eos_token": _END, "pad_token": None},
+        settings={
+            "errors": "replace",
+            "add_prefix_space": False,
+            "language": None,
+            "task": None,
+            "predict_timestamps": False,
+        },
+        flags={"*": _EXACT},
+        fast={"add_bos_token": False},
     ),
 }

@@ -33,15 +33,17 @@ def panics_as(make):
         raise make(str(error)) from None
 
 
-def read_tokenizer(path: Path) -> tuple[Tokenizer, dict]:
+def read_tokenizer(path: Path, shared_ids: bool = False) -> tuple[Tokenizer, dict]:
     """The tokenizer in a tokenizer.json, checked, and the JSON itself.
+
+    `shared_ids` lets an added token have the id of another token of the vocabulary, as some public files do.
 
     Raises TokenizerFileError with the path and the JSON pointer of the field.
     """
     path = Path(path)
     text = read_text(path)
     data = parse_json(text, path)
-    _check(data, path)
+    _check(data, path, shared_ids)
     try:
         with panics_as(lambda message: TokenizerFileError(f"{path} cannot be used: {message}")):
             return Tokenizer.from_str(text), data
@@ -54,7 +56,7 @@ def read_tokenizer(path: Path) -> tuple[Tokenizer, dict]:
         raise TokenizerFileError(f"{path} is not a tokenizer that can be used: {error}") from error
 
 
-def _check(data, path: Path) -> None:
+def _check(data, path: Path, shared_ids: bool) -> None:
     if not isinstance(data, dict):
         raise TokenizerFileError(f"{path} must hold a JSON object, but holds a {type(data).__name__}")
     model = data.get("model")
@@ -67,7 +69,7 @@ def _check(data, path: Path) -> None:
             f" but is {kind!r}.{nearest(kind, _MODELS)}"
         )
     ids = _check_vocabulary(model.get("vocab"), path)
-    _check_added(data.get("added_tokens"), ids, path)
+    _check_added(data.get("added_tokens"), {} if shared_ids else ids, path)
     for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
         for pointer, pattern in patterns(data.get(part), f"/{part}"):
             check_pattern(pattern, f"{path}: {pointer}")

@@ -24,6 +24,13 @@ class PythonUnusedPieces(PythonShiftedPieces):
         """Whether the model file is still there."""
         return Path(self.vocab_file).is_file()
 
+    def create_token_type_ids_from_sequences(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+    ) -> list[int]:
+        """Zeros; a pair has one more than it has tokens, as it always had."""
+        types = super().create_token_type_ids_from_sequences(token_ids_0, token_ids_1)
+        return types if token_ids_1 is None else [*types, 0]
+
 
 class PythonMonolingualPieces(PythonPieces):
     """Pieces of a multilingual model that one language uses, numbered by a word list."""
@@ -32,7 +39,9 @@ class PythonMonolingualPieces(PythonPieces):
         super()._load(settings, given)
         path = settings.get("monolingual_vocab_file")
         if path is None:
-            raise TokenizerFileError(f"{type(self).__name__} needs monolingual_vocab_file (dict.txt), but got none")
+            raise TokenizerFileError(
+                f"{type(self).__name__} needs monolingual_vocab_file (dict.txt), but got none"
+            )
         roles = ("bos_token", "pad_token", "eos_token", "unk_token", "sep_token", "cls_token")
         tokens = dict.fromkeys(str(settings[role]) for role in roles)
         for line in read_lines(path):
@@ -91,6 +100,16 @@ class PythonCodeLanguagePieces(Languages, PythonShiftedPieces):
         """The size of the vocabulary without added tokens."""
         mask = self.language_codes not in self.default_codes
         return len(self.sp_model) + self.offset + len(self.lang_code_to_id) + int(mask)
+
+    def get_vocab(self) -> dict[str, int]:
+        """Text to id of every token."""
+        base = {str(self.convert_ids_to_tokens(i)): i for i in range(self.vocab_size)}
+        return {**base, **self._added_tokens_encoder}
+
+    def prepare_seq2seq_batch(self, src_texts, src_lang="en_XX", tgt_texts=None, tgt_lang="python", **more):  # type: ignore[override]
+        """Inputs and labels of a batch of source and target texts."""
+        langs = dict(src_lang=self._full(src_lang), tgt_lang=self._full(tgt_lang))
+        return super().prepare_seq2seq_batch(src_texts, tgt_texts, **langs, **more)
 
     def _full(self, lang: str | None) -> str | None:
         named = f"__{lang}__"
@@ -232,7 +251,7 @@ class PythonSpokenLanguagePieces(SpokenLanguages, PrefixByHand):
     def get_vocab(self) -> dict[str, int]:
         """Text to id of every token."""
         base = {str(self.convert_ids_to_tokens(i)): i for i in range(1, self.vocab_size + 1)}
-        return {**base, **self._added_tokens_encoder}
+        return {**base, **self.added_tokens_encoder}
 
     def _convert_token_to_id(self, token: str) -> int:
         index = self.sp_model.id_of(token)

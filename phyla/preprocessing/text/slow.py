@@ -39,6 +39,9 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
         self._added_tokens_encoder = {
             str(token): index for index, token in self._added_tokens_decoder.items()
         }
+        self._index_splits()
+
+    def _index_splits(self) -> None:
         by_length = sorted(self._added_tokens_encoder, key=len, reverse=True)
         self._splitter = re.compile("|".join(map(re.escape, by_length))) if by_length else None
 
@@ -67,6 +70,7 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
 
     def _add_tokens(self, new_tokens, special_tokens: bool = False) -> int:
         vocabulary = dict(self.get_vocab())
+        self._added_tokens_encoder = dict(self._added_tokens_encoder)
         added, next_id = 0, len(vocabulary)
         for token in new_tokens:
             if str(token) == "":
@@ -91,7 +95,7 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
                 self._special_tokens_map[LIST_ROLE].append(token)
             self._added_tokens_decoder[index] = token
             self._added_tokens_encoder[token.content] = index
-        self._index_added_tokens()
+        self._index_splits()
         return added
 
     def _convert_token_to_id_with_added_voc(self, token):

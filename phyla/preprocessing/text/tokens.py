@@ -107,12 +107,14 @@ class SpecialTokens:
 
     @property
     def all_special_tokens_extended(self) -> list[str | AddedToken]:
-        """All special tokens once, in the order of the roles, as text or AddedToken."""
-        found: dict[str, str | AddedToken] = {}
+        """All special tokens once, in the order of the roles, as text or AddedToken (a list may repeat some)."""
+        found: list[str | AddedToken] = []
+        seen: set[str] = set()
         for value in self.special_tokens_map_extended.values():
-            for token in value if isinstance(value, list) else [value]:
-                found.setdefault(str(token), token)
-        return list(found.values())
+            new = [token for token in (value if isinstance(value, list) else [value]) if str(token) not in seen]
+            found += new
+            seen.update(map(str, new))
+        return found
 
     @property
     def all_special_tokens(self) -> list[str]:

@@ -20,9 +20,7 @@ from .spelled_numbers import spelled
 from .table import FromTable
 from .tokens import AddedToken
 
-_ODD_SPACES = dict.fromkeys(
-    map(ord, "\u2009\u200a\u202f\u2005\u3000\u2002\u2008\u2003\ufffc\x84"), " "
-)
+_ODD_SPACES = dict.fromkeys(map(ord, "\u2009\u200a\u202f\u2005\u3000\u2002\u2008\u2003\ufffc\x84"), " ")
 _CODE = re.compile(">>.+<<")
 _UNPRINTED = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160), 160, 173, 8203])
 
@@ -58,7 +56,10 @@ class PythonSweptPieces(PythonPieces):
 
     def encode_fast(self, text: str | list[str], return_tensors=False):
         """The ids of a text, or of several, without special tokens."""
-        rows = [[self.sp_model.id_of(p) for p in self._tokenize(t)] for t in ([text] if isinstance(text, str) else text)]
+        rows = [
+            [self.sp_model.id_of(p) for p in self._tokenize(t)]
+            for t in ([text] if isinstance(text, str) else text)
+        ]
         ids = rows[0] if isinstance(text, str) else rows
         if return_tensors is True or return_tensors == "pt":
             import torch
@@ -164,10 +165,16 @@ class MaskedEnds(Assembly):
 
 def with_placeholders(settings: dict, owner: str) -> None:
     """Complete `additional_special_tokens` by the sentence mask and the unused tokens `<unk_2>`, ...."""
-    given, mask, offset = settings.get("additional_special_tokens"), settings["mask_token_sent"], settings["offset"]
+    given, mask, offset = (
+        settings.get("additional_special_tokens"),
+        settings["mask_token_sent"],
+        settings["offset"],
+    )
     if given is not None and not isinstance(given, list):
         found = type(given).__name__
-        raise TokenizerInputTypeError(f"{owner}: additional_special_tokens must be a list, but is {given!r} ({found})")
+        raise TokenizerInputTypeError(
+            f"{owner}: additional_special_tokens must be a list, but is {given!r} ({found})"
+        )
     first = [] if mask is None or (given and mask in given) else [mask]
     tokens = [*first, *(given or [])]
     start = 2 if given is None else len(tokens)
@@ -201,7 +208,9 @@ class PythonOffsetPieces(MaskedEnds, PythonPieces):
 
     def get_vocab(self) -> dict[str, int]:
         """Text to id of every token."""
-        return {str(self.convert_ids_to_tokens(i)): i for i in range(self.vocab_size)} | self._added_tokens_encoder
+        return {
+            str(self.convert_ids_to_tokens(i)): i for i in range(self.vocab_size)
+        } | self._added_tokens_encoder
 
     def _convert_token_to_id(self, token: str) -> int:
         return self.sp_model.id_of(token) + self.offset
@@ -326,20 +335,26 @@ class PythonUpperPieces(PythonListedPieces):
         if self.lang_codes is None:
             return
         if self.lang_codes not in self.lang_lists:
-            raise ArgumentError(f"lang_codes must be one of {list(self.lang_lists)}, but is {self.lang_codes!r}")
+            raise ArgumentError(
+                f"lang_codes must be one of {list(self.lang_lists)}, but is {self.lang_codes!r}"
+            )
         self.langs = self.lang_lists[self.lang_codes]
         self.lang_tokens = [f"<lang:{lang}>" for lang in self.langs]
         self.lang_code_to_id = {
             lang: self.sp_model.id_of(token) for lang, token in zip(self.langs, self.lang_tokens)
         }
-        settings["additional_special_tokens"] = self.lang_tokens + (settings["additional_special_tokens"] or [])
+        settings["additional_special_tokens"] = self.lang_tokens + (
+            settings["additional_special_tokens"] or []
+        )
         self.tgt_lang = self.langs[0] if target is None else target
 
     @property
     def prefix_tokens(self) -> list[int]:
         """The ids before each text."""
         code = self.__dict__.get("_tgt_lang")
-        return [] if code is None or not self.__dict__.get("lang_code_to_id") else [self.lang_code_to_id[code]]
+        return (
+            [] if code is None or not self.__dict__.get("lang_code_to_id") else [self.lang_code_to_id[code]]
+        )
 
     @property
     def tgt_lang(self) -> str | None:

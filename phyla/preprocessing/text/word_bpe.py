@@ -19,7 +19,7 @@ from .word_end import END_OF_WORD, text_mender
 from .wordpiece import BasicTokenizer, read_lines
 
 _PLAIN_PUNCTUATION = str.maketrans(
-    "，、”“∶：？《》）！（；１」「０３２５６９７８４～’━〈〉【】％", ",,\"\"::?\"\")!(;1\"\"03256978" + "4~'-<>[]%"
+    "，、”“∶：？《》）！（；１」「０３２５６９７８４～’━〈〉【】％", ',,""::?"")!(;1""03256978' + "4~'-<>[]%"
 )
 _DASHES = str.maketrans({"—": "-", "–": "-", "―": "-", "…": "...", "´": "'"})
 _RUNS = re.compile(r"""(-+|~+|!+|"+|;+|\?+|\++|,+|\)+|\(+|\\+|\/+|\*+|\[+|\]+|}+|{+|\|+|_+)""")
@@ -272,7 +272,9 @@ class PythonTranslatedWords(PythonEscapedWords):
         return {**self._tokens_by_id, **self.added_tokens_decoder}
 
     def _tokenize(self, text: str, lang: str | None = None, bypass_tokenizer: bool = False) -> list[str]:
-        return super()._tokenize(text.lower() if self.do_lower_case else text, self.src_lang, bypass_tokenizer)
+        return super()._tokenize(
+            text.lower() if self.do_lower_case else text, self.src_lang, bypass_tokenizer
+        )
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
         """Write both vocabularies and the merges; returns their paths."""
@@ -315,7 +317,9 @@ class PythonCountedWords(PythonContinuedWords):
     def _read_vocabulary(self, settings: dict) -> dict[str, int]:
         for name in ("vocab_file", "merges_file"):
             if settings.get(name) is None:
-                raise TokenizerFileError(f"{type(self).__name__} needs vocab_file and merges_file; missing: {name}")
+                raise TokenizerFileError(
+                    f"{type(self).__name__} needs vocab_file and merges_file; missing: {name}"
+                )
         roles = ("bos_token", "pad_token", "eos_token", "unk_token")
         vocabulary = {str(settings[role]): index for index, role in enumerate(roles)}
         for number, line in enumerate(read_lines(settings["vocab_file"]), 1):
@@ -421,3 +425,63 @@ class PythonSpokenBytes(PythonByteLevel):
         for token in (self.spaces, "[STOP]"):
             text = text.replace(token, " ") if token in known else text
         return text.replace(self.unk_token, "").replace("   ", " ").replace("  ", " ")
+
+
+class PythonWholeWords(FromTable, PreTrainedTokenizer):
+    """Moses' words of a word list, with numbers cut at commas and points."""
+
+    def _load(self, settings: dict, given: dict) -> None:
+        path = settings.get("vocab_file")
+        if path is None:
+            raise TokenizerFileError(f"{type(self).__name__} needs vocab_file (vocab.txt), but got none")
+        if settings.get("pretrained_vocab_file") is not None:
+            raise TokenizerFileError("a pickled vocabulary can run code, so it is not read: give vocab.txt")
+        self.sym2idx: dict[str, int] = {}
+        for line in read_lines(path):
+            self.sym2idx.setdefault(line.split()[0], len(self.sym2idx))
+        self.idx2sym = list(self.sym2idx)
+        unknown = next((token for token in ("<UNK>", "<unk>") if token in self.sym2idx), None)
+        if unknown is None:
+            raise TokenizerFileError(f"{path} must hold <unk>")
+        self.unk_idx = self.sym2idx[unknown]
+        self.do_lower_case = self.lower_case
+        moses.word_tokenizer(self.language)  # says which extra brings it where it is missing
+
+    @property
+    def vocab_size(self) -> int:
+        """The size of the vocabulary without added tokens."""
+        return len(self.idx2sym)
+
+    def get_vocab(self) -> dict[str, int]:
+        """Text to id of every token."""
+        return {**self.sym2idx, **self._added_tokens_encoder}
+
+    def _tokenize(self, text: str, add_eos: bool = False, add_double_eos: bool = False) -> list[str]:
+        text = text.strip().lower() if self.lower_case else text.strip()
+        words = list(text) if self.delimiter == "" else self.moses_pipeline(text)
+        if add_double_eos:
+            return ["<S>", *words, "<S>"]
+        return [*words, "<eos>"] if add_eos else words
+
+    def moses_pipeline(self, text: str) -> list[str]:
+        """The words of a text, with plain punctuation."""
+        kept = self.all_special_tokens if self.never_split is None else self.never_split
+        words = moses.word_tokenizer(self.language).tokenize(
+            moses.punctuation_normalizer(self.language)(text),
+            aggressive_dash_splits=True,
+            return_str=False,
+            escape=False,
+            protected_patterns=kept,
+        )
+        return [part for word in words for part in re.sub(r"(?<=\d)[,.](?=\d)", r" @\g<0>@ ", word).split()]
+
+    def _convert_token_to_id(self, token: str) -> int:
+        return self.sym2idx.get(token, self.unk_idx)
+
+    def _convert_id_to_token(self, index: int) -> str:
+        return self.idx2sym[index]
+
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        """The text of tokens."""
+        text = moses.word_joiner(self.language).detokenize(tokens)
+        return text.replace(" @,@ ", ",").replace(" @.@ ", ".").strip()

@@ -1,0 +1,128 @@
+"""Public keys of adapters in AdapterHub files: one table of what sets families apart, the rest from NAMES.
+
+A rule `o:1` is the public path of the projection o without its last segment; `layer:x` is x below the layer.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from phyla.adapters.places import LayerPlaces, Place, Survey, is_encoder
+from phyla.checkpoints.names import Line
+from phyla.checkpoints.state import layout_of
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Where the bottlenecks of a family lie in files, by the role of their branch."""
+
+    attn: str = "layer:attention_adapters"
+    cross: str = "layer:cross_attention_adapters"
+    ffn: str = "layer:output_adapters"
+    cross_is_attn: bool = False  # cross-attention has a bottleneck where self-attention has one
+
+
+_DENSE = Rules("o:1", "o:1", "down:1", cross_is_attn=True)
+_BLOCKS = Rules("o:2", "o:2", "down:2")
+
+RULES = {
+    "albert": Rules(attn="layer:attention.attention_adapters"),
+    "bert": _DENSE,
+    "bert-generation": _DENSE,
+    "camembert": _DENSE,
+    "deberta": _DENSE,
+    "deberta-v2": _DENSE,
+    "electra": _DENSE,
+    "mt5": _BLOCKS,
+    "roberta": _DENSE,
+    "t5": _BLOCKS,
+    "vit": Rules(ffn="layer:output.output_adapters"),
+    "xlm-roberta": _DENSE,
+    "xmod": _DENSE,
+}
+
+# Families whose files call the LoRA of `down` intermediate and that of `up` output.
+SWAPPED = {"llama", "mistral"}
+
+# Names of groups of prefixes that differ from the usual ones, by (group, tower).
+PREFIXES: dict[str, dict[tuple[str, str], str]] = {
+    "clip": {
+        ("self_prefix", "backbone.text"): "clip_text_model_self_prefix",
+        ("self_prefix", "backbone.image"): "clip_vision_model_self_prefix",
+    },
+    "distilbert": {("self_prefix", ""): "self"},
+}
+
+
+def branch_flag(model_type: str, flag: str) -> str:
+    """The configuration's flag that asks for a bottleneck at a branch."""
+    return "mh_adapter" if flag == "cross_adapter" and RULES.get(model_type, Rules()).cross_is_attn else flag
+
+
+class Dialect:
+    """The public keys of one model's adapters, without the prefix of its backbone."""
+
+    def __init__(self, model: Any, where: Survey) -> None:
+        self.model_type: str = model.config.model_type
+        layout = layout_of(model)
+        self.prefix, self.where = layout.prefix, where
+        self.lines: dict[str, tuple[str, Line]] = {}
+        for line in layout.backbone:
+            for ours in line.ours:
+                path, _, leaf = ours.rpartition(".")
+                if path not in self.lines or leaf == "weight":
+                    public, _, last = line.theirs[0].rpartition(".")
+                    self.lines[path] = (public if last == leaf else line.theirs[0], line)
+        self.layers = {layer.index: layer for layer in where.layers}
+        self.below = {layer.index: self._layer(layer) for layer in where.layers}
+
+    def _layer(self, layer: LayerPlaces) -> str:
+        """The public path of a layer: what all its names begin with, up to the last number."""
+        ahead = layer.path + "."
+        names = [public.split(".") for path, (public, _) in self.lines.items() if path.startswith(ahead)]
+        common: list[str] = []
+        for pieces in zip(*names, strict=False):
+            if len(set(pieces)) > 1:
+                break
+            common.append(pieces[0])
+        while common and not common[-1].isdigit():
+            common.pop()
+        return ".".join(common)
+
+    def linear(self, place: Place) -> str:
+        """The public path of a projection."""
+        return self.lines[place.path][0]
+
+    def fused(self, place: Place) -> Line | None:
+        """The line of a projection that files hold together with others, or None."""
+        line = self.lines[place.path][1]
+        return line if len(line.ours) > 1 else None
+
+    def branch(self, place: Place) -> str:
+        """The public path of what holds a branch's bottlenecks."""
+        layer = self.layers[place.layer]
+        rules = RULES.get(layer.model_type, Rules())
+        how, _, rest = getattr(rules, place.role).partition(":")
+        if how == "layer":
+            return f"{self.below[place.layer]}.{rest}"
+        linear = next(p for p in layer.linears if p.path == f"{place.path}.{how}")
+        return ".".join(self.linear(linear).split(".")[: -int(rest)])
+
+    def attention(self, place: Place) -> str:
+        """The public path of what holds an attention's prefixes."""
+        return self.lines[f"{place.path}.q"][0].rpartition(".")[0]
+
+    def tower(self, place: Place) -> str:
+        """The public path of the tower that holds an embedding's adapters."""
+        if len(self.where.towers) == 1:
+            return ""
+        for layer in self.where.layers:
+            if layer.tower == place.tower:
+                return self.below[layer.index].split(".")[0]
+        encoder = next((x for x in self.where.layers if is_encoder(x.tower)), self.where.layers[0])
+        return self.below[encoder.index].split(".")[0]
+
+    def group(self, key: str) -> str:
+        """The public name of a group of prefixes, given our key `group@tower`."""
+        group, _, tower = key.partition("@")
+        table = PREFIXES.get(self.model_type, {})
+        return table.get((group, tower)) or table.get((group, "")) or group

@@ -1,0 +1,129 @@
+"""Low-rank parts of projections that public files hold as one matrix (q|k|v, gate|up)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from phyla.adapters.dialect import Dialect
+from phyla.adapters.lora import Low
+from phyla.adapters.registry import Entry
+from phyla.errors import AdapterError, MissingWeightsError
+
+ORDER = "qkv"
+
+
+def _mixed(line: Any) -> bool:
+    """Whether the rows of the parts alternate, so that the file's blocks of rows are not our parts."""
+    return getattr(line.op, "groups", 1) > 1
+
+
+def add_missing(entry: Entry, dialect: Dialect, name: str) -> None:
+    """Add parts at projections that the configuration does not name, but whose rows the file changes."""
+    there = {place.path for place in entry.places}
+    for place, part in list(entry.items()):
+        if not isinstance(part, Low):
+            continue
+        line = dialect.fused(place)
+        if line is None or (place.role != "ffn" and not _mixed(line)):
+            continue
+        for layer in dialect.where.layers:
+            for other in layer.linears:
+                if f"{other.path}.weight" in line.ours and other.path not in there:
+                    there.add(other.path)
+                    made = Low(part.config, other.module, part.pair)  # type: ignore[arg-type]
+                    like = next(part.parameters())
+                    entry.parts.append(made.to(like.device, like.dtype))
+                    entry.places.append(other)
+
+
+def read_fused(
+    path: str, members: list[tuple[Any, Low]], tensors: dict[str, Tensor], dialect: Dialect, entry: Entry
+) -> None:
+    """Fill the parts of one fused matrix from its file tensors."""
+    line = dialect.fused(members[0][0])
+    assert line is not None
+    if "lora_B" not in tensors:
+        raise MissingWeightsError(f"the adapter file has no tensor {path}.lora_B")
+    config, sizes = members[0][1].config, {}
+    for layer in dialect.where.layers:
+        sizes |= {p.path: p.module.out_features for p in layer.linears if f"{p.path}.weight" in line.ours}
+    paths = [ours.rpartition(".")[0] for ours in line.ours]
+    total = sum(sizes[p] for p in paths)
+    low, high = tensors.get("lora_A"), tensors["lora_B"]
+    if config.use_dora or config.vera_d is not None or high.dim() == 3:
+        raise AdapterError("DoRA, VeRA and MTL-LoRA cannot be read for a fused projection")
+    role = members[0][0].role
+    enabled = [m for m in ORDER if m in config.attn_matrices] if role != "ffn" else []
+    if role != "ffn" and len(enabled) < 3 or role != "ffn" and low is not None and low.shape[0] > high.shape[1]:
+        rank, block = high.shape[1], total // 3
+        columns = rank * len(enabled) if low is not None else 1
+        start = high.new_zeros(total, columns) if low is not None else high.new_ones(total, 1)
+        for i, letter in enumerate(enabled):
+            at = ORDER.index(letter) * block
+            into = slice(i * rank, (i + 1) * rank) if low is not None else slice(0, 1)
+            start[at : at + block, into] = high[i * block : (i + 1) * block]
+        high = start
+    shapes = [torch.Size((sizes[p], high.shape[1])) for p in paths]
+    whole = high.T if getattr(line.op, "transpose", False) else high
+    rows = dict(zip(paths, line.op.load([whole], shapes), strict=True))
+    rest = {k: v for k, v in tensors.items() if k not in ("lora_A", "lora_B")}
+    for place, part in members:
+        b, a = rows[place.path].contiguous(), low
+        if a is not None and role != "ffn" and not _mixed(line):
+            index = enabled.index(place.part) if len(enabled) else 0
+            if a.shape[0] == b.shape[1] and len(enabled) * tensors["lora_B"].shape[1] == a.shape[0]:
+                step = tensors["lora_B"].shape[1]
+                keep = slice(index * step, (index + 1) * step)
+                a, b = a[keep], b[:, keep]
+        if "gate.weight" in rest and role != "ffn":
+            at = enabled.index(place.part)
+            gates = {k: rest[k][at : at + 1] for k in ("gate.weight", "gate.bias")}
+        else:
+            gates = {}
+        values = {"lora_B": b} if a is None else {"lora_A": a, "lora_B": b}
+        part.from_file({**values, **{k: v for k, v in rest.items() if k in part.state_dict()}, **gates})
+
+
+def write_fused(path: str, members: list[tuple[Any, Low]], dialect: Dialect) -> dict[str, Tensor]:
+    """The file tensors of one fused matrix."""
+    line = dialect.fused(members[0][0])
+    assert line is not None
+    parts: dict[str, Low] = {place.path: part for place, part in members}
+    order = [p for p in (ours.rpartition(".")[0] for ours in line.ours)]
+    config, role = members[0][1].config, members[0][0].role
+    present = [parts[p] for p in order if p in parts]
+    rest = {k: v for k, v in present[0].to_file().items() if k not in ("lora_A", "lora_B")}
+    if role == "ffn" or _mixed(line):
+        if len(present) < len(order):
+            raise AdapterError(
+                f"{path} is one matrix in public files: an adapter on a part of it cannot be saved there"
+            )
+        rows = [p.lora_B for p in present]
+        whole = line.op.save([r.detach() for r in rows])[0]
+        high = whole.T if getattr(line.op, "transpose", False) else whole
+        if config.composition_mode != "scale" and any(
+            not torch.equal(p.lora_A, present[0].lora_A) for p in present  # type: ignore[arg-type]
+        ):
+            raise AdapterError(f"{path} is one matrix in public files: its parts must share lora_A, but do not")
+        if role != "ffn":
+            letters = [ORDER.index(m) for m in ORDER if m in config.attn_matrices]
+            block = high.shape[0] // 3
+            rank = config.r
+            pieces = []
+            for i, at in enumerate(letters):
+                columns = slice(i * rank, (i + 1) * rank) if config.composition_mode != "scale" else slice(0, 1)
+                pieces.append(high[at * block : (at + 1) * block, columns])
+            high = torch.cat(pieces)
+        found = {"lora_B": high.contiguous()}
+        if config.composition_mode != "scale":
+            found["lora_A"] = present[0].lora_A.detach()
+        return found | rest
+    found = {"lora_B": torch.cat([p.lora_B.detach() for p in present])}
+    if config.composition_mode != "scale":
+        found["lora_A"] = torch.cat([p.lora_A.detach() for p in present])
+    for leaf in ("gate.weight", "gate.bias"):
+        if leaf in rest:
+            rest[leaf] = torch.cat([p.state_dict()[leaf] for p in present])
+    return found | rest
+

@@ -1,0 +1,434 @@
+"""AdapterHub folders: adapters, fusions and setups as the public library `adapters` saves and loads them."""
+
+import io
+import json
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from phyla.adapters import bottleneck, lora
+from phyla.adapters.api import _like, adapters_of
+from phyla.adapters.composition import Fuse, blocks_of, from_json, names_of, parse_composition, to_json
+from phyla.adapters.config import AdapterConfig, ConfigUnion, config_of
+from phyla.adapters.dialect import SWAPPED, Dialect
+from phyla.adapters.fused import add_missing, read_fused, write_fused
+from phyla.adapters.registry import Adapters, Entry, check_name, module_key
+from phyla.checkpoints.atomic import atomic_write, write_temporary
+from phyla.checkpoints.json_file import read_json
+from phyla.checkpoints.resolve import resolve
+from phyla.checkpoints.save import file_parts
+from phyla.checkpoints.weights import open_weight_file
+from phyla.errors import AdapterError, MissingFileError, MissingWeightsError, ShapeMismatchError
+from phyla.model import PreTrainedModel
+
+VERSION = "adapters.1.3.0"  # the format that is written
+ADAPTER = ("adapter_config.json", "pytorch_adapter.bin", "adapter.safetensors")
+FUSION = (
+    "adapter_fusion_config.json", "pytorch_model_adapter_fusion.bin", "model_adapter_fusion.safetensors",
+)  # fmt: skip
+SETUP = "adapter_setup.json"
+_OLD_ACTS = {"gelu": "gelu_new", "gelu_orig": "gelu"}
+_OLD_KEYS = ("text_task_adapters", "text_lang_adapters")
+
+
+def dialect_of(model: PreTrainedModel) -> Dialect:
+    """The public keys of a model's adapters."""
+    return Dialect(model, adapters_of(model).where)
+
+
+def slots(entry: Entry, dialect: Dialect, name: str) -> list[tuple[str, Any, str]]:
+    """(public path, part, how its key may vary) of everything that an adapter's file holds."""
+    found: list[tuple[str, Any, str]] = []
+    seen: set[int] = set()
+    for place, part in entry.items():
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        if isinstance(part, bottleneck.Bottleneck):
+            found.append((f"{dialect.branch(place)}.adapters.{name}", part, "exact"))
+        elif isinstance(part, lora.Low):
+            how = "exact" if dialect.fused(place) is None else "fused"
+            found.append((f"{dialect.linear(place)}.loras.{name}", (place, part), how))
+        elif place.kind == "keys-values":
+            found.append((f"{dialect.attention(place)}.prefix_tuning.prefix_gates.{name}", part, "exact"))
+        elif place.kind == "stream":
+            found.append((f"{dialect.below[place.layer]}.reft_layer.refts.{name}", part, "exact"))
+        elif type(part).__name__ == "Prompt":
+            found.append((f"prompt_tuning.prompt_tunings.{name}", part, "tail"))
+        else:
+            tower = dialect.tower(place)
+            found.append((f"{tower + '.' if tower else ''}invertible_adapters.{name}", part, "tail"))
+    for key, module in entry.shared_by_key():
+        if "@" in key:
+            path = f"prefix_tuning.prefix_tunings.{name}.{dialect.group(key)}"
+        else:
+            path = f"shared_parameters.{name}"
+        found.append((path, module, "tail"))
+    return found
+
+
+class _File:
+    """The tensors of a file, by key without the backbone's prefix."""
+
+    def __init__(self, tensors: dict[str, Tensor], dialect: Dialect) -> None:
+        self.tensors, self.used = tensors, set()
+        self.keys = {}
+        prefix = _prefix_of(list(tensors), dialect)
+        for key in tensors:
+            bare = key
+            for old in _OLD_KEYS:
+                bare = bare.replace(f"_{old}.", ".adapters.").replace(f"{old}.", "adapters.")
+            bare = bare.replace("invertible_lang_adapters", "invertible_adapters")
+            if prefix and bare.startswith(prefix + "."):
+                bare = bare[len(prefix) + 1 :]
+            self.keys[bare] = key
+
+    def below(self, path: str, how: str) -> dict[str, Tensor]:
+        """The tensors below a path; "tail": wherever that path stands."""
+        ahead, found = path + ".", {}
+        for bare, key in self.keys.items():
+            at = 0 if bare.startswith(ahead) else bare.find("." + ahead) + 1 if how == "tail" else -1
+            if at == 0 and not bare.startswith(ahead) or at < 0:
+                continue
+            found.setdefault(bare[at + len(ahead) :], self.tensors[key])
+            self.used.add(key)
+        return found
+
+
+def _prefix_of(keys: list[str], dialect: Dialect) -> str:
+    """What stands before the backbone's names in a file: its own prefix, that of another class, or nothing."""
+    below = tuple({f"{path}." for path in dialect.below.values()})
+    found = {"": sum(k.startswith(below) for k in keys)}
+    for first in dict.fromkeys(k.partition(".")[0] for k in keys):
+        found[first] = sum(k.startswith(tuple(f"{first}.{b}" for b in below)) for k in keys)
+    best = max(found, key=lambda p: found[p])
+    return best if found[best] else dialect.prefix
+
+
+def read_entry(entry: Entry, tensors: dict[str, Tensor], dialect: Dialect, name: str) -> list[str]:
+    """Fill an adapter from a file's tensors, which call it `name`; the keys that were not needed."""
+    file = _File(tensors, dialect)
+    fused: dict[str, list[tuple[Any, Any]]] = {}
+    for path, part, how in slots(entry, dialect, name):
+        if how == "fused":
+            fused.setdefault(path, []).append(part)
+            continue
+        target = part[1] if isinstance(part, tuple) else part
+        values = file.below(path, how)
+        wanted = set(target.to_file() if hasattr(target, "to_file") else target.state_dict())
+        missing = sorted(wanted - set(values))
+        if missing and path.startswith("shared_parameters."):
+            warnings.warn(
+                f"the adapter file has no tensor {path}.{missing[0]}: the library that wrote it forgets shared "
+                "tensors of bare models; the adapter will not compute what it was trained to",
+                stacklevel=3,
+            )
+            continue
+        if missing:
+            raise MissingWeightsError(f"the adapter file has no tensor {path}.{missing[0]}")
+        try:
+            if hasattr(target, "from_file"):
+                target.from_file({k: v for k, v in values.items() if k in wanted})
+            else:
+                _copy(target, values, wanted)
+        except RuntimeError as error:
+            raise ShapeMismatchError(f"{path}: {str(error).splitlines()[-1].strip()}") from None
+    for path, members in fused.items():
+        read_fused(path, members, file.below(path, "exact"), dialect, entry)
+    return [k for k in tensors if k not in file.used and f".{name}." in k and ".pool." not in k]
+
+
+def _copy(module: Any, values: dict[str, Tensor], wanted: set[str]) -> None:
+    """Take over shared tensors; those of another size than expected keep the file's."""
+    for key in wanted:
+        old = getattr(module, key)
+        fresh = torch.nn.Parameter(values[key].to(old.device, old.dtype), requires_grad=old.requires_grad)
+        setattr(module, key, fresh)
+
+
+def tensors_of_entry(entry: Entry, dialect: Dialect, prefixed: bool) -> dict[str, Tensor]:
+    """An adapter's tensors by public key."""
+    found: dict[str, Tensor] = {}
+    fused: dict[str, list[tuple[Any, Any]]] = {}
+    for path, part, how in slots(entry, dialect, entry.name):
+        if how == "fused":
+            fused.setdefault(path, []).append(part)
+            continue
+        target = part[1] if isinstance(part, tuple) else part
+        values = target.to_file() if hasattr(target, "to_file") else target.state_dict()
+        found |= {f"{path}.{leaf}": value for leaf, value in values.items()}
+    for path, members in fused.items():
+        found |= {f"{path}.{leaf}": v for leaf, v in write_fused(path, members, dialect).items()}
+    # Public files repeat the prefixes at every attention, also at those that do without them.
+    groups = [(key, module) for key, module in entry.shared_by_key() if "@" in key]
+    for place in (p for layer in dialect.where.layers for p in layer.keys_values if groups):
+        for key, module in groups:
+            at = f"{dialect.attention(place)}.prefix_tuning.pool.prefix_tunings.{entry.name}.{dialect.group(key)}"
+            found |= {f"{at}.{leaf}": value for leaf, value in module.state_dict().items()}
+    ahead = dialect.prefix + "." if prefixed and dialect.prefix else ""
+    return {ahead + key: value.detach().clone() for key, value in found.items()}
+
+
+def _swap(config: AdapterConfig, model_type: str) -> AdapterConfig:
+    """The configuration with the two feed-forward projections of LoRA swapped where files swap them."""
+    if model_type not in SWAPPED:
+        return config
+    if config.architecture == "union":
+        return ConfigUnion(*(_swap(c, model_type) for c in config["configs"]))
+    if config.architecture in ("lora", "mtl_lora"):
+        return config.replace(
+            intermediate_lora=config["output_lora"], output_lora=config["intermediate_lora"]
+        )
+    return config
+
+
+def _header(model: PreTrainedModel, name: str) -> dict[str, Any]:
+    config = model.config
+    hidden = getattr(config.get_text_config(), "hidden_size", None) or model.width
+    return {
+        "hidden_size": hidden, "model_class": type(model).__name__,
+        "model_name": getattr(config, "_name_or_path", "") or None, "model_type": config.model_type,
+        "name": name, "version": VERSION,
+    }  # fmt: skip
+
+
+def _write(folder: Path, names: tuple[str, str, str], facts: dict, tensors: dict[str, Tensor], safe: bool) -> None:
+    text = (json.dumps(facts, indent=2, sort_keys=True) + "\n").encode()
+    folder.mkdir(parents=True, exist_ok=True)
+    if safe:
+        temporary = write_temporary(folder / names[2], file_parts(tensors, {"format": "pt"}))
+        os.replace(temporary, folder / names[2])
+    else:
+        buffer = io.BytesIO()
+        torch.save(tensors, buffer)
+        atomic_write(folder / names[1], buffer.getvalue())
+    atomic_write(folder / names[0], text)
+
+
+def _read(folder: Path, names: tuple[str, str, str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    facts = read_json(folder / names[0], AdapterError)
+    for file in (folder / names[2], folder / names[1]):
+        if file.exists():
+            with open_weight_file(file) as weights:
+                return facts, dict(weights.read_many())
+    raise MissingFileError(f"{folder} must hold {names[2]} or {names[1]}, but holds neither")
+
+
+def _folder(path: Any) -> Path:
+    folder = Path(path)
+    if not folder.is_dir():
+        folder = Path(resolve(str(path), file=ADAPTER[0]))
+        folder = folder if folder.is_dir() else folder.parent
+    return folder
+
+
+def save_adapter(
+    self: PreTrainedModel, save_directory: Any, adapter_name: str, with_head: bool = True,
+    meta_dict: dict | None = None, use_safetensors: bool = True,
+) -> None:  # fmt: skip
+    """Write an adapter into a folder, in the public format; use_safetensors=False writes a .bin."""
+    entry, dialect = adapters_of(self).get(adapter_name), dialect_of(self)
+    facts = {**_header(self, adapter_name), "config": _swap(entry.config, self.config.model_type).to_dict()}
+    if any(getattr(c, "subtract_projection", None) is False for c in entry.config.parts()):
+        facts["subtract_projection"] = False
+    facts |= meta_dict or {}
+    tensors = tensors_of_entry(entry, dialect, _prefixed(self))
+    _write(Path(save_directory), ADAPTER, facts, tensors, use_safetensors)
+
+
+def _prefixed(model: PreTrainedModel) -> bool:
+    return model.head_spec.task not in ("base-model", "backbone")
+
+
+def load_adapter(
+    self: PreTrainedModel, adapter_name_or_path: Any, config: Any = None, version: str | None = None,
+    model_name: str | None = None, load_as: str | None = None, leave_out: list[int] | None = None,
+    id2label: Any = None, set_active: bool = False, with_head: bool = True, use_safetensors: bool | None = None,
+) -> str:  # fmt: skip
+    """Read an adapter from a folder (AdapterHub's or PEFT's, by its contents); its name in the model.
+
+    The model stays as it is if anything in the folder does not fit.
+    """
+    folder = _folder(adapter_name_or_path)
+    facts, tensors = _read_any(folder)
+    if "peft_type" in facts:
+        from phyla.adapters.peft import read_peft
+
+        entry = read_peft(self, facts, tensors, check_name(load_as or "default"))
+        adapters_of(self).add(entry)
+    else:
+        entry = _load_hub(self, facts, tensors, config, load_as, leave_out)
+    if set_active:
+        adapters_of(self).activate(entry.name)
+    return entry.name
+
+
+def _read_any(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    facts = read_json(folder / ADAPTER[0], AdapterError)
+    if "peft_type" in facts:
+        return _read(folder, (ADAPTER[0], "adapter_model.bin", "adapter_model.safetensors"))
+    return _read(folder, ADAPTER)
+
+
+def _load_hub(
+    model: PreTrainedModel, facts: dict, tensors: dict[str, Tensor], config: Any, load_as: str | None,
+    leave_out: list[int] | None,
+) -> Entry:  # fmt: skip
+    if "config" not in facts:
+        raise AdapterError("adapter_config.json must hold `config` (AdapterHub) or `peft_type` (PEFT)")
+    adapters: Adapters = adapters_of(model)
+    stored = facts["name"]
+    found = config_of(config) if config is not None else config_of(_modern(facts["config"]))
+    found = _swap(found, model.config.model_type)
+    found = _old_scaling(found, facts)
+    if facts.get("subtract_projection") is False:
+        found = found.replace(subtract_projection=False)
+    if leave_out:
+        found = found.replace(leave_out=sorted({*found["leave_out"], *leave_out}))
+    entry = adapters.make(check_name(load_as or stored), found, _like(model))
+    dialect = dialect_of(model)
+    add_missing(entry, dialect, stored)
+    extra = read_entry(entry, tensors, dialect, stored)
+    if extra and not leave_out and config is None:
+        raise AdapterError(
+            f"the adapter file holds {len(extra)} tensors that have no place in {type(model).__name__}, the "
+            f"first is {extra[0]}; was it trained on another model?"
+        )
+    adapters.add(entry, overwrite=True)
+    return entry
+
+
+def _modern(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration of any version in the words of the newest."""
+    data = dict(config)
+    if "configs" in data:
+        return {"architecture": "union", "configs": [_modern(c) for c in data["configs"]]}
+    inner = data.pop("invertible_adapter", None)
+    if isinstance(inner, dict):
+        data["inv_adapter"] = inner.get("block_type")
+        data["inv_adapter_reduction_factor"] = inner.get("reduction_factor")
+        data["non_linearity"] = _OLD_ACTS.get(data.get("non_linearity", ""), data.get("non_linearity"))
+    for gone in ("adapter_fusion", "new_attention_norm", "attention_type", "use_adapter_fusion", "type"):
+        data.pop(gone, None)
+    return data
+
+
+def _old_scaling(config: AdapterConfig, facts: dict[str, Any]) -> AdapterConfig:
+    """LoRA files before version 1.1.0 were trained without the factor alpha / r."""
+    version = str(facts.get("version", "")).removeprefix("adapters.")
+    numbers = [int(n) for n in version.split(".")[:2] if n.isdigit()]
+    if config.architecture != "lora" or not str(facts.get("version", "")).startswith("adapters."):
+        return config
+    return config.replace(alpha=config["r"]) if numbers and numbers < [1, 1] else config
+
+
+def save_adapter_fusion(
+    self: PreTrainedModel, save_directory: Any, adapter_names: Any, meta_dict: dict | None = None,
+    with_head: str | None = None, use_safetensors: bool = True,
+) -> None:  # fmt: skip
+    """Write the layers of a fusion (not its adapters) into a folder."""
+    adapters, dialect = adapters_of(self), dialect_of(self)
+    name = adapter_names if isinstance(adapter_names, str) else (
+        adapter_names.name if isinstance(adapter_names, Fuse) else ",".join(adapter_names)
+    )  # fmt: skip
+    if name not in adapters.fusion_configs:
+        raise AdapterError(f"the model has no fusion {name!r}; it has {list(adapters.fusion_configs)}")
+    ahead = dialect.prefix + "." if _prefixed(self) and dialect.prefix else ""
+    tensors = {
+        f"{ahead}{path}.{leaf}": value.detach().clone()
+        for path, layer in _fusion_layers(adapters, dialect, name)
+        for leaf, value in layer.state_dict().items()
+    }
+    facts = {**_header(self, name), "config": adapters.fusion_configs[name].to_dict()}
+    facts |= {"adapter_names": name.split(",")} | (meta_dict or {})
+    _write(Path(save_directory), FUSION, facts, tensors, use_safetensors)
+
+
+def _fusion_layers(adapters: Adapters, dialect: Dialect, name: str) -> list[tuple[str, Any]]:
+    found = []
+    for layer in adapters.where.layers:
+        for _, place in layer.branches():
+            fusion = adapters.fusion_at(name, place.path)
+            if fusion is not None:
+                found.append((f"{dialect.branch(place)}.adapter_fusion_layer.{name}", fusion))
+    return found
+
+
+def load_adapter_fusion(
+    self: PreTrainedModel, adapter_fusion_name_or_path: Any, load_as: str | None = None, set_active: bool = False,
+    with_head: bool = True, use_safetensors: bool | None = None,
+) -> str:  # fmt: skip
+    """Read the layers of a fusion, whose adapters must be there; its name."""
+    facts, tensors = _read(Path(adapter_fusion_name_or_path), FUSION)
+    adapters, dialect = adapters_of(self), dialect_of(self)
+    stored = facts["name"]
+    names = facts.get("adapter_names") or stored.split(",")
+    key = adapters.fuse(names, facts["config"], _like(self), load_as or stored)
+    file = _File(tensors, dialect)
+    try:
+        for path, layer in _fusion_layers(adapters, dialect, key):
+            values = file.below(path.removesuffix(key) + stored, "exact")
+            layer.load_state_dict(values)
+    except RuntimeError as error:
+        del adapters.fusions[module_key(key)], adapters.fusion_configs[key]
+        raise ShapeMismatchError(f"{path}: {str(error).splitlines()[-1].strip()}") from None
+    if set_active:
+        adapters.activate(Fuse(*names, name=None if key == ",".join(names) else key))
+    return key
+
+
+def save_adapter_setup(
+    self: PreTrainedModel, save_directory: Any, adapter_setup: Any, head_setup: Any = None,
+    meta_dict: dict | None = None, use_safetensors: bool = True,
+) -> None:  # fmt: skip
+    """Write a composition with its adapters and fusions, each in a folder of its own."""
+    if head_setup is not None:
+        raise AdapterError("flexible heads are not implemented: leave head_setup out")
+    folder, setup = Path(save_directory), parse_composition(adapter_setup)
+    for name in dict.fromkeys(names_of(setup)):
+        save_adapter(self, folder / name, name, meta_dict=meta_dict, use_safetensors=use_safetensors)
+    for block in blocks_of(setup):
+        if isinstance(block, Fuse):
+            save_adapter_fusion(self, folder / block.name, block, use_safetensors=use_safetensors)
+    facts = {"adapter_setup": to_json(setup), "head_setup": None, "version": VERSION}
+    atomic_write(folder / SETUP, (json.dumps(facts, indent=2, sort_keys=True) + "\n").encode())
+
+
+def load_adapter_setup(
+    self: PreTrainedModel, adapter_setup_name_or_path: Any, version: str | None = None, set_active: bool = False,
+    use_safetensors: bool | None = None,
+) -> tuple[Any, Any]:  # fmt: skip
+    """Read a composition with its adapters and fusions; (setup, None)."""
+    folder = Path(adapter_setup_name_or_path)
+    facts = read_json(folder / SETUP, AdapterError)
+    if facts.get("head_setup") is not None:
+        raise AdapterError("flexible heads are not implemented: this setup has head_setup")
+    setup = from_json(facts["adapter_setup"])
+    for name in dict.fromkeys(names_of(setup)):
+        load_adapter(self, folder / check_name(name))
+    for block in blocks_of(setup):
+        if isinstance(block, Fuse):
+            load_adapter_fusion(self, folder / block.name)
+    if set_active:
+        adapters_of(self).activate(setup)
+    return setup, None
+
+
+def save_all_adapters(
+    self: PreTrainedModel, save_directory: Any, with_head: bool = True, meta_dict: dict | None = None,
+    use_safetensors: bool = True,
+) -> None:  # fmt: skip
+    """Write every adapter into a folder of its own."""
+    for name in adapters_of(self).names():
+        save_adapter(self, Path(save_directory) / name, name, meta_dict=meta_dict, use_safetensors=use_safetensors)
+
+
+def save_all_adapter_fusions(self: PreTrainedModel, save_directory: Any, use_safetensors: bool = True) -> None:
+    """Write every fusion into a folder of its own."""
+    for name in adapters_of(self).fusion_configs:
+        save_adapter_fusion(self, Path(save_directory) / name, name, use_safetensors=use_safetensors)
+

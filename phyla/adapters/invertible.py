@@ -1,0 +1,148 @@
+"""Invertible adapters at the embedding (Pfeiffer et al. 2020, arXiv:2005.00052)."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from phyla.adapters.bottleneck import Act, BnConfig
+from phyla.adapters.interpret import Facts, Flow, Method, run
+from phyla.adapters.places import Place, Survey
+from phyla.blocks.context import Context
+from phyla.blocks.matmul import linear as product
+from phyla.errors import AdapterError
+
+CLAMP = 5.0
+
+
+class Nice(nn.Module):
+    """Additive coupling of two halves (Dinh et al. 2015, arXiv:1410.8516)."""
+
+    def __init__(self, config: BnConfig, width: int) -> None:
+        super().__init__()
+        self.one, self.two = width // 2, width - width // 2
+        self.F = _net(config, self.two, self.one)
+        self.G = _net(config, self.one, self.two)
+
+    def forward(self, x: Tensor, inverse: bool = False) -> Tensor:
+        a, b = x.split([self.one, self.two], -1)
+        if inverse:
+            b = b - self.G(a)
+            a = a - self.F(b)
+        else:
+            a = a + self.F(b)
+            b = b + self.G(a)
+        return torch.cat([a, b], -1)
+
+    def to_file(self) -> dict[str, Tensor]:
+        """Tensors by public name."""
+        return self.state_dict()
+
+    def from_file(self, tensors: dict[str, Tensor]) -> None:
+        """Take over tensors by public name."""
+        self.load_state_dict(tensors)
+
+
+class Glow(Nice):
+    """Affine coupling of two halves (Kingma & Dhariwal 2018, arXiv:1807.03039)."""
+
+    def __init__(self, config: BnConfig, width: int) -> None:
+        nn.Module.__init__(self)
+        self.one, self.two = width // 2, width - width // 2
+        self.s1 = _net(config, self.one, 2 * self.two)
+        self.s2 = _net(config, self.two, 2 * self.one)
+
+    def forward(self, x: Tensor, inverse: bool = False) -> Tensor:
+        a, b = x.split([self.one, self.two], -1)
+        if inverse:
+            s, t = self.s1(a).split(self.two, -1)
+            b = (b - t) * torch.exp(-_soft(s))
+            s, t = self.s2(b).split(self.one, -1)
+            a = (a - t) * torch.exp(-_soft(s))
+        else:
+            s, t = self.s2(b).split(self.one, -1)
+            a = a * torch.exp(_soft(s)) + t
+            s, t = self.s1(a).split(self.two, -1)
+            b = b * torch.exp(_soft(s)) + t
+        return torch.cat([a, b], -1)
+
+
+def _soft(s: Tensor) -> Tensor:
+    return CLAMP * 0.636 * torch.atan(s / CLAMP)
+
+
+def _net(config: BnConfig, inputs: int, outputs: int) -> nn.Sequential:
+    inner = max(1, int(inputs // (config.inv_adapter_reduction_factor or 2)))
+    made = nn.Sequential(nn.Linear(inputs, inner), Act(config.non_linearity), nn.Linear(inner, outputs))
+    for linear in (made[0], made[2]):
+        nn.init.normal_(linear.weight, 0.0, 0.02)
+        nn.init.zeros_(linear.bias)
+    return made
+
+
+KINDS = {"nice": Nice, "glow": Glow}
+
+
+def attach(config: BnConfig, places: Survey, entry: Any) -> Iterator[tuple[Place, nn.Module]]:
+    """The part of one adapter with its places: behind the embedding."""
+    if config.inv_adapter is None:
+        return
+    if config.inv_adapter not in KINDS:
+        raise AdapterError(f"inv_adapter must be one of {sorted(KINDS)}, but is {config.inv_adapter!r}")
+    tokens = [p for p in places.embeds if hasattr(p.module, "tokens")]
+    if places.with_cross:
+        tokens = [p for p in places.embeds if "decoder" not in p.path.split(".")]
+    if not tokens:
+        raise AdapterError("an invertible adapter needs an embedding of tokens, but this model has none")
+    for embed in tokens[:1]:
+        lift = getattr(embed.module, "lift", None)
+        if lift is not None:
+            place = Place(f"{embed.path}.lift", lift, "lift", tower=embed.tower)
+            width = lift.in_features
+        else:
+            place, width = embed, width_of(embed, places)
+        part = KINDS[config.inv_adapter](config, width)
+        # Undoing it before the output matrix, as the paper has it, is not what public files were trained with:
+        # the library that wrote them applies it at the embedding alone in models with a head of their own.
+        yield place, part
+
+
+def width_of(embed: Place, places: Survey) -> int:
+    """Elements of a vector that an embedding gives."""
+    return next(layer.width for layer in places.layers if layer.tower == embed.tower)
+
+
+class EmbedSite(nn.Module, Method):
+    """The site of an embedding: (x, ctx) -> x."""
+
+    def __init__(self, setup: Any, parts: dict[str, list[Nice]], facts: Facts) -> None:
+        super().__init__()
+        self.setup, self.parts, self.facts, self.inverse = setup, parts, facts, False
+
+    def forward(self, x: Tensor, ctx: Context | None = None) -> Tensor:
+        (y,) = run(self.setup, (x,), (), self, self.facts, self.inverse)
+        assert y is not None
+        return y
+
+    def leaf(self, name: str, flow: Flow, fixed: Flow) -> Flow:
+        x = flow[0]
+        for part in self.parts.get(name, ()):
+            x = part(x, self.inverse)
+        return (x,)
+
+    def fuse(self, block: Any, flow: Flow, fixed: Flow, facts: Facts) -> Flow:
+        # Fused adapters act at the embedding through the first of them alone, as the public ones do.
+        return run(block.children[0], flow, fixed, self, facts, self.inverse)
+
+
+class InputSite(EmbedSite):
+    """The site of a projection whose input changes: (x, y, linear) -> y."""
+
+    def __init__(self, setup: Any, parts: dict[str, list[Nice]], facts: Facts, inverse: bool) -> None:
+        super().__init__(setup, parts, facts)
+        self.inverse = inverse
+
+    def forward(self, x: Tensor, y: Tensor, linear: nn.Linear) -> Tensor:  # type: ignore[override]
+        (h,) = run(self.setup, (x,), (), self, self.facts, self.inverse)
+        return product(h, linear.weight, linear.bias)

@@ -1,0 +1,154 @@
+"""Where adapters may stand in a model: its layers, their branches and projections, read off the sites."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from phyla.blocks.linear import Linear
+from phyla.blocks.residual import Mixer
+from phyla.model import PreTrainedModel
+
+QUERY_SIDE = ("q", "k", "v", "o")
+
+
+@dataclass(frozen=True)
+class Place:
+    """One place: the module whose slot `slot` is to be filled, its path, what it is and in which layer.
+
+    kind: linear, branch, stream (a layer's output), embed, keys-values, scores (the input of the output
+    matrix). role: attn, cross, ffn. part: the projection (q, k, v, o, gate, up, down).
+    """
+
+    path: str
+    module: Any
+    kind: str
+    role: str = ""
+    part: str = ""
+    layer: int = -1
+    tower: str = ""
+    slot: str = "site"
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What tells places apart."""
+        return self.path, self.slot
+
+
+@dataclass
+class LayerPlaces:
+    """One layer: number over the whole model, path, tower, the model it belongs to, and its places."""
+
+    index: int
+    path: str
+    tower: str
+    model_type: str
+    module: Any
+    width: int = 0
+    attn: Place | None = None
+    cross: Place | None = None
+    out: Place | None = None
+    linears: list[Place] = field(default_factory=list)
+    keys_values: list[Place] = field(default_factory=list)
+
+    @property
+    def stream(self) -> Place:
+        """The layer's output."""
+        return Place(self.path, self.module, "stream", layer=self.index, tower=self.tower)
+
+    def branches(self) -> Iterator[tuple[str, Place]]:
+        """The places of bottleneck adapters by the flag that asks for them."""
+        if self.attn is not None:
+            yield "mh_adapter", self.attn
+        if self.cross is not None:
+            yield "cross_adapter", self.cross
+        if self.out is not None:
+            yield "output_adapter", self.out
+
+
+@dataclass
+class Survey:
+    """All places of a model."""
+
+    layers: list[LayerPlaces]
+    embeds: list[Place]
+    scores: list[Place]
+    towers: list[str]
+    with_cross: bool
+
+    def group(self, layer: LayerPlaces, role: str) -> str:
+        """The public name of the prefixes of one attention: encoder_prefix, self_prefix, cross_prefix."""
+        if role == "cross":
+            return "cross_prefix"
+        return "encoder_prefix" if self.with_cross and is_encoder(layer.tower) else "self_prefix"
+
+
+def is_encoder(tower: str) -> bool:
+    """Whether a tower's states go to a decoder's cross-attention, by its path."""
+    return "encoder" in tower.split(".") and "decoder" not in tower.split(".")
+
+
+def survey(model: PreTrainedModel) -> Survey:
+    """Read the places off a model; layers of encoders are numbered before those of decoders."""
+    owners: dict[str, str] = {"": model.config.model_type}
+    found: list[tuple[str, Any]] = []
+    embeds: list[Place] = []
+    for path, module in model.named_modules():
+        if isinstance(module, PreTrainedModel) and path:
+            owners[path] = module.config.model_type
+        if getattr(module, "site_kind", None) != "stream" or "site" not in module._modules:
+            continue
+        if path.startswith("adapters"):
+            continue
+        if hasattr(module, "order"):
+            found.append((path, module))
+        elif path.rpartition(".")[2] == "embed":
+            embeds.append(Place(path, module, "embed", tower=path.rpartition(".")[0]))
+    found.sort(key=lambda item: "decoder" in item[0].split("."))
+    embeds.sort(key=lambda place: "decoder" in place.path.split("."))
+    layers = [_layer(i, path, module, owners) for i, (path, module) in enumerate(found)]
+    towers = list(dict.fromkeys(layer.tower for layer in layers))
+    return Survey(
+        layers, embeds, list(_scores(model)), towers, any(layer.cross is not None for layer in layers)
+    )
+
+
+def _layer(index: int, path: str, module: Any, owners: dict[str, str]) -> LayerPlaces:
+    tower = path[: path.rindex(".layers")] if ".layers" in path else path.rpartition(".")[0]
+    owner = max((p for p in owners if not p or path.startswith(p + ".")), key=len)
+    made = LayerPlaces(index, path, tower, owners[owner], module)
+    for name in module.order:
+        branch, at = getattr(module, name), f"{path}.{name}"
+        if not isinstance(branch, Mixer):
+            continue
+        role = "ffn"
+        if hasattr(branch, "kv_site"):
+            role = "cross" if getattr(branch, "cross", False) else "attn"
+        place = Place(at, branch, "branch", role, layer=index, tower=tower)
+        if role == "attn" and made.attn is None:
+            made.attn = place
+        elif role == "cross" and made.cross is None:
+            made.cross = place
+        else:
+            made.out = place
+        if "kv_site" in branch._modules:
+            made.keys_values.append(
+                Place(at, branch, "keys-values", role, layer=index, tower=tower, slot="kv_site")
+            )
+        for inner, child in branch.named_modules():
+            part = inner.rpartition(".")[2]
+            if getattr(child, "site_kind", None) == "linear":
+                spot = Place(f"{at}.{inner}", child, "linear", role, part, index, tower)
+                made.linears.append(spot)
+                if part in ("o", "down") or not made.width:
+                    made.width = child.out_features
+    return made
+
+
+def _scores(model: PreTrainedModel) -> Iterator[Place]:
+    """The matrix that turns states into scores of tokens, where the model has one."""
+    for path, module in model.named_modules():
+        if path.rpartition(".")[2] != "head" or not hasattr(module, "scores"):
+            continue
+        out = getattr(module, "out", None)
+        if isinstance(out, Linear):
+            yield Place(f"{path}.out", out, "scores")

@@ -1,0 +1,168 @@
+"""Kinds of memory for keys and values under the public names: elsewhere (offloaded), or in few bits
+(quantised).
+
+Every other public name stands for the model's own memory, which is allocated ahead and slides where layers
+do.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from phyla.blocks.cache import Cache, KVCache
+from phyla.errors import GenerationError, UnknownArgumentError, nearest
+
+OWN = ("dynamic", "static", "sliding_window", "hybrid", "mamba")
+AWAY = ("offloaded", "offloaded_static")
+IMPLEMENTATIONS = (*OWN, *AWAY, "quantized")
+_BITS = (2, 4, 8)
+
+
+class QuantizedCacheConfig:
+    """nbits: 2, 4 or 8 a number. q_group_size: numbers that share a scale. residual_length: newest positions
+    kept
+    whole. backend, axis_key, axis_value, compute_dtype, device: for the public files; groups lie along the
+    width.
+    """
+
+    def __init__(
+        self, backend: str = "quanto", nbits: int = 4, axis_key: int = 0, axis_value: int = 0,
+        q_group_size: int = 64, residual_length: int = 128, compute_dtype: Any = None, device: Any = None,
+    ):  # fmt: skip
+        if nbits not in _BITS or q_group_size < 1 or residual_length < 1:
+            raise GenerationError(
+                f"nbits must be one of {_BITS}, q_group_size and residual_length at least 1, but are {nbits!r}, "
+                f"{q_group_size!r} and {residual_length!r}"
+            )
+        self.backend, self.nbits, self.q_group_size = backend, nbits, q_group_size
+        self.axis_key, self.axis_value, self.residual_length = axis_key, axis_value, residual_length
+        self.compute_dtype, self.device = compute_dtype, device
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields."""
+        return dict(self.__dict__)
+
+
+class OffloadedKV(KVCache):
+    """Keys and values that lie in main memory and visit the device while they are looked at."""
+
+    def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, int]:
+        """As `KVCache.update`."""
+        keys, values, first = super().update(k.cpu(), v.cpu())
+        return keys.to(k.device), values.to(v.device), first
+
+    def reorder(self, index: Tensor) -> None:
+        """As `KVCache.reorder`."""
+        super().reorder(index.cpu())
+
+
+class _Packed:
+    """Numbers (..., width) in few bits: each group's least value and step beside them."""
+
+    def __init__(self, values: Tensor, bits: int, group: int):
+        self.bits, self.shape, self.dtype = bits, values.shape, values.dtype
+        self.group = group if values.shape[-1] % group == 0 else values.shape[-1]
+        parts = values.float().unflatten(-1, (-1, self.group))
+        low, high = parts.amin(-1, keepdim=True), parts.amax(-1, keepdim=True)
+        self.low, self.step = low, ((high - low) / (2**bits - 1)).clamp(min=1e-12)
+        codes = ((parts - low) / self.step).round().to(torch.uint8).flatten(-2)
+        many = 8 // bits
+        codes = nn.functional.pad(codes, (0, -codes.shape[-1] % many)).unflatten(-1, (-1, many))
+        self.codes = sum((codes[..., i] << (bits * i) for i in range(many)), torch.zeros_like(codes[..., 0]))
+
+    def whole(self) -> Tensor:
+        """The numbers, nearly."""
+        many = 8 // self.bits
+        codes = torch.stack([self.codes >> (self.bits * i) for i in range(many)], -1) & (2**self.bits - 1)
+        codes = codes.flatten(-2)[..., : self.shape[-1]].unflatten(-1, (-1, self.group))
+        return (codes * self.step + self.low).flatten(-2).to(self.dtype)
+
+    def rows(self, index: Tensor) -> "_Packed":
+        """The rows `index`."""
+        new = object.__new__(_Packed)
+        new.__dict__.update(self.__dict__)
+        new.shape = torch.Size((len(index), *self.shape[1:]))
+        new.low, new.step, new.codes = (
+            t.index_select(0, index) for t in (self.low, self.step, self.codes)
+        )  # fmt: skip
+        return new
+
+
+class QuantizedKV:
+    """Keys and values in few bits, but for the newest; a block of `residual_length` is packed at a time."""
+
+    def __init__(self, config: QuantizedCacheConfig, batch: int):
+        self.config, self.batch = config, batch
+        self.packed: list[tuple[_Packed, _Packed]] = []
+        self.recent: tuple[Tensor, Tensor] | None = None
+
+    def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, int]:
+        """Append keys and values (rows, heads, new, width); returns all and the slot of the first."""
+        if self.recent is not None:
+            k, v = (torch.cat([old, new], 2) for old, new in zip(self.recent, (k, v), strict=True))
+        old = [(a.whole(), b.whole()) for a, b in self.packed]
+        keys, values = (torch.cat([*(pair[i] for pair in old), (k, v)[i]], 2) for i in (0, 1))
+        size = self.config.residual_length
+        while k.shape[2] >= 2 * size:
+            block = (self._pack(t[:, :, :size]) for t in (k, v))
+            self.packed.append((next(block), next(block)))
+            k, v = k[:, :, size:], v[:, :, size:]
+        self.recent = (k, v)
+        return keys, values, 0
+
+    def _pack(self, values: Tensor) -> _Packed:
+        return _Packed(values, self.config.nbits, self.config.q_group_size)
+
+    def reorder(self, index: Tensor) -> None:
+        """As `KVCache.reorder`."""
+        self.packed = [(a.rows(index), b.rows(index)) for a, b in self.packed]
+        if self.recent is not None:
+            self.recent = (self.recent[0].index_select(0, index), self.recent[1].index_select(0, index))
+        self.batch = len(index)
+
+    def truncate(self, length: int) -> None:
+        """As `KVCache.truncate`."""
+        size = self.config.residual_length
+        while self.packed and length < size * len(self.packed):
+            keys, values = self.packed.pop()
+            self.recent = (keys.whole(), values.whole())
+        if self.recent is not None:
+            kept = max(0, length - size * len(self.packed))
+            self.recent = (self.recent[0][:, :, :kept], self.recent[1][:, :, :kept])
+
+
+def new_cache(model: Any, kind: str | None, settings: Any, batch: int, length: int) -> Cache | None:
+    """An empty memory of a public kind for `length` positions of `batch` rows; None where the model keeps
+    none.
+    """
+    cache: Cache | None = model.new_cache(batch, length)
+    if cache is None or kind is None or kind in OWN:
+        return cache
+    config = read_settings(settings) if kind == "quantized" else None
+    slots: list[Any] = getattr(cache, "slots", [])
+    for i, slot in enumerate(slots):
+        if type(slot) is not KVCache:
+            continue
+        if config is None:
+            slots[i] = OffloadedKV(slot.batch, slot.capacity, slot.window)
+        elif slot.window is None:  # what slides is small
+            slots[i] = QuantizedKV(config, slot.batch)
+    return cache
+
+
+def read_settings(settings: Any) -> QuantizedCacheConfig:
+    """cache_config as an object: a QuantizedCacheConfig, or a dict of its fields."""
+    if settings is None:
+        return QuantizedCacheConfig()
+    if isinstance(settings, QuantizedCacheConfig):
+        return settings
+    if not isinstance(settings, dict):
+        raise GenerationError(
+            f"cache_config must be a QuantizedCacheConfig or a dict, but is a {type(settings).__name__}"
+        )
+    known = list(QuantizedCacheConfig().to_dict())
+    for name in settings:
+        if name not in known:
+            raise UnknownArgumentError(f"QuantizedCacheConfig has no field {name!r}.{nearest(name, known)}")
+    return QuantizedCacheConfig(**settings)

@@ -1,0 +1,149 @@
+"""The strategies beside greedy decoding, sampling and plain beams: what each needs, and how it is started."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from phyla.errors import GenerationError
+from phyla.generation.config import GenerationConfig
+from phyla.generation.contrastive import contrastive_search
+from phyla.generation.dola import LayerForward, layer_contrast
+from phyla.generation.drafts import (
+    Draft,
+    ModelDraft,
+    PromptLookup,
+    check_assistant,
+    early_exit,
+    explicit,
+)
+from phyla.generation.forward import Forward
+from phyla.generation.modes import GenerationMode
+from phyla.generation.prompt import Prompt, accepted, read_prompt, vocabulary_size
+from phyla.generation.search import decode
+from phyla.generation.speculation import speculate
+from phyla.generation.task import Task
+from phyla.generation.translate import MappedDraft, RetoldDraft
+
+Run = Callable[[], int]
+
+
+class Sources:
+    """What a draft may be made of: the call's inputs by name, its prompt, tokenizers, and what the call sets.
+    """
+
+    def __init__(
+        self, assistant: Any, inputs: Any, named: dict[str, Any], prompt: Prompt, tokenizer: Any,
+        assistant_tokenizer: Any, given: set[str],
+    ):  # fmt: skip
+        self.assistant, self.inputs, self.named, self.prompt = assistant, inputs, named, prompt
+        self.tokenizer, self.assistant_tokenizer, self.given = tokenizer, assistant_tokenizer, given
+
+
+def needed_states(mode: GenerationMode) -> bool:
+    """Whether a strategy looks at hidden states."""
+    return mode in (GenerationMode.CONTRASTIVE_SEARCH, GenerationMode.DOLA_GENERATION)
+
+
+def forward_class(mode: GenerationMode) -> type[Forward]:
+    """How a strategy feeds the model."""
+    return LayerForward if mode == GenerationMode.DOLA_GENERATION else Forward
+
+
+def prepare(
+    mode: GenerationMode, forward: Forward, task: Task, config: GenerationConfig, sources: Sources
+) -> Run:
+    """The strategy, ready to fill `task.ids`; it returns the length reached."""
+    if mode == GenerationMode.CONTRASTIVE_SEARCH:
+        alpha, top_k = config.penalty_alpha, config.top_k
+        return lambda: contrastive_search(forward, task, alpha, top_k, bool(config.low_memory))
+    if mode == GenerationMode.ASSISTED_GENERATION:
+        if forward.cache is None:
+            raise GenerationError("a draft needs use_cache=True and a model with a cache")
+        draft = make_draft(forward, task, config, sources)
+
+        def run() -> int:
+            length = speculate(forward, task, draft)
+            schedule = getattr(draft, "schedule", None)
+            own = getattr(sources.assistant, "generation_config", None)
+            if schedule is not None and schedule.kind == "heuristic" and own is not None:
+                own.num_assistant_tokens = max(1, int(schedule.count))
+            return length
+
+        return run
+    if mode == GenerationMode.DOLA_GENERATION:
+        assert isinstance(forward, LayerForward)
+        task.processors.insert(0, layer_contrast(forward, forward.model.config, config.dola_layers))
+    return lambda: decode(forward, task)
+
+
+def make_draft(forward: Forward, task: Task, config: GenerationConfig, sources: Sources) -> Draft:
+    """The draft that the settings name."""
+    model, assistant, prompt = forward.model, sources.assistant, sources.prompt
+    vocabulary = _scored_words(model)
+    if config.assistant_early_exit is not None:
+        assistant = early_exit(model, config.assistant_early_exit)
+    elif config.prompt_lookup_num_tokens is not None:
+        return PromptLookup(config.prompt_lookup_num_tokens, config.max_matching_ngram_size, task.pad_id)
+    else:
+        translated = sources.assistant_tokenizer is not None
+        check_assistant(model, assistant, translated)
+        if translated:
+            return _translated(model, task, config, sources, vocabulary)
+    schedule = explicit(assistant, config, sources.given)
+    reach = prompt.positions + task.limit
+    read = prompt
+    if assistant is sources.assistant:
+        read = _own_prompt(model, assistant, sources, config)
+    draft = Forward(assistant, read, max(reach, read.positions + task.limit), True, task.pad_id)
+    return ModelDraft(draft, task, schedule, vocabulary)
+
+
+def _own_prompt(model: nn.Module, assistant: nn.Module, sources: Sources, config: GenerationConfig) -> Prompt:
+    """What the draft reads: the call's inputs that it takes."""
+    prompt = sources.prompt
+    both = [bool(getattr(m.config, "is_encoder_decoder", False)) for m in (model, assistant)]
+    if both == [True, True]:
+        named = {k: v for k, v in sources.named.items() if k != "past_key_values"}
+        return read_prompt(assistant, sources.inputs, named, config)
+    takes = accepted(assistant.forward)
+    if both == [True, False]:  # a decoder alone, on the states of the model's encoder
+        states = prompt.steady["encoder_outputs"]
+        steady = {
+            "encoder_outputs": states,
+            "encoder_hidden_states": states.last_hidden_state,
+            "encoder_attention_mask": prompt.steady.get("attention_mask"),
+        }
+        steady = {k: v for k, v in steady.items() if v is not None and (takes is None or k in takes)}
+        return Prompt(prompt.given, prompt.ids, prompt.mask, prompt.positions, steady=steady)
+    if both == [False, True]:
+        raise GenerationError("assistant_model must be decoder-only, as the model is")
+    first = {k: v for k, v in prompt.first.items() if takes is None or k in takes}
+    if "inputs_embeds" in first:
+        raise GenerationError("a draft model needs a prompt of token ids: vectors of two models differ")
+    return Prompt(prompt.given, prompt.ids, prompt.mask, prompt.positions, first=first)
+
+
+def _translated(
+    model: nn.Module, task: Task, config: GenerationConfig, sources: Sources, vocabulary: int
+) -> Draft:
+    if sources.tokenizer is None:
+        raise GenerationError("assistant_tokenizer needs the model's own: pass tokenizer= as well")
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise GenerationError("drafts with another tokenizer work for decoder-only models alone")
+    schedule = explicit(sources.assistant, config, sources.given)
+    tokenizers = (sources.tokenizer, sources.assistant_tokenizer)
+    if config.do_sample:
+        return MappedDraft(
+            sources.assistant, *tokenizers, task, schedule, sources.prompt.mask, vocabulary
+        )  # fmt: skip
+    return RetoldDraft(sources.assistant, *tokenizers, task, schedule, sources.prompt.mask)
+
+
+def _scored_words(model: Any) -> int:
+    """How many tokens the model scores."""
+    out = getattr(getattr(model, "head", None), "out", None)
+    size = getattr(out, "out_features", None) or vocabulary_size(model)
+    if size is None:
+        raise GenerationError(f"a draft needs the size of the vocabulary, which {type(model).__name__} lacks")
+    return int(size)

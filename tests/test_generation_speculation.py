@@ -1,0 +1,212 @@
+"""Speculative decoding: its tokens are the model's own, greedy and drawn, in batches, for every kind of
+draft.
+"""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_model import FixedScores, TinyCache, TinyDecoder, TinyEncoderDecoder
+
+import phyla
+from phyla.generation import generate
+
+DECODER, DRAFT = TinyDecoder(), TinyDecoder(seed=5)
+PAIR, SMALL_PAIR = TinyEncoderDecoder(), TinyEncoderDecoder(seed=4)
+rows_of_ids = st.lists(st.lists(st.integers(1, 22), min_size=1, max_size=6), min_size=1, max_size=4)
+
+
+def padded(rows, side):
+    width = max(map(len, rows))
+    fill = [[0] * (width - len(r)) for r in rows]
+    return torch.tensor([f + r if side == "left" else r + f for r, f in zip(rows, fill)])
+
+
+def likeness(seed):
+    """The big model, a little changed: a draft that is right at times."""
+    model = TinyDecoder()
+    torch.manual_seed(seed)
+    for p in model.parameters():
+        p.data += 0.15 * torch.randn_like(p)
+    return model
+
+
+DRAFTS = {
+    "lookup": {"prompt_lookup_num_tokens": 3},
+    "long-lookup": {"prompt_lookup_num_tokens": 6, "max_matching_ngram_size": 1},
+    "stranger": {"assistant_model": DRAFT},
+    "relative": {
+        "assistant_model": likeness(1),
+        "num_assistant_tokens": 5,
+        "assistant_confidence_threshold": 0.0,
+    },
+    "itself": {"assistant_model": DECODER, "num_assistant_tokens_schedule": "heuristic_transient"},
+}
+
+
+@settings(max_examples=40)
+@given(
+    rows_of_ids, st.sampled_from(["left", "right"]), st.sampled_from(sorted(DRAFTS)), st.integers(1, 14),
+    st.lists(st.integers(1, 22), max_size=6, unique=True), st.booleans(),
+)  # fmt: skip
+def test_greedy_tokens_are_the_models_own(rows, side, draft, steps, eos, penalised):
+    ids = padded(rows, side)
+    asked = {"attention_mask": ids != 0, "max_new_tokens": steps, "pad_token_id": 0}
+    asked |= {"eos_token_id": eos} if eos else {}
+    asked |= {"repetition_penalty": 1.4, "no_repeat_ngram_size": 3} if penalised else {}
+    want = generate(DECODER, ids, **asked)
+    assert torch.equal(generate(DECODER, ids, **asked, **DRAFTS[draft]), want)
+
+
+@pytest.mark.parametrize("draft", [{"prompt_lookup_num_tokens": 3}, {"assistant_model": SMALL_PAIR}])
+def test_an_encoder_decoder_speculates_too(draft):
+    ids = torch.tensor([[4, 5, 6], [7, 8, 9]])
+    asked = {"max_new_tokens": 12, "eos_token_id": 2, "pad_token_id": 0}
+    assert torch.equal(generate(PAIR, ids, **asked, **draft), generate(PAIR, ids, **asked))
+
+
+def test_fewer_steps_where_the_draft_is_right():
+    ids = torch.tensor([[4, 5, 6]])
+    DECODER.calls.clear()
+    generate(DECODER, ids, max_new_tokens=12)
+    plain = len(DECODER.calls)
+    twin = TinyDecoder()
+    DECODER.calls.clear()
+    generate(DECODER, ids, max_new_tokens=12, assistant_model=twin, num_assistant_tokens=4,
+             assistant_confidence_threshold=0.0)  # fmt: skip
+    assert plain == 12
+    assert len(DECODER.calls) == 4, "the prompt, two of five tokens, and the rest"
+
+
+class Remembering(FixedScores):
+    """Fixed scores with a memory that remembers nothing."""
+
+    def new_cache(self, batch, length):
+        return TinyCache(0)
+
+    def forward(self, input_ids, attention_mask=None, past_key_values=None, logits_to_keep=0):
+        if past_key_values is not None:
+            past_key_values.length += input_ids.shape[1]
+        return super().forward(input_ids, None, None, logits_to_keep)
+
+
+@pytest.mark.parametrize("kind", ["draft", "lookup"])
+@pytest.mark.parametrize("filters", [{"top_k": 0}, {"top_k": 3, "temperature": 0.7}])
+def test_drawn_tokens_have_the_models_chances(kind, filters):
+    torch.manual_seed(0)
+    target, draft = Remembering(torch.randn(5, 5)), Remembering(torch.randn(5, 5))
+    asked = {"do_sample": True, "max_new_tokens": 4, "pad_token_id": 0, **filters}
+    other = {"assistant_model": draft, "num_assistant_tokens": 2, "assistant_confidence_threshold": 0.0}
+    other = other if kind == "draft" else {"prompt_lookup_num_tokens": 2}
+    # rows go on together, so that many small batches are drawn
+    outs = [generate(target, torch.full((2, 2), 1), seed=i, **asked, **other) for i in range(2000)]
+    new = torch.cat(outs)[:, 2:]
+    scores = target.table / filters.get("temperature", 1.0)
+    if filters["top_k"]:
+        scores = scores.masked_fill(scores < scores.topk(3).values[:, -1:], -torch.inf)
+    chance = scores.softmax(-1)
+    before = torch.cat([torch.full((len(new), 1), 1), new[:, :-1]], 1)
+    for place in range(4):
+        for last in range(5):
+            seen = new[before[:, place] == last, place]
+            if len(seen) > 200:
+                share = torch.bincount(seen, minlength=5) / len(seen)
+                bound = 4.5 * (chance[last] * (1 - chance[last]) / len(seen)).sqrt() + 1e-6
+                assert ((share - chance[last]).abs() <= bound).all(), (place, last)
+
+
+class Words:
+    """A tokenizer of one character a token, in an order of its own."""
+
+    eos_token_id = None
+
+    def __init__(self, letters):
+        self.letters = letters
+
+    def __call__(self, text, add_special_tokens=True):
+        return {"input_ids": [self.letters.index(c) for c in text if c in self.letters]}
+
+    def decode(self, ids, skip_special_tokens=False):
+        return "".join(self.letters[int(i)] for i in ids)
+
+    def get_vocab(self):
+        return {c: i for i, c in enumerate(self.letters)}
+
+    def convert_ids_to_tokens(self, ids):
+        return [self.letters[i] for i in ids]
+
+
+LETTERS = "abcdefghijklmnopqrstuvw"
+
+
+@pytest.mark.parametrize("order", [LETTERS[::-1], LETTERS[5:] + LETTERS[:5]])
+def test_a_draft_with_another_tokenizer(order):
+    ids = torch.tensor([[0, 5, 6, 7], [4, 5, 6, 8]])
+    asked = {"max_new_tokens": 10, "attention_mask": torch.tensor([[0, 1, 1, 1], [1] * 4])}
+    given = {"assistant_model": DRAFT, "tokenizer": Words(LETTERS), "assistant_tokenizer": Words(order)}
+    assert torch.equal(generate(DECODER, ids, **asked, **given), generate(DECODER, ids, **asked))
+
+
+def test_a_drawn_draft_with_another_tokenizer_has_the_models_chances():
+    torch.manual_seed(1)
+    target, draft = Remembering(torch.randn(5, 5)), Remembering(torch.randn(4, 4))
+    for model in (target, draft):
+        model.register_parameter("w", torch.nn.Parameter(torch.zeros(1)))
+    draft.config = SimpleNamespace(vocab_size=4, is_encoder_decoder=False)
+    given = {"assistant_model": draft, "tokenizer": Words("abcde"), "assistant_tokenizer": Words("dbca")}
+    asked = {"do_sample": True, "top_k": 0, "max_new_tokens": 3, "num_assistant_tokens": 2}
+    outs = [
+        generate(target, torch.tensor([[1, 2]]), seed=i, assistant_confidence_threshold=0.0, **asked, **given)
+        for i in range(1500)
+    ]
+    new, chance = torch.cat(outs)[:, 1:], target.table.softmax(-1)
+    for place in range(1, 4):
+        for last in range(5):
+            seen = new[new[:, place - 1] == last, place]
+            if len(seen) > 150:
+                share = torch.bincount(seen, minlength=5) / len(seen)
+                bound = 4.5 * (chance[last] * (1 - chance[last]) / len(seen)).sqrt() + 1e-6
+                assert ((share - chance[last]).abs() <= bound).all(), (place, last)
+
+
+def tiny(kind, **config):
+    torch.manual_seed(0)
+    cls = getattr(phyla, f"{kind}ForCausalLM")
+    model = cls(getattr(phyla, f"{kind}Config")(vocab_size=40, **config)).eval()
+    for p in model.parameters():
+        if p.ndim > 1:
+            torch.nn.init.normal_(p, std=0.3)
+    return model
+
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48,
+         "num_key_value_heads": 2}  # fmt: skip
+KINDS = {
+    "state-space": ("Mamba", {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}),
+    "window": ("Mistral", {**SIZES, "sliding_window": 6}),
+    "rotary": ("Llama", SIZES),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("way", ["lookup", "draft", "exit"])
+def test_recurrent_and_sliding_memories_go_back(kind, way):
+    name, config = KINDS[kind]
+    model = tiny(name, **config)
+    ids = torch.tensor([[5, 6, 7, 8, 5, 6, 7, 8, 5, 6], [9, 8, 7, 9, 8, 7, 9, 8, 7, 9]])
+    ways = {"lookup": {"prompt_lookup_num_tokens": 4}, "exit": {"assistant_early_exit": 1},
+            "draft": {"assistant_model": tiny(name, **{**config, "num_hidden_layers": 1}),
+                      "assistant_confidence_threshold": 0.0, "num_assistant_tokens": 4}}  # fmt: skip
+    asked = {"max_new_tokens": 24, "do_sample": False, "eos_token_id": 39, "pad_token_id": 0}
+    want = model.generate(ids, **asked)
+    assert torch.equal(model.generate(ids, **asked, **ways[way]), want)
+
+
+def test_guidance_goes_back_with_the_drafts():
+    ids = torch.tensor([[5, 6, 7, 8, 5, 6]])
+    asked = {"max_new_tokens": 12, "guidance_scale": 2.0, "negative_prompt_ids": torch.tensor([[9, 8]])}
+    want = generate(DECODER, ids, **asked)
+    assert torch.equal(generate(DECODER, ids, prompt_lookup_num_tokens=4, **asked), want)
+    assert torch.equal(generate(DECODER, ids, num_beams=2, **asked)[:, :6], ids)
