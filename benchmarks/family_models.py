@@ -106,7 +106,7 @@ CASES = (
     Case("clip-base", "CLIPModel", "clip",
          {"text_config": {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8},
           "vision_config": {"patch_size": 32}},
-         {**_tokens(49000, 2, 77), **_pixels(4)}, {"return_loss": ["ones", [1], "bool"]}),
+         {**_tokens(49000, 4, 77), **_pixels(4)}, {"return_loss": ["ones", [1], "bool"]}),
     Case("llava-small", "LlavaForConditionalGeneration", "llava",
          {"text_config": {**_SMOL, "model_type": "llama", "num_hidden_layers": 16},
           "vision_config": {"model_type": "clip_vision_model", "hidden_size": 384,
@@ -135,5 +135,5 @@ CASES = (
           "head_dropout": 0.0, "positional_dropout": 0.0},
          {"past_values": ["normal", [1, 512, 7]]}, {"future_values": ["normal", [1, 96, 7]]}),
     Case("perceiver", "PerceiverForMaskedLM", "perceiver", {"attention_probs_dropout_prob": 0.0},
-         _tokens(250, 1, 1024), {"labels": ["ids", 250, [1, 1024]]}),
+         _tokens(250, 1, 2048), {"labels": ["ids", 250, [1, 2048]]}),
 )  # fmt: skip

@@ -429,4 +429,7 @@ def _plain_labels(count: int) -> dict[int, str]:
     return {i: f"LABEL_{i}" for i in range(count)}
 
 
-_MAY_BE_ZERO = ("speaker_embedding_size", "type_vocab_size", "num_labels", "chunk_size_feed_forward", "num_beam_groups", "num_aggregation_labels")
+_MAY_BE_ZERO = (
+    "chunk_size_feed_forward", "num_aggregation_labels", "num_beam_groups", "num_labels",
+    "speaker_embedding_size", "type_vocab_size",
+)  # fmt: skip

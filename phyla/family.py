@@ -81,7 +81,8 @@ class Part:
     @property
     def channels(self) -> list[int]:
         """Channels of the feature maps of `features`."""
-        return self.head("backbone").chosen_channels(self.config)
+        head: Any = self.head("backbone")
+        return head.chosen_channels(self.config)
 
     @property
     def width(self) -> int:

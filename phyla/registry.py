@@ -36,7 +36,7 @@ def table() -> dict[str, Row]:
 
 
 def families(modality: str | None = None, search: str = "") -> list[Row]:
-    """Rows by modality (`text`, `vision`, `audio`, `multimodal`, `time-series`, ...) and words in names or tasks."""
+    """Rows by modality (`text`, `vision`, `audio`, `multimodal`, ...) and words in names or tasks."""
     words = search.lower().split()
     rows = sorted(table().values(), key=lambda row: row.model_type)
     if modality is not None:

@@ -79,7 +79,7 @@ def test_bad_masks(mask, words):
         ({"eos_token_id": "end"}, "eos_token_id"),
         ({"stop_strings": ["x"]}, "tokenizer"),
         ({"exponential_decay_length_penalty": (1, 1.1)}, "needs an eos_token_id"),
-        ({"penalty_alpha": 0.5, "top_k": 4, "use_cache": False}, "contrastive search .* needs use_cache=True"),
+        ({"penalty_alpha": 0.5, "top_k": 4, "use_cache": False}, "contrastive .* needs use_cache=True"),
         ({"force_words_ids": [[1]]}, "constraints and force_words_ids need num_beams above 1"),
         ({"force_words_ids": [[1], []], "num_beams": 2}, "a non-empty list"),
         ({"force_words_ids": [[[1], [1, 2]]], "num_beams": 2}, r"may begin another, but \[1\] does"),

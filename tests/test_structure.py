@@ -51,6 +51,7 @@ LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 # Tables that map public names of families to something: data, although Python files.
 DATA_TABLES = {
     "phyla/__init__.py",  # public names
+    "phyla/adapters/dialect.py",  # where public adapter files of a family have what
     "phyla/checkpoints/gguf_config.py",  # GGUF architectures and the configs they stand for
     "phyla/checkpoints/gguf_names.py",  # their tensor names
     "phyla/preprocessing/_names.py",  # public names

@@ -45,8 +45,12 @@ class TinyDecoder(nn.Module):
         super().__init__()
         torch.manual_seed(seed)
         self.config = SimpleNamespace(
-            vocab_size=vocabulary, max_position_embeddings=context, num_hidden_layers=2,
-            is_encoder_decoder=False, tie_word_embeddings=False, **config
+            vocab_size=vocabulary,
+            max_position_embeddings=context,
+            num_hidden_layers=2,
+            is_encoder_decoder=False,
+            tie_word_embeddings=False,
+            **config,
         )
         self.generation_config = None
         self.embed = nn.Embedding(vocabulary, width)

@@ -1,6 +1,7 @@
 """Pack recorded tokenizers into the tests: python tools/pack_tokenizer_goldens.py FOLDER [CLASS ...]
 
-FOLDER holds a folder with golden.json for each class (`goldens_tokenizers/public`); without CLASS all that phyla
+FOLDER holds a folder with golden.json for each class (`goldens_tokenizers/public`); without CLASS all
+that phyla
 has are packed.
 """
 

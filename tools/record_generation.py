@@ -70,7 +70,9 @@ def cases() -> Any:
             "group-all": {**group, "num_return_sequences": 4, **FIELDS},
             "group-four": {**group, "num_beam_groups": 4, "num_return_sequences": 3, "length_penalty": 0.3},
             "group-early": {**group, "early_stopping": True, "num_beams": 6, "eos_token_id": 31},
-            "group-never": {**group, "early_stopping": "never", "length_penalty": 2.0, "eos_token_id": [2, 9]},
+            "group-never": {
+                **group, "early_stopping": "never", "length_penalty": 2.0, "eos_token_id": [2, 9],
+            },
             "group-penalties": {**group, "repetition_penalty": 1.3, "no_repeat_ngram_size": 2},
             "contrast": {**ids, "penalty_alpha": 0.6, "top_k": 4, "max_new_tokens": 12},
             "contrast-some": {**ids, "penalty_alpha": 0.3, "top_k": 6, "max_new_tokens": 12, **FIELDS},
@@ -130,7 +132,8 @@ def cases() -> Any:
         yield f"decoder-draft-{schedule}", "decoder", "draft", call
     call = {**ONE, "max_new_tokens": 12, "draft": {"num_assistant_tokens": 4}, **FIELDS}
     yield "decoder-draft-fields", "decoder", "draft", call
-    yield "decoder-draft-penalty", "decoder", "draft", {**ONE, "max_new_tokens": 12, "repetition_penalty": 1.4}
+    call = {**ONE, "max_new_tokens": 12, "repetition_penalty": 1.4}
+    yield "decoder-draft-penalty", "decoder", "draft", call
     yield "decoder-draft-itself", "decoder", "decoder", {**ONE, "max_new_tokens": 12}
     sides = {"input_ids": RIGHT["input_ids"][:1], "max_new_tokens": 12}
     yield "two-sided-draft", "two-sided", "small-two-sided", sides

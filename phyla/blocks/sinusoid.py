@@ -60,7 +60,8 @@ class OpenSinusoid(Learned):
         waves = torch.cat((angles.sin(), angles.cos()), -1)
         if self.width % 2:
             waves = torch.nn.functional.pad(waves, (0, 1))
-        return waves * index.ne(self.padding)[..., None]
+        real = torch.ones_like(index) if self.padding is None else index.ne(self.padding)
+        return waves * real[..., None]
 
 
 class StoredSinusoid(Sinusoid):

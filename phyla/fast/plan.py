@@ -25,7 +25,7 @@ _ACTS = {
     "relu": 0, "silu": 1, "swish": 1, "gelu_new": 2, "gelu_pytorch_tanh": 2, "gelu_python_tanh": 2,
     "gelu": 3, "gelu_python": 3, "quick_gelu": 4,
 }  # fmt: skip
-_NORMS = {RMSNorm: 1, LayerNorm: 2}
+_NORMS: dict[type, int] = {RMSNorm: 1, LayerNorm: 2}
 
 _long, _float, _pointer = ctypes.c_long, ctypes.c_float, ctypes.c_void_p
 

@@ -15,6 +15,7 @@ FEW = {torch.float32: 8, torch.bfloat16: 4 if matmul.HAS_BFLOAT16 else 8}
 # The kernel for many rows: where oneDNN has bfloat16 arithmetic it wins later on; in float32 the BLAS that
 # torch brings leaves a third of the speed of processors that its maker does not sell.
 MANY = 1 << 40
+WHOLE_ROWS = 128  # rows above which the form of the weight decides in float32
 LEAST_WORK = 1 << 18  # multiplications below which a call costs more than it computes
 
 
@@ -71,6 +72,9 @@ def product_of(library: ctypes.CDLL, parallel: int) -> Product:
                 return None
         kernel = few
         if rows > FEW[dtype]:
+            # Short rows, or fewer outs than elements: putting x into panels costs more than it saves.
+            if dtype == torch.float32 and rows > WHOLE_ROWS and not outs > width >= 256:
+                return None
             # Pairs of bfloat16 need an even K.
             if rows * outs * width < LEAST_WORK or (dtype == torch.bfloat16 and width % 2):
                 return None

@@ -15,8 +15,7 @@ _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 
 
 class BayesianDetectorConfig:
-    """watermarking_depth: layers of the tournament. base_rate: how many texts are marked, before any is seen.
-    """
+    """watermarking_depth: layers of the tournament. base_rate: how many texts are marked at the outset."""
 
     def __init__(self, watermarking_depth: int | None = None, base_rate: float = 0.5, **more: Any):
         self.watermarking_depth, self.base_rate = watermarking_depth, base_rate

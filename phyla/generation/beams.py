@@ -74,9 +74,7 @@ def beam_search(forward: Forward, task: Task, settings: BeamSettings) -> Found:
     ids = task.ids[:, None].expand(batch, count, total).clone()
     origin = torch.full((batch, count, task.limit), -1, dtype=torch.int32, device=device)
     lost = torch.full((batch, count), LOST, device=device)
-    first = torch.where(
-        torch.arange(count, device=device) == 0, 0.0, LOST
-    )  # at first all beams are the same
+    first = torch.where(torch.arange(count, device=device) == 0, 0.0, LOST)  # at first all beams are the same
     running = _Beams(ids, first.expand(batch, count), origin)
     best = _Beams(ids, lost, origin)
     ended = torch.zeros(batch, count, dtype=torch.bool, device=device)

@@ -32,8 +32,8 @@ class QuantizedCacheConfig:
     ):  # fmt: skip
         if nbits not in _BITS or q_group_size < 1 or residual_length < 1:
             raise GenerationError(
-                f"nbits must be one of {_BITS}, q_group_size and residual_length at least 1, but are {nbits!r}, "
-                f"{q_group_size!r} and {residual_length!r}"
+                f"nbits must be one of {_BITS}, q_group_size and residual_length at least 1, but are "
+                f"{nbits!r}, {q_group_size!r} and {residual_length!r}"
             )
         self.backend, self.nbits, self.q_group_size = backend, nbits, q_group_size
         self.axis_key, self.axis_value, self.residual_length = axis_key, axis_value, residual_length
@@ -91,6 +91,8 @@ class _Packed:
 
 class QuantizedKV:
     """Keys and values in few bits, but for the newest; a block of `residual_length` is packed at a time."""
+
+    keys = torch.empty(0, dtype=torch.uint8)  # nothing that a kernel could read in place
 
     def __init__(self, config: QuantizedCacheConfig, batch: int):
         self.config, self.batch = config, batch

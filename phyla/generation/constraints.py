@@ -208,8 +208,7 @@ class ConstraintListState:
 
 
 def read_constraints(constraints: Any, force_words_ids: Any) -> list[Constraint]:
-    """The constraints that the settings name: objects, phrases (lists of ids) and choices (lists of lists).
-    """
+    """The constraints that the settings name: objects, phrases (lists of ids), choices (lists of lists)."""
     found: list[Constraint] = list(constraints or ())
     for constraint in found:
         if not isinstance(constraint, Constraint):

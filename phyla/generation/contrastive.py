@@ -34,7 +34,6 @@ def contrastive_search(forward: Forward, task: Task, alpha: float, top_k: int, l
         scores = task.processors(ids[:, :length], logits) if task.processors else logits
         if task.record is not None:
             task.record.step(out, logits, scores)
-        del out
         chances, tokens = scores.softmax(-1).topk(min(top_k, scores.shape[-1]))  # (rows, k)
         last = step + 1 == task.limit
         read = _one_by_one if low_memory else _side_by_side

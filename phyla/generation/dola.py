@@ -47,8 +47,7 @@ class LayerContrast(LogitsProcessor):
 
 
 def _farthest(final: Tensor, early: Tensor) -> Tensor:
-    """Which of `early` (layers, rows, vocabulary) is farthest from `final` (rows, vocabulary), for each row.
-    """
+    """Which of `early` (layers, rows, vocabulary) is farthest from `final` (rows, vocabulary), a row."""
     mean = 0.5 * (final.softmax(-1) + early.softmax(-1))
     logs = final.log_softmax(-1) + early.log_softmax(-1)
     return (2 * mean.xlogy(mean) - mean * logs).mean(-1).argmax(0)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from phyla.errors import ArgumentError, GenerationError
+from phyla.generation.config import GenerationConfig
 from phyla.generation.forward import Forward
 from phyla.generation.logits import NEVER
 from phyla.generation.rewind import rewind, snapshot
@@ -167,7 +168,8 @@ def early_exit(model: nn.Module, layers: Any) -> nn.Module:
     whole = getattr(stack, "layers", None)
     if stack is None or whole is None:
         raise GenerationError(
-            f"assistant_early_exit needs a decoder of one stack of layers, which {type(model).__name__} is not"
+            f"assistant_early_exit needs a decoder of one stack of layers, which "
+            f"{type(model).__name__} is not"
         )
     if not isinstance(layers, int) or isinstance(layers, bool) or not 0 < layers < len(whole):
         raise GenerationError(
@@ -189,8 +191,6 @@ def _twin(module: nn.Module) -> Any:
 
 def explicit(assistant: Any, config: Any, given: Iterable[str]) -> Schedule:
     """The schedule that this call sets or, where it is silent, the draft's own generation configuration."""
-    from phyla.generation.config import GenerationConfig
-
     own = getattr(assistant, "generation_config", None) or GenerationConfig()
     names = ("num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold")
     count, kind, threshold = (getattr(config if n in given else own, n) for n in names)
@@ -201,7 +201,7 @@ def check_assistant(model: Any, assistant: Any, translated: bool) -> None:
     """Raise ArgumentError for a draft that cannot serve this model."""
     if not isinstance(assistant, nn.Module) or not hasattr(assistant, "config"):
         raise ArgumentError(f"assistant_model must be a model, but is a {type(assistant).__name__}")
-    sizes = [getattr(_text(m), "vocab_size", None) for m in (model, assistant)]
+    sizes: list[Any] = [getattr(_text(m), "vocab_size", None) for m in (model, assistant)]
     if not translated and None not in sizes and abs(sizes[0] - sizes[1]) > 1024:
         raise ArgumentError(
             f"assistant_model must have the vocabulary of the model ({sizes[0]} tokens), but has {sizes[1]}: "

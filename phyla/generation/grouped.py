@@ -170,7 +170,8 @@ class _Row:
     def best(self, returned: int) -> list[_Ended]:
         """The best `returned`, those that fulfil the constraints first."""
         ended = [e for pool in self.pools for e in pool.entries]
-        return sorted(ended[::-1], key=lambda e: (not e.fulfilled, -e.score))[:returned]
+        ended.reverse()  # of equals, the latest
+        return sorted(ended, key=lambda e: (not e.fulfilled, -e.score))[:returned]
 
 
 def grouped_search(

@@ -60,4 +60,4 @@ def healed_inputs(
     healed = heal_tokens(model, ids, tokenizer)
     named = {k: v for k, v in named.items() if k not in ("input_ids", "attention_mask")}
     pad = getattr(tokenizer, "pad_token_id", None)
-    return healed, {**named, "attention_mask": (healed != pad).long()}
+    return healed, {**named, "attention_mask": healed.ne(-1 if pad is None else pad).long()}

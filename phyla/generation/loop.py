@@ -118,8 +118,9 @@ def generate(
             model, config, prompt, end, custom, prefix_allowed_tokens_fn, guidance, task.generators
         )
         if row_settings is not None:
-            set_rows(model, config, prompt, end, custom, prefix_allowed_tokens_fn, guidance, task,
-            row_settings)
+            set_rows(
+                model, config, prompt, end, custom, prefix_allowed_tokens_fn, guidance, task, row_settings
+            )
         task.criteria = build_criteria(config, stopping_criteria or [], tokenizer)
         flags = {name: bool(getattr(config, name)) for name in ("output_attentions", "output_hidden_states")}
         flags = flags if task.record is not None else {}
@@ -204,7 +205,9 @@ def _beam_settings(config: GenerationConfig, guided: bool) -> BeamSettings:
             f"guidance_scale works with num_beam_groups=1 alone, but it is {config.num_beam_groups}"
         )
     if config.mirostat_tau is not None:
-        raise GenerationError(f"mirostat_tau works with num_beams=1 alone, but num_beams is {config.num_beams}")
+        raise GenerationError(
+            f"mirostat_tau works with num_beams=1 alone, but num_beams is {config.num_beams}"
+        )
     penalty = 1.0 if config.length_penalty is None else config.length_penalty
     returned = config.num_return_sequences or 1
     return BeamSettings(config.num_beams, returned, penalty, config.early_stopping or False)

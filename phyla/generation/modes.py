@@ -78,8 +78,9 @@ def check_supported(config: GenerationConfig, mode: GenerationMode) -> None:
         plain = (config.num_beams or 1) > 1 and not config.do_sample and (config.num_beam_groups or 1) == 1
         if not plain:
             raise GenerationError(
-                "constraints and force_words_ids need num_beams above 1, do_sample=False and num_beam_groups=1, "
-                f"but num_beams is {config.num_beams}, do_sample {config.do_sample} and num_beam_groups "
+                "constraints and force_words_ids need num_beams above 1, do_sample=False and "
+                "num_beam_groups=1, but "
+                f"num_beams is {config.num_beams}, do_sample {config.do_sample} and num_beam_groups "
                 f"{config.num_beam_groups}"
             )
     if mode == GenerationMode.GROUP_BEAM_SEARCH:
@@ -87,8 +88,8 @@ def check_supported(config: GenerationConfig, mode: GenerationMode) -> None:
             raise GenerationError("num_beam_groups above 1 works with do_sample=False alone")
         if not config.diversity_penalty:
             raise GenerationError(
-                "num_beam_groups above 1 needs a diversity_penalty above 0: without it all groups are the
-                same"
+                "num_beam_groups above 1 needs a diversity_penalty above 0: without it all groups are "
+                "the same"
             )
 
 

@@ -38,8 +38,7 @@ class DRYLogitsProcessor(LogitsProcessor):
     ):  # fmt: skip
         if multiplier < 0 or base < 1 or allowed < 1:
             raise GenerationError(
-                "DRY needs a multiplier at least 0, a base at least 1 and an allowed length at least 1, but
-                has "
+                "DRY needs a multiplier at least 0, a base and an allowed length at least 1, but has "
                 f"{multiplier}, {base} and {allowed}"
             )
         self.multiplier, self.base, self.allowed = multiplier, base, allowed

@@ -215,9 +215,13 @@ def _added_penalties(config: GenerationConfig, length: int, mask: Tensor | None)
     if _set(config.dry_multiplier, 0.0):
         steps.append(
             penalties.DRYLogitsProcessor(
-                config.dry_multiplier, config.dry_base, config.dry_allowed_length,
-                config.dry_sequence_breakers, config.dry_range or 0, mask,
-            )  # fmt: skip
+                config.dry_multiplier,
+                config.dry_base,
+                config.dry_allowed_length,
+                config.dry_sequence_breakers,
+                config.dry_range or 0,
+                mask,
+            )
         )
     return steps
 

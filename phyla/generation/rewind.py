@@ -1,5 +1,4 @@
-"""Going back in a model's memory: keys and values are cut, states of recurrent layers put back and fed anew.
-"""
+"""Going back in a model's memory: keys and values are cut, states of recurrent layers put back and refed."""
 
 from typing import Any
 

@@ -18,8 +18,7 @@ from phyla.generation.task import Task
 
 
 def speculate(forward: Forward, task: Task, draft: Draft) -> int:
-    """Fill `task.ids` with tokens that the draft proposes and the model accepts; returns the length reached.
-    """
+    """Fill `task.ids` with tokens that the draft proposes and the model accepts; returns the length."""
     ids, length, end = task.ids, task.start, task.start + task.limit
     done = torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
     step, proposal = 0, None

@@ -29,8 +29,7 @@ Run = Callable[[], int]
 
 
 class Sources:
-    """What a draft may be made of: the call's inputs by name, its prompt, tokenizers, and what the call sets.
-    """
+    """What a draft may be made of: the call's inputs by name, its prompt, its tokenizers, what it sets."""
 
     def __init__(
         self, assistant: Any, inputs: Any, named: dict[str, Any], prompt: Prompt, tokenizer: Any,

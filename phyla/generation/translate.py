@@ -180,10 +180,9 @@ class MappedDraft:
 
 
 def shared_words(tokenizer: Any, own: Any, vocabulary: int) -> dict[int, int]:
-    """Ids of the model's vocabulary and those of the draft's for the same words, however each writes a space.
-    """
+    """Ids of the model's vocabulary and those of the draft's for the same words, whatever their space."""
     ours, theirs = tokenizer.get_vocab(), own.get_vocab()
-    signs = [_space(tokenizer), _space(own)]
+    signs: list[Any] = [_space(tokenizer), _space(own)]
     if None not in signs and signs[0] != signs[1]:
         theirs = {
             (signs[0] + word[len(signs[1]) :] if word.startswith(signs[1]) else word): i

@@ -154,8 +154,7 @@ class WatermarkLogitsProcessor(LogitsProcessor):
         return scores + bias
 
     def green_tokens(self, ids: Tensor) -> Tensor:
-        """The green ids after ids (length,); with the self-hash, the last of them is the token in question.
-        """
+        """The green ids after ids (length,); with the self-hash, the last is the token in question."""
         ids = ids[-self.context_width :]
         if self.seeding_scheme == "selfhash":
             first, last = (self.fixed_table[i % _TABLE] + 1 for i in (ids, ids[-1]))
@@ -202,13 +201,15 @@ class WatermarkDetector:
         ignore_repeated_ngrams: bool = False,
         max_cache_size: int = 128,
     ):
-        if isinstance(watermarking_config, dict):
-            watermarking_config = WatermarkingConfig.from_dict(watermarking_config)
+        mark = watermarking_config
+        if isinstance(mark, dict):
+            mark = WatermarkingConfig.from_dict(mark)
+        assert isinstance(mark, WatermarkingConfig)
         decoder = getattr(model_config, "is_encoder_decoder", False)
         self.bos_token_id = model_config.decoder_start_token_id if decoder else model_config.bos_token_id
-        self.greenlist_ratio = watermarking_config.greenlist_ratio
+        self.greenlist_ratio = mark.greenlist_ratio
         self.ignore_repeated_ngrams = ignore_repeated_ngrams
-        self.processor = watermarking_config.construct_processor(model_config.vocab_size, device)
+        self.processor = mark.construct_processor(model_config.vocab_size, device)
         self._is_green = functools.lru_cache(maxsize=max_cache_size)(self._green)
 
     def __call__(
@@ -222,7 +223,8 @@ class WatermarkDetector:
         width = self.processor.context_width
         if input_ids.shape[1] - width < 1:
             raise ArgumentError(
-                f"input_ids must have more than {width} tokens, but have {input_ids.shape[1]}: the first only seed"
+                f"input_ids must have more than {width} tokens, but have {input_ids.shape[1]}: "
+                "the first only seed"
             )
         counts = [self._count(row) for row in input_ids.tolist()]
         total, green = (np.array(x, dtype=float) for x in zip(*counts, strict=True))
@@ -248,8 +250,7 @@ class WatermarkDetector:
 
 
 def read_watermark(config: Any) -> BaseWatermarkingConfig | None:
-    """The settings of a generation configuration's watermarking_config: an object, or a dict of its fields.
-    """
+    """The settings of watermarking_config: an object, or a dict of its fields."""
     if config is None:
         return None
     if isinstance(config, dict):

@@ -93,7 +93,7 @@ NAMES: dict[str, str] = {
     "AutoFeatureExtractor": f"{_AUDIO}.auto",
     "AutoProcessor": f"{_JOINT}.auto",
     "ProcessorMixin": f"{_JOINT}.base",
-    "Wav2Vec2DecoderWithLMOutput": f"{_JOINT}.ctc",
+    "Wav2Vec2DecoderWithLMOutput": f"{_JOINT}.decoded",
     **dict.fromkeys(
         (
             "AlignProcessor", "AltCLIPProcessor", "AriaProcessor", "AyaVisionProcessor", "BarkProcessor",

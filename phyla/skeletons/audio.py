@@ -1,5 +1,6 @@
 """The call of models that hear waveforms."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -119,13 +120,16 @@ class AudioModel(PreTrainedModel):
             model.load_adapter(target_lang, **{k: v for k, v in options.items() if k in places})
         return loaded
 
-    def load_adapter(self, target_lang: str, force_load: bool = True, **source: Any) -> None:
+    def load_adapter(self, target_lang: str, force_load: bool = True, **source: Any) -> Any:
         """Read `adapter.LANGUAGE.safetensors` (or .bin) of the model's source: its small layers and its head.
 
-        source: where to look, as for from_pretrained (revision, cache_dir, ...).
+        source: where to look, as for from_pretrained (revision, cache_dir, ...). The folder of an adapter,
+        with an adapter_config.json, is read as on any other model.
         """
         from phyla.checkpoints.languages import load_language
 
+        if (Path(target_lang) / "adapter_config.json").is_file():
+            return super().load_adapter(target_lang, **source)  # type: ignore[misc]
         if force_load or target_lang != self.target_lang:
             load_language(self, target_lang, **source)
             self.target_lang = target_lang

@@ -18,7 +18,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from phyla.adapters import composition
+import phyla.adapters.composition as composition
 from phyla.testing.goldens import DTYPES
 from phyla.testing.parity import follow
 from phyla.testing.seeded import seeded_input, seeded_weight

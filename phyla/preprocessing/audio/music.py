@@ -77,7 +77,7 @@ class Chunks(Hops):
         """Samples between the starts of chunks."""
         if self.chunk_length_s is None or self.overlap is None:
             return None
-        return max(1, int((1.0 - self.overlap) * self.chunk_length))  # type: ignore[operator]
+        return max(1, int((1.0 - self.overlap) * self.chunk_length))
 
     def _check_channels(self, sounds: list[np.ndarray]) -> None:
         for one in sounds:
@@ -107,7 +107,7 @@ class Chunks(Hops):
         batch = BatchFeature({"input_values": sounds})
         stride, chunk = self.chunk_stride, self.chunk_length
         chunked = stride is not None and chunk is not None and max_length is None
-        if chunked and (truncation or padding):
+        if stride is not None and chunk is not None and chunked and (truncation or padding):
             lengths = [len(one) for one in sounds]
             steps = min(lengths) // stride if truncation else -(-max(lengths) // stride)
             max_length = (steps - 1) * stride + chunk
@@ -121,6 +121,8 @@ class Chunks(Hops):
 
 class Vocoder(TableExtractor):
     """Log mel spectrograms for a vocoder, and the noise it starts from."""
+
+    fmax: Any
 
     def prepare(self) -> None:
         if self.fmax is None:

@@ -10,7 +10,7 @@ from phyla.errors import ArgumentError
 
 # Frames are transformed so many at a time, which bounds the memory that long recordings need.
 _FRAMES_AT_ONCE = 2048
-_WINDOWS = {
+_WINDOWS: dict[str, Any] = {
     "boxcar": np.ones,
     "hamming": np.hamming,
     "hamming_window": np.hamming,

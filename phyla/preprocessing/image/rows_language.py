@@ -459,7 +459,6 @@ LANGUAGE: dict[str, Row] = {
         resize="edges",
         call=("is_mixed",),
         inputs=("pixel_values", "pixel_mask", "pixel_values_mixed", "pixel_mask_mixed"),
-        alias="TvltFeatureExtractor",
     ),
     "TvpImageProcessor": Row(
         {

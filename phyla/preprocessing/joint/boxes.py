@@ -25,7 +25,7 @@ def _corners(boxes: Any) -> Any:
 class Queries(ProcessorMixin):
     """Pictures with texts or pictures of what to look for; batches are filled up with blank texts."""
 
-    def process(  # type: ignore[override]
+    def process(
         self, options: Options, text: Any = None, images: Any = None, query_images: Any = None, **more: Any
     ) -> BatchFeature:
         data: dict[str, Any] = {}
@@ -78,9 +78,7 @@ class Queries(ProcessorMixin):
 class Phrases(ProcessorMixin):
     """Pictures with a text of phrases to look for; a list of candidates becomes one text."""
 
-    def process(  # type: ignore[override]
-        self, options: Options, text: Any = None, images: Any = None, **more: Any
-    ) -> Any:
+    def process(self, options: Options, text: Any = None, images: Any = None, **more: Any) -> Any:
         batch: Any = BatchEncoding({})
         if text is not None:
             batch = self.tokenizer(self._merged(text), **options.text)
@@ -144,9 +142,7 @@ class Phrases(ProcessorMixin):
 class TasksAndClasses(ProcessorMixin):
     """Pictures with classes to look for, and a task in words."""
 
-    def process(  # type: ignore[override]
-        self, options: Options, text: Any = None, images: Any = None, **more: Any
-    ) -> BatchFeature:
+    def process(self, options: Options, text: Any = None, images: Any = None, **more: Any) -> BatchFeature:
         torch = require("torch", "torch", "preparing classes")
         if images is None or text is None:
             raise ArgumentError("images and text are both needed")
@@ -229,7 +225,7 @@ class Points(ProcessorMixin):
     def prepare(self) -> None:
         self.target_size = self.image_processor.size["longest_edge"]
 
-    def process(  # type: ignore[override]
+    def process(
         self, options: Options, images: Any = None, segmentation_maps: Any = None, **prompts: Any
     ) -> BatchFeature:
         filler = options.images.pop("point_pad_value", -10)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from phyla.errors import ArgumentError, MissingExtraError, TemplateError
+from phyla.errors import ArgumentError, TemplateError
 
 _SOURCES = {
     "image": ("image", "url", "path", "base64"),
@@ -33,33 +33,17 @@ def _parts(chat: list, kind: str) -> list:
     return found
 
 
-def load_video(source: Any, num_frames: int | None = None) -> np.ndarray:
-    """The frames of a video given as a list of pictures, an array of them or a file, (frames, H, W, C).
-
-    `num_frames` of them, evenly spread. Files need the package av.
-    """
+def frames_of(
+    source: Any, num_frames: int | None, fps: float | None, backend: str | None, choose: Any
+) -> Any:
+    """The frames of a video (a file, a URL, an array or a list of pictures or their files)."""
     from ..image.load import load_image
+    from ..image.video import load_video
 
-    if isinstance(source, (list, tuple)):
-        frames = np.stack([np.array(load_image(one)) for one in source])
-    elif isinstance(source, str):
-        frames = _decoded(source)
-    else:
-        frames = np.asarray(source)
-    if num_frames is not None and num_frames < len(frames):
-        frames = frames[np.arange(0, len(frames), len(frames) / num_frames).astype(int)[:num_frames]]
-    return frames
-
-
-def _decoded(path: str) -> np.ndarray:
-    try:
-        import av  # type: ignore[import-not-found]
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            'reading video files needs the package av: pip install "phyla[video]", or give a list of frames'
-        ) from error
-    with av.open(path) as container:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    if isinstance(source, (list, tuple)) and source and isinstance(source[0], str):
+        return np.stack([np.array(load_image(one)) for one in source])
+    found = load_video(source, num_frames, fps, backend, choose)
+    return found[0] if isinstance(found, tuple) else found
 
 
 class ChatParts:
@@ -76,7 +60,7 @@ class ChatParts:
         return_dict: bool = False,
         num_frames: int | None = None,
         video_fps: float | None = None,
-        video_load_backend: str = "pyav",
+        video_load_backend: str | None = None,
         sample_indices_fn: Any = None,
         **options: Any,
     ) -> Any:
@@ -102,7 +86,8 @@ class ChatParts:
         bos = getattr(self.tokenizer, "bos_token", None)
         if bos is not None and texts[0].startswith(bos):
             options.setdefault("add_special_tokens", False)
-        inputs = self._loaded(chats, num_frames)
+        taken = (num_frames, video_fps, video_load_backend, sample_indices_fn)
+        inputs = self._loaded(chats, taken)
         batch = self(text=texts if several else texts[0], **inputs, **options)  # type: ignore[operator]
         return batch if return_dict else batch["input_ids"]
 
@@ -124,7 +109,7 @@ class ChatParts:
             )
         return chat_template
 
-    def _loaded(self, chats: list, num_frames: int | None) -> dict[str, Any]:
+    def _loaded(self, chats: list, taken: tuple) -> dict[str, Any]:
         """The pictures, videos and sounds of conversations as inputs of the call."""
         from ..image.load import load_image
 
@@ -132,7 +117,7 @@ class ChatParts:
         images = [[load_image(one) for one in _parts(chat, "image")] for chat in chats]
         if any(images):
             inputs["images"] = [group for group in images if group]
-        videos = [[load_video(one, num_frames) for one in _parts(chat, "video")] for chat in chats]
+        videos = [[frames_of(one, *taken) for one in _parts(chat, "video")] for chat in chats]
         if any(videos):
             inputs["videos"] = [group for group in videos if group]
         sounds = [one for chat in chats for one in _parts(chat, "audio")]

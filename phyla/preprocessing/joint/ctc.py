@@ -4,30 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from phyla.checkpoints.configs import RESOLVE
 from phyla.checkpoints.resolve import resolve
 from phyla.errors import ArgumentError, require
 
-from ...outputs import ModelOutput
 from .pairs import as_numpy
 from .speech import Spoken
 
-FOLDER = "language_model"
+if TYPE_CHECKING:
+    from .decoded import DecodedWithModel
+
 _PACKAGE, _EXTRA = "pyctcdecode", "ctc"
-
-
-@dataclass
-class Wav2Vec2DecoderWithLMOutput(ModelOutput):
-    """Texts, their scores, and where their words are in time."""
-
-    text: Any = None
-    logit_score: Any = None
-    lm_score: Any = None
-    word_offsets: Any = None
 
 
 def greedy(logits: Any, tokenizer: Any, **options: Any) -> list[str]:
@@ -103,7 +93,7 @@ class SpokenWithModel(Spoken):
     def _words(self, offsets: Sequence) -> list[dict[str, Any]]:
         return [{"word": word, "start_offset": start, "end_offset": end} for word, (start, end) in offsets]
 
-    def decode(  # type: ignore[override]
+    def decode(
         self,
         logits: Any,
         output_word_offsets: bool = False,
@@ -113,7 +103,7 @@ class SpokenWithModel(Spoken):
         unk_score_offset: float | None = None,
         lm_score_boundary: bool | None = None,
         **options: Any,
-    ) -> Wav2Vec2DecoderWithLMOutput:
+    ) -> DecodedWithModel:
         """The text of CTC logits (frames, vocabulary); lists of `n_best` texts where that is above 1.
 
         alpha and beta weigh the language model and the number of words; beam_width, beam_prune_logp,
@@ -124,7 +114,7 @@ class SpokenWithModel(Spoken):
         rows = [(beam[0], beam[-2], beam[-1], self._words(beam[2])) for beam in beams]
         return self._output([rows], output_word_offsets, n_best, single=True)
 
-    def batch_decode(  # type: ignore[override]
+    def batch_decode(
         self,
         logits: Any,
         pool: Any = None,
@@ -136,7 +126,7 @@ class SpokenWithModel(Spoken):
         unk_score_offset: float | None = None,
         lm_score_boundary: bool | None = None,
         **options: Any,
-    ) -> Wav2Vec2DecoderWithLMOutput:
+    ) -> DecodedWithModel:
         """The texts of CTC logits (batch, frames, vocabulary); rows may end in -100, which is cut off."""
         self._weigh(alpha, beta, unk_score_offset, lm_score_boundary)
         arrays = [row[row[:, 0] != -100.0, :] for row in as_numpy(logits)]
@@ -154,13 +144,15 @@ class SpokenWithModel(Spoken):
             )
 
     @staticmethod
-    def _output(rows: list, offsets: bool, n_best: int, single: bool) -> Wav2Vec2DecoderWithLMOutput:
+    def _output(rows: list, offsets: bool, n_best: int, single: bool) -> DecodedWithModel:
         fields = []
         for place in range(4):
             column = [[beam[place] for beam in beams] for beams in rows]
             picked: Any = [beams[0] for beams in column] if n_best == 1 else column
             fields.append(picked[0] if single else picked)
-        return Wav2Vec2DecoderWithLMOutput(
+        from .decoded import DecodedWithModel
+
+        return DecodedWithModel(
             text=fields[0],
             logit_score=fields[1],
             lm_score=fields[2],

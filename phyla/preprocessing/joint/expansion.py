@@ -181,6 +181,8 @@ class PooledTiles(Tiles):
 class SizedCrops(Expanding):
     """Every crop has the tokens that `size_conversion` gives for its side."""
 
+    size_conversion: Any
+
     def prepare(self) -> None:
         sizes = self.size_conversion or type(self).row.fixed["size_conversion"]  # type: ignore[union-attr]
         self.size_conversion = {int(side): count for side, count in sizes.items()}
@@ -197,6 +199,8 @@ class SizedCrops(Expanding):
 
 class TaggedTiles(Expanding):
     """Tiles with a numbered tag before each, and one for the whole picture."""
+
+    patch_size: Any
 
     def prepare(self) -> None:
         self.patch_size = self.patch_size * self.downsample_factor
@@ -232,6 +236,8 @@ class TaggedTiles(Expanding):
 
 class Fixed(Expanding):
     """A fixed number of tokens for each picture between a start and an end; a separator ends the text."""
+
+    image_token: Any
 
     def prepare(self) -> None:
         self.image_token = own_token(self.tokenizer, "image_token", self.image_token)
@@ -300,6 +306,8 @@ class PannedCrops(Expanding):
 
 class Judged(PannedCrops):
     """Each picture once for every policy, which its text states; the template makes the prompt."""
+
+    policy_definitions: Any
 
     def prepare(self) -> None:
         super().prepare()

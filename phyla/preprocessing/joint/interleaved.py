@@ -40,9 +40,7 @@ class Interleaved(ProcessorMixin):
             options["text"] = prompts
         return super().__call__(*values, **options)
 
-    def process(  # type: ignore[override]
-        self, options: Options, text: Any = None, images: Any = None, **more: Any
-    ) -> BatchFeature:
+    def process(self, options: Options, text: Any = None, images: Any = None, **more: Any) -> BatchFeature:
         torch = require("torch", "torch", "preparing prompts")
         ends = options.text.pop("add_eos_token", False)
         utterances = options.text.pop("add_end_of_utterance_token", None)

@@ -16,9 +16,7 @@ _LAYOUT = ("text_pair", "boxes", "word_labels")
 class Page(ProcessorMixin):
     """A picture of a page, and its words with their boxes (given, or read by the image processor)."""
 
-    def process(  # type: ignore[override]
-        self, options: Options, images: Any = None, text: Any = None, **given: Any
-    ) -> Any:
+    def process(self, options: Options, images: Any = None, text: Any = None, **given: Any) -> Any:
         row = type(self).row
         assert row is not None
         layout = {name: given.get(name) for name in _LAYOUT}
@@ -63,7 +61,7 @@ class Markup(ProcessorMixin):
 
     parse_html = True
 
-    def process(  # type: ignore[override]
+    def process(
         self,
         options: Options,
         html_strings: Any = None,

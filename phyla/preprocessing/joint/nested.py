@@ -62,9 +62,7 @@ class Resampled(ProcessorMixin):
     def _add(self, tokens: list) -> None:
         self.tokenizer.add_special_tokens({"additional_special_tokens": tokens})
 
-    def process(  # type: ignore[override]
-        self, options: Options, text: Any = None, images: Any = None, **more: Any
-    ) -> BatchFeature:
+    def process(self, options: Options, text: Any = None, images: Any = None, **more: Any) -> BatchFeature:
         given = options.images.pop("image_seq_len", None)
         length = self.image_seq_len if given is None else given
         fake, token = str(self.fake_image_token), str(self.image_token)
@@ -100,9 +98,7 @@ class SplitRows(ProcessorMixin):
         tokens = [self.fake_image_token, self.image_token, self.end_of_utterance_token]
         self.tokenizer.add_special_tokens({"additional_special_tokens": tokens})
 
-    def process(  # type: ignore[override]
-        self, options: Options, text: Any = None, images: Any = None, **more: Any
-    ) -> BatchFeature:
+    def process(self, options: Options, text: Any = None, images: Any = None, **more: Any) -> BatchFeature:
         texts = None if text is None else texts_of(text)
         token = str(self.image_token)
         counts = None if texts is None else [one.count(token) for one in texts]
@@ -182,9 +178,7 @@ class CrossAttended(ProcessorMixin):
         self.python_token_id = tokenizer.convert_tokens_to_ids(self.python_token)
         self.bos_token = tokenizer.bos_token
 
-    def process(  # type: ignore[override]
-        self, options: Options, text: Any = None, images: Any = None, **more: Any
-    ) -> BatchFeature:
+    def process(self, options: Options, text: Any = None, images: Any = None, **more: Any) -> BatchFeature:
         data: dict[str, Any] = {}
         groups = None if images is None else as_nested_list(fetched(images))
         if text is not None:

@@ -104,7 +104,7 @@ class Transcribing(Pair):
 class Grounding(Pair):
     """A question to a video: texts have a fixed length, and the answer is a span of time."""
 
-    def process(self, options: Options, text: Any = None, videos: Any = None, **more: Any) -> BatchFeature:
+    def process(self, options: Options, text: Any = None, videos: Any = None, **more: Any) -> BatchFeature:  # type: ignore[override]
         batch = BatchFeature()
         if text is not None:
             length = more.get("max_text_length")
@@ -124,7 +124,7 @@ class Grounding(Pair):
 class Prompted(Pair):
     """Pictures with a text or another picture as the prompt of a segmentation."""
 
-    def process(
+    def process(  # type: ignore[override]
         self, options: Options, text: Any = None, images: Any = None, visual_prompt: Any = None, **more: Any
     ) -> Any:
         if visual_prompt is None:
@@ -151,7 +151,7 @@ class Drawn(Pair):
             options.setdefault("add_special_tokens", False)
         return super().__call__(*values, **options)
 
-    def process(self, options: Options, text: Any = None, images: Any = None, **more: Any) -> Any:
+    def process(self, options: Options, text: Any = None, images: Any = None, **more: Any) -> Any:  # type: ignore[override]
         header = self.image_processor.is_vqa
         if images is None and not header:
             return self.tokenizer(text, **options.text)
@@ -206,7 +206,7 @@ class Recognition(Pair):
         """The texts of ids of word pieces."""
         return [text.replace(" ", "") for text in self.wp_tokenizer.batch_decode(sequences)]
 
-    def batch_decode(self, sequences: Any) -> dict[str, list]:  # type: ignore[override]
+    def batch_decode(self, sequences: Any) -> dict[str, list]:
         """The texts of logits of characters, BPE and word pieces, each (batch, tokens, vocabulary).
 
         `generated_text` and `scores` are those of the surest of the three.

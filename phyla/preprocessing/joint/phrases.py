@@ -42,9 +42,7 @@ class Located(ProcessorMixin):
             [AddedToken(token, lstrip=True, rstrip=False, normalized=False) for token in tokens]
         )
 
-    def process(  # type: ignore[override]
-        self, options: Options, text: Any = None, images: Any = None, **more: Any
-    ) -> BatchFeature:
+    def process(self, options: Options, text: Any = None, images: Any = None, **more: Any) -> BatchFeature:
         bboxes = options.images.pop("bboxes", None)
         count = options.images.pop("num_image_tokens", 64)
         first = options.images.pop("first_image_token_id", None)

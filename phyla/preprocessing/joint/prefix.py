@@ -39,9 +39,7 @@ class Prefixed(ProcessorMixin):
         """A prompt after the tokens of some pictures."""
         return f"{IMAGE * (self.image_seq_length * count)}{self.tokenizer.bos_token}{prompt}\n"
 
-    def process(  # type: ignore[override]
-        self, options: Options, text: Any = None, images: Any = None, **more: Any
-    ) -> BatchFeature:
+    def process(self, options: Options, text: Any = None, images: Any = None, **more: Any) -> BatchFeature:
         if images is None:
             raise ArgumentError(f"{type(self).__name__} needs images")
         suffix = options.text.pop("suffix", None)
@@ -93,9 +91,7 @@ class Retrieval(Prefixed):
         """The token that lengthens a query."""
         return self.tokenizer.pad_token
 
-    def process(  # type: ignore[override]
-        self, options: Options, text: Any = None, images: Any = None, **more: Any
-    ) -> Any:
+    def process(self, options: Options, text: Any = None, images: Any = None, **more: Any) -> Any:
         if text is not None and images is not None:
             raise ArgumentError("text and images exclude each other here: give one of them")
         suffix = options.text.pop("suffix", None)
@@ -168,9 +164,7 @@ class Queried(ProcessorMixin):
             self.tokenizer.add_tokens([token], special_tokens=True)
         setattr(self, name, token)
 
-    def process(  # type: ignore[override]
-        self, options: Options, text: Any = None, images: Any = None, **more: Any
-    ) -> BatchFeature:
+    def process(self, options: Options, text: Any = None, images: Any = None, **more: Any) -> BatchFeature:
         row = type(self).row
         assert row is not None
         batch = BatchFeature()

@@ -347,3 +347,6 @@ ROWS: dict[str, Row] = {
         join="pixels",
     ),
 }
+
+# What decoding with a language model gives, by its public name.
+DECODED = "Wav2Vec2DecoderWithLMOutput"

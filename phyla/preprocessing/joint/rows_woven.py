@@ -2,7 +2,10 @@
 
 from .table import Row
 
-_AUTO = {"image_processor": "AutoImageProcessor", "tokenizer": "AutoTokenizer"}
+_AUTO: dict[str, str | tuple[str, str | None]] = {
+    "image_processor": "AutoImageProcessor",
+    "tokenizer": "AutoTokenizer",
+}
 _LLAMA = ("LlamaTokenizer", "LlamaTokenizerFast")
 _GEMMA = ("GemmaTokenizer", "GemmaTokenizerFast")
 _SIGLIP_IMAGE = ("SiglipImageProcessor", "SiglipImageProcessorFast")

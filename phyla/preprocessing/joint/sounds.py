@@ -49,7 +49,7 @@ class Heard(ProcessorMixin):
         """The template that is used where the checkpoint has none."""
         return TEMPLATE
 
-    def process(  # type: ignore[override]
+    def process(
         self, options: Options, text: Any = None, audios: Any = None, audio: Any = None, **more: Any
     ) -> BatchFeature:
         if text is None:
@@ -95,7 +95,7 @@ class Voiced(ProcessorMixin):
     INDEX = "speaker_embeddings_path.json"
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | os.PathLike,
         speaker_embeddings_dict_path: str | None = INDEX,
@@ -149,9 +149,7 @@ class Voiced(ProcessorMixin):
             voice[part] = np.load(file, allow_pickle=False)
         return voice
 
-    def process(  # type: ignore[override]
-        self, options: Options, text: Any = None, voice_preset: Any = None, **more: Any
-    ) -> Any:
+    def process(self, options: Options, text: Any = None, voice_preset: Any = None, **more: Any) -> Any:
         voice = voice_preset
         if isinstance(voice, str):
             if self.speaker_embeddings is not None and voice in self.speaker_embeddings:

@@ -32,9 +32,7 @@ class Patched(ProcessorMixin):
     pad_token_id = 0
     dummy_image_index = -1
 
-    def process(  # type: ignore[override]
-        self, options: Options, text: Any = None, images: Any = None, **more: Any
-    ) -> Any:
+    def process(self, options: Options, text: Any = None, images: Any = None, **more: Any) -> Any:
         torch = require("torch", "torch", "preparing patches")
         if not options.text.get("return_attention_mask", True):
             raise ArgumentError("this processor always returns the attention mask")

@@ -97,7 +97,7 @@ class Delimiters(PythonLetters):
 class PythonCtcLetters(Delimiters):
     """Letters with a token between words; a nested vocabulary has one table for each language."""
 
-    decode_options = (
+    decode_options: tuple[str, ...] = (
         "group_tokens",
         "spaces_between_special_tokens",
         "output_char_offsets",
@@ -132,7 +132,8 @@ class PythonCtcLetters(Delimiters):
         if not isinstance(table, Mapping):
             languages = [name for name, value in self.vocab.items() if isinstance(value, Mapping)]
             raise ArgumentError(
-                f"target_lang must be one of the languages {languages}, but is {lang!r}.{nearest(lang, languages)}"
+                f"target_lang must be one of the languages {languages}, but is {lang!r}."
+                f"{nearest(lang, languages)}"
             )
         return dict(table)
 
@@ -253,8 +254,8 @@ class PythonWaves(Delimiters):
 class PythonPhonemes(Delimiters):
     """Phonemes, which espeak makes of texts where `do_phonemize` says so."""
 
-    call_options = ("phonemizer_lang", "do_phonemize")
-    decode_options = (
+    call_options: tuple[str, ...] = ("phonemizer_lang", "do_phonemize")
+    decode_options: tuple[str, ...] = (
         "group_tokens", "filter_word_delimiter_token", "spaces_between_special_tokens", "output_char_offsets",
     )  # fmt: skip
 

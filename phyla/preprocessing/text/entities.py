@@ -40,7 +40,7 @@ class Marked(list):
 class Entities(PreTrainedTokenizer):
     """Calls may give `entity_spans` (pairs of character positions) and `entities` (names) of a text."""
 
-    call_options = (*_NAMES, "max_entity_length")
+    call_options: tuple[str, ...] = (*_NAMES, "max_entity_length")
 
     def _take_entities(self, settings: dict) -> None:
         path = settings.get("entity_vocab_file")

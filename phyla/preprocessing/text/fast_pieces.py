@@ -88,7 +88,7 @@ class FastSpokenLanguagePieces(SpokenLanguages, FastPieces):
 class FastInfillPieces(InfillTokens, FastPrefixedPieces):
     """Byte-fallback BPE of a text, or of what stands before and after a gap."""
 
-    call_options = ("suffix", "suffix_first")
+    call_options: tuple[str, ...] = ("suffix", "suffix_first")
 
     def _load(self, settings: dict, given: dict) -> None:
         self._take_infill(settings)

@@ -103,9 +103,9 @@ class PythonGlyphPieces(PythonWordPiece):
         if plan.truncation is TruncationStrategy.DO_NOT_TRUNCATE:
             excess = 0
         for kind, name in _KINDS.items():
-            a, b, _ = self.truncate_sequences(
-                first.beside[kind], None if second is None else second.beside[kind], excess, plan.truncation
-            ) if excess > 0 else (first.beside[kind], None if second is None else second.beside[kind], [])  # fmt: skip
+            a, b = first.beside[kind], None if second is None else second.beside[kind]
+            if excess > 0:
+                a, b, _ = self.truncate_sequences(a, b, excess, plan.truncation)
             unknown = getattr(self, kind)["[UNK]"]
             row[name] = (
                 self.build_inputs_with_special_tokens(a, b, unknown, unknown) if special else a + (b or [])

@@ -53,7 +53,8 @@ def _sudachi(
         config_path=sudachi_config_path, resource_dir=sudachi_resource_dir, dict=sudachi_dict_type
     )
     mode = getattr(sudachi.Tokenizer.SplitMode, sudachi_split_mode)
-    cutter = dictionary.create(mode, projection=sudachi_projection)
+    make = getattr(dictionary, "tokenizer", None) or dictionary.create  # the older name
+    cutter = make(mode, projection=sudachi_projection)
     return lambda text: [word.surface() for word in cutter.tokenize(text)]
 
 
@@ -275,7 +276,7 @@ class PythonByteBackedWords(FromTable, PreTrainedTokenizer):
         return tokens
 
     def _best(self, text: str, place: int) -> str | None:
-        """The token at a place: the longest name in brackets, else of up to three characters the lowest id."""
+        """The token at a place: the longest name in brackets, else the lowest id of three characters."""
         end = min(len(text), place + self._longest + 1) if text[place] == "<" else place + 3
         found = []
         for stop in range(end, place, -1):

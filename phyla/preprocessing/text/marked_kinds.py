@@ -60,7 +60,7 @@ class PythonBoxedSentinelPieces(BoxesOrText, PythonWordMarks, PythonSentinelPiec
 
     marks_frame = ("A", "sep", "B", "sep")
     cuts_in_turn = True
-    call_options = ("boxes", "word_labels")
+    call_options: tuple[str, ...] = ("boxes", "word_labels")
     _load = PrefixByHand._load
     prepare_for_model = PreTrainedTokenizer.prepare_for_model  # type: ignore[assignment]
     prepare_for_model_boxes = PythonWordMarks.prepare_for_model

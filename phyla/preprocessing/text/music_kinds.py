@@ -99,9 +99,7 @@ class PythonSongs(FromTable, PreTrainedTokenizer):
         return " ".join(lyrics)
 
     def __call__(self, artist: str, genres: str, lyrics: str = "", return_tensors="pt") -> BatchEncoding:  # type: ignore[override]
-        """`input_ids`: for each level (1, 4 + n_genres + characters): offset, length, duration, artist, genres,
-        lyrics.
-        """
+        """`input_ids`: for each level (1, 4 + n_genres + characters): three times, artist, genres, lyrics."""
         levels = len(self.version)
         ids = self._convert_token_to_id(*self.tokenize([artist] * levels, [genres] * levels, lyrics))
         make = converter(return_tensors)
@@ -282,7 +280,7 @@ class PythonNotes(FromTable, PreTrainedTokenizer):
         return song
 
     def batch_decode(self, token_ids, feature_extractor_output, return_midi: bool = True) -> BatchEncoding:  # type: ignore[override]
-        """The notes of generated ids, in seconds by the beats of the recordings; with `return_midi` also MIDI."""
+        """The notes of generated ids in seconds, by the beats of the recordings; and their MIDI if asked."""
         import numpy
 
         given = {

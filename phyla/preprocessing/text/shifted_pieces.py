@@ -1,4 +1,6 @@
-"""SentencePiece tokenizers in Python with fixed tokens before or behind the pieces, and what comes with them."""
+"""SentencePiece tokenizers in Python with fixed tokens before or behind the pieces, and what comes with
+them.
+"""
 
 import unicodedata
 from pathlib import Path
@@ -108,7 +110,7 @@ class PythonCodeLanguagePieces(Languages, PythonShiftedPieces):
 
     def prepare_seq2seq_batch(self, src_texts, src_lang="en_XX", tgt_texts=None, tgt_lang="python", **more):  # type: ignore[override]
         """Inputs and labels of a batch of source and target texts."""
-        langs = dict(src_lang=self._full(src_lang), tgt_lang=self._full(tgt_lang))
+        langs = {"src_lang": self._full(src_lang), "tgt_lang": self._full(tgt_lang)}
         return super().prepare_seq2seq_batch(src_texts, tgt_texts, **langs, **more)
 
     def _full(self, lang: str | None) -> str | None:
@@ -164,7 +166,7 @@ class UnknownLanguageError(TokenizerInputError, KeyError):
 class SpokenLanguages(Languages):
     """Texts get `code A end`, targets `end code A end`; calls may name the languages, and pad by default."""
 
-    call_options = ("src_lang", "tgt_lang")
+    call_options: tuple[str, ...] = ("src_lang", "tgt_lang")
 
     def _code_of(self, lang: str) -> str:
         return lang if "__" in lang else f"__{lang}__"
@@ -292,14 +294,14 @@ class InfillTokens:
         missing = [name for name, index in ids.items() if index is None]
         if missing:
             raise TokenizerInputError(
-                f"a text with a gap (a suffix, or {self.fill_token} in it) needs the tokens {', '.join(missing)}"
+                f"a text with a gap (a suffix, or {self.fill_token} in it) needs {', '.join(missing)}"
             )
 
 
 class PythonInfillPieces(InfillTokens, PrefixByHand):
     """Pieces of a text, or of what stands before and after a gap."""
 
-    call_options = ("suffix", "suffix_first")
+    call_options: tuple[str, ...] = ("suffix", "suffix_first")
 
     def _load(self, settings: dict, given: dict) -> None:
         settings["legacy"], self.add_prefix_space = False, True

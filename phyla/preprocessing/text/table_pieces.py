@@ -1,4 +1,5 @@
-"""Questions about tables as one sequence: `[CLS] question [SEP] header cells`, with seven kinds of token types
+"""Questions about tables as one sequence: `[CLS] question [SEP] header cells`, with seven kinds of
+token types
 (TAPAS, arXiv:2004.02349).
 """
 
@@ -306,7 +307,7 @@ class PythonTablePieces(PythonWordPiece):
         return row
 
     def _answer_ids(self, places, cells, answer) -> list[int]:
-        """1 for the tokens of the answer's cells (of the answer's words, where `update_answer_coordinates`)."""
+        """1 for the tokens of the answer's cells (`update_answer_coordinates`: of the answer's words)."""
         where, texts = answer
         if self.update_answer_coordinates:
             return self._found_answers(places, cells, texts)
@@ -392,8 +393,8 @@ class PythonTablePieces(PythonWordPiece):
     def convert_logits_to_predictions(
         self, data, logits, logits_agg=None, cell_classification_threshold: float = 0.5
     ):
-        """The cells (row, column) whose tokens' mean probability is above the threshold, for each example; with
-        `logits_agg` also the index of each example's aggregation.
+        """The cells (row, column) whose tokens' mean probability is above the threshold, for each example;
+        with `logits_agg` also the index of each example's aggregation.
         """
         found = []
         types, masks = to_python(data["token_type_ids"]), to_python(data["attention_mask"])

@@ -1,4 +1,6 @@
-"""Numbers and dates in the cells of tables and in questions about them (TAPAS, arXiv:2004.02349, appendix)."""
+"""Numbers and dates in the cells of tables and in questions about them (TAPAS, arXiv:2004.02349,
+appendix).
+"""
 
 import datetime
 import math
@@ -9,15 +11,44 @@ from collections.abc import Callable, Iterable, Iterator
 Value = float | tuple[float | None, float | None, float | None]  # a number, or year, month and day
 
 _PATTERNS = (
-    ("%B", "m"), ("%Y", "y"), ("%Ys", "y"), ("%b %Y", "ym"), ("%B %Y", "ym"), ("%B %d", "md"), ("%b %d", "md"),
-    ("%d %b", "md"), ("%d %B", "md"), ("%B %d, %Y", "ymd"), ("%d %B %Y", "ymd"), ("%m-%d-%Y", "ymd"),
+    ("%B", "m"), ("%Y", "y"), ("%Ys", "y"), ("%b %Y", "ym"), ("%B %Y", "ym"), ("%B %d", "md"),
+    ("%b %d", "md"), ("%d %b", "md"), ("%d %B", "md"), ("%B %d, %Y", "ymd"), ("%d %B %Y", "ymd"),
+    ("%m-%d-%Y", "ymd"),
     ("%Y-%m-%d", "ymd"), ("%Y-%m", "ym"), ("%d %b %Y", "ymd"), ("%b %d, %Y", "ymd"), ("%d.%m.%Y", "ymd"),
     ("%A, %b %d", "md"), ("%A, %B %d", "md"),
 )  # fmt: skip
 _FIELDS = {"%A": r"\w+", "%B": r"\w+", "%Y": r"\d{4}", "%b": r"\w{3}", "%d": r"\d{1,2}", "%m": r"\d{1,2}"}
 _NUMBER = re.compile(r"((^|\s)[+-])?((\.\d+)|(\d+(,\d\d\d)*(\.\d*)?))")
-_WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
-_ORDINALS = ["zeroth", "first", "second", "third", "fourth", "fith", "sixth", "seventh", "eighth", "ninth", "tenth", "eleventh", "twelfth"]
+_WORDS = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+]
+_ORDINALS = [
+    "zeroth",
+    "first",
+    "second",
+    "third",
+    "fourth",
+    "fith",
+    "sixth",
+    "seventh",
+    "eighth",
+    "ninth",
+    "tenth",
+    "eleventh",
+    "twelfth",
+]
 _YEARS = range(1700, 2017)
 
 
@@ -98,7 +129,7 @@ def values_of(text: str) -> list[Value]:
 
 
 def column_values(cells: Iterable[str], least: float = 0.7) -> dict[int, Value]:
-    """Row to value, where at least 70 % of a column's cells have values of one kind (dates before numbers)."""
+    """Row to value, where 70 % of a column's cells have values of one kind (dates before numbers)."""
     rows = {i: values_of(cell) for i, cell in enumerate(cells)}
     kinds = Counter(kind for values in rows.values() for kind in {isinstance(v, tuple) for v in values})
     most = max(kinds.values(), default=0)

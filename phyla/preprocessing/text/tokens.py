@@ -107,11 +107,12 @@ class SpecialTokens:
 
     @property
     def all_special_tokens_extended(self) -> list[str | AddedToken]:
-        """All special tokens once, in the order of the roles, as text or AddedToken (a list may repeat some)."""
+        """All special tokens in the order of the roles, as text or AddedToken, once (but for lists)."""
         found: list[str | AddedToken] = []
         seen: set[str] = set()
         for value in self.special_tokens_map_extended.values():
-            new = [token for token in (value if isinstance(value, list) else [value]) if str(token) not in seen]
+            tokens = value if isinstance(value, list) else [value]
+            new = [token for token in tokens if str(token) not in seen]
             found += new
             seen.update(map(str, new))
         return found

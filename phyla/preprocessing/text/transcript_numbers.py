@@ -8,27 +8,64 @@ _ZEROS = {"o", "oh", "zero"}
 _ONES = {
     word: value
     for value, word in enumerate(
-        ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"],
+        [
+            "one",
+            "two",
+            "three",
+            "four",
+            "five",
+            "six",
+            "seven",
+            "eight",
+            "nine",
+            "ten",
+            "eleven",
+            "twelve",
+            "thirteen",
+            "fourteen",
+            "fifteen",
+            "sixteen",
+            "seventeen",
+            "eighteen",
+            "nineteen",
+        ],
         1,
     )
 }
 _TENS = {
     word: 10 * value
-    for value, word in enumerate(["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"], 2)
+    for value, word in enumerate(
+        ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"], 2
+    )
 }
 _SCALES = {
     "hundred": 100,
     **{
         word: 1000**power
         for power, word in enumerate(
-            ["thousand", "million", "billion", "trillion", "quadrillion", "quintillion", "sextillion", "septillion", "octillion", "nonillion", "decillion"],
+            [
+                "thousand",
+                "million",
+                "billion",
+                "trillion",
+                "quadrillion",
+                "quintillion",
+                "sextillion",
+                "septillion",
+                "octillion",
+                "nonillion",
+                "decillion",
+            ],
             1,
         )
     },
 }
 _ONES_ENDED = {
     **{("sixes" if word == "six" else f"{word}s"): (value, "s") for word, value in _ONES.items()},
-    **{f"{word}{'h' if word.endswith('t') else 'th'}": (v, "th") for word, v in _ONES.items() if v > 3 and v not in (5, 12)},
+    **{
+        f"{word}{'h' if word.endswith('t') else 'th'}": (value, "th")
+        for word, value in _ONES.items() if value > 3 and value not in (5, 12)
+    },
     "zeroth": (0, "th"), "first": (1, "st"), "second": (2, "nd"), "third": (3, "rd"), "fifth": (5, "th"),
     "twelfth": (12, "th"),
 }  # fmt: skip
@@ -44,7 +81,8 @@ _PREFIXES = {*_SIGNS.values(), *_COINS.values()}
 _PERCENT = {"per", "percent"}
 _LINKS = {"and", "double", "triple", "point"}
 _KNOWN = {
-    *_ZEROS, *_ONES, *_ONES_ENDED, *_TENS, *_TENS_ENDED, *_SCALES, *_SCALES_ENDED, *_SIGNS, *_COINS, *_PERCENT, *_LINKS,
+    *_ZEROS, *_ONES, *_ONES_ENDED, *_TENS, *_TENS_ENDED, *_SCALES, *_SCALES_ENDED, *_SIGNS, *_COINS,
+    *_PERCENT, *_LINKS,
 }  # fmt: skip
 _DECIMALS = {*_ONES, *_TENS, *_ZEROS}
 _NUMBER = re.compile(r"\d+(\.\d+)?")

@@ -23,7 +23,8 @@ _SHORT = {
     r"\blt\b": "lieutenant ", r"\bcol\b": "colonel ", r"\bjr\b": "junior ", r"\bsr\b": "senior ",
     r"\besq\b": "esquire ", r"'d been\b": " had been", r"'s been\b": " has been", r"'d gone\b": " had gone",
     r"'s gone\b": " has gone", r"'d done\b": " had done", r"'s got\b": " has got", r"n't\b": " not",
-    r"'re\b": " are", r"'s\b": " is", r"'d\b": " would", r"'ll\b": " will", r"'t\b": " not", r"'ve\b": " have",
+    r"'re\b": " are", r"'s\b": " is", r"'d\b": " would", r"'ll\b": " will", r"'t\b": " not",
+    r"'ve\b": " have",
     r"'m\b": " am",
 }  # fmt: skip
 

@@ -23,8 +23,9 @@ _FRAMES = 1500  # the timestamps of one window of speech
 class Transcripts(PreTrainedTokenizerBase):
     """What the Python and the Rust class share."""
 
-    decode_options = (
-        "normalize", "basic_normalize", "remove_diacritics", "use_source_tokenizer", "spaces_between_special_tokens",
+    decode_options: tuple[str, ...] = (
+        "normalize", "basic_normalize", "remove_diacritics", "use_source_tokenizer",
+        "spaces_between_special_tokens",
     )  # fmt: skip
 
     def _take_spellings(self) -> None:
@@ -65,7 +66,8 @@ class Transcripts(PreTrainedTokenizerBase):
             if code not in TRANSCRIBED_NAMES.values():
                 known = sorted(TRANSCRIBED) if len(self.language) == 2 else sorted(TRANSCRIBED_NAMES)
                 raise TokenizerInputError(
-                    f"language must be one of {known}, but is {self.language!r}.{nearest(self.language, known)}"
+                    f"language must be one of {known}, but is {self.language!r}."
+                    f"{nearest(self.language, known)}"
                 )
             ids.append(start + 1 + list(TRANSCRIBED).index(code))
         if self.task is not None:

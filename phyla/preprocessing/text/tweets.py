@@ -35,7 +35,8 @@ _ENTITY = re.compile(r"&(#?(x?))([^&;\s]+);")
 _MARKS = {"’": "'", "…": "..."}
 _CUT = (
     ("cannot ", "can not "), ("n't ", " n't "), ("n 't ", " n't "), ("ca n't", "can't"), ("ai n't", "ain't"),
-    ("'m ", " 'm "), ("'re ", " 're "), ("'s ", " 's "), ("'ll ", " 'll "), ("'d ", " 'd "), ("'ve ", " 've "),
+    ("'m ", " 'm "), ("'re ", " 're "), ("'s ", " 's "), ("'ll ", " 'll "), ("'d ", " 'd "),
+    ("'ve ", " 've "),
     (" p . m .", "  p.m."), (" p . m ", " p.m "), (" a . m .", " a.m."), (" a . m ", " a.m "),
 )  # fmt: skip
 

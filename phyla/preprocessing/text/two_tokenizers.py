@@ -35,6 +35,10 @@ class TwoTokenizers:
             )
         return cls(**made)
 
+    @classmethod
+    def _from_path(cls, found: Path, name: str, init_inputs: tuple, given: dict):
+        return cls.from_pretrained(found, **given)
+
     def save_pretrained(self, save_directory) -> tuple[str, ...]:
         """Write both tokenizers to their folders; returns the paths of the files."""
         folder = Path(save_directory)

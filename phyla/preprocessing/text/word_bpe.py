@@ -326,7 +326,7 @@ class PythonCountedWords(PythonContinuedWords):
             word, space, _ = line.strip().rpartition(" ")
             if not space:
                 raise TokenizerFileError(
-                    f"{settings['vocab_file']}, line {number}: a line is a token and its count, but is {line!r}"
+                    f"{settings['vocab_file']}, line {number}: must be a token and its count, but is {line!r}"
                 )
             vocabulary[word] = len(vocabulary)
         return vocabulary

@@ -1,4 +1,6 @@
-"""Words with a mark each: boxes on a page, or paths in a document tree; tokens carry the mark of their word."""
+"""Words with a mark each: boxes on a page, or paths in a document tree; tokens carry the mark of their
+word.
+"""
 
 import dataclasses
 import logging
@@ -74,7 +76,7 @@ class WordMarks(PreTrainedTokenizerBase):
         for i, (example, own) in enumerate(pairs):
             if len(example) != len(own):
                 raise TokenizerInputError(
-                    f"example {i} has {len(example)} words, but {len(own)} {self.marks_name}: each word needs one"
+                    f"example {i} has {len(example)} words, but {len(own)} {self.marks_name}: each needs one"
                 )
         if batched and text_pair is not None and len(text) != len(text_pair):
             raise TokenizerInputError(f"text has {len(text)} entries, but text_pair has {len(text_pair)}")
@@ -119,8 +121,8 @@ class WordMarks(PreTrainedTokenizerBase):
 class PythonWordMarks(WordMarks, PreTrainedTokenizer):
     """Marked words in Python; these cut from the end only."""
 
-    overflow_names = {"bbox": "overflowing_token_boxes"}
-    marks_frame = ("cls", "A", "sep", "B", "sep")
+    overflow_names: dict[str, str] = {"bbox": "overflowing_token_boxes"}
+    marks_frame: tuple[str, ...] = ("cls", "A", "sep", "B", "sep")
     cuts_in_turn = False  # longest_first keeps what it cuts
     mark_between = False  # a question's marks end with that of a separator, as its boxes always did
 
@@ -204,7 +206,7 @@ class PythonWordMarks(WordMarks, PreTrainedTokenizer):
         longest = plan.truncation is TruncationStrategy.LONGEST_FIRST
         if options.return_overflowing_tokens and longest and b_ids is not None and not self.cuts_in_turn:
             raise TokenizerInputError(
-                "overflowing tokens of a pair cut longest_first are not defined: use only_first or only_second"
+                "overflowing tokens of a pair cut longest_first are not defined: use only_first, only_second"
             )
         special = options.add_special_tokens
         total = (
@@ -271,7 +273,7 @@ class PythonWordMarks(WordMarks, PreTrainedTokenizer):
     def _shorten(
         self, state: list, count: int, strategy: TruncationStrategy, stride: int
     ) -> tuple[list, list, list]:
-        """Cut `count` tokens off the end of a sequence, in place; returns what was cut with `stride` before."""
+        """Cut `count` tokens off the end, in place; returns what was cut with `stride` tokens before it."""
         longest = strategy is TruncationStrategy.LONGEST_FIRST
         if longest and (state[3] is not None or self.cuts_in_turn):
             return self._shorten_in_turn(state, count, stride)
@@ -368,7 +370,7 @@ class FastWordMarks(WordMarks, PreTrainedTokenizerFast):
                 found.append(self._special_mark(roles[index]))
             else:
                 raise TokenizerInputError(
-                    f"token {self._token_of(index)!r} ({index}) belongs to no word and is no special token with a mark"
+                    f"token {self._token_of(index)!r} ({index}) belongs to no word and has no mark"
                 )
         return found
 

@@ -77,7 +77,7 @@ class Passages(PreTrainedTokenizerBase):
             raise TokenizerInputError(
                 f"{len(titles)} titles stand beside {len(texts)} texts: each passage needs both"
             )
-        plain = dict(padding=False, truncation=False)
+        plain = {"padding": False, "truncation": False}
         heads = super().__call__(questions, titles, **plain)["input_ids"]
         bodies = super().__call__(texts, add_special_tokens=False, **plain)["input_ids"]
         limit = max_length if truncation else None
@@ -223,7 +223,7 @@ class PythonSegmentedPieces(PythonWordPiece):
 
 
 class WordSegmenter:
-    """The pre-tokenizer of `PythonSegmentedPieces`: words of the vocabulary, else single Chinese characters."""
+    """The pre-tokenizer of `PythonSegmentedPieces`: known words, else single Chinese characters."""
 
     def __init__(self, vocab: dict[str, int]):
         self.vocab = vocab

@@ -1,0 +1,34 @@
+"""Files of public adapter libraries load, compute what they computed there, and are saved as they were."""
+
+import functools
+import tempfile
+from pathlib import Path
+
+import pytest
+
+import phyla
+from phyla.testing.adapters import check, read_case, read_names, unpack
+
+PACKS = sorted((Path(__file__).parent / "goldens" / "adapters").glob("*.tar.xz"))
+CASES = [(pack, name) for pack in PACKS for name in read_names(pack)]
+_open: dict[Path, tempfile.TemporaryDirectory] = {}
+
+
+@functools.cache
+def folder(pack: Path) -> Path:
+    """The unpacked cases of one pack."""
+    _open[pack] = tempfile.TemporaryDirectory()
+    unpack(pack, Path(_open[pack].name))
+    return Path(_open[pack].name)
+
+
+@pytest.mark.filterwarnings("ignore:the adapter file has no tensor")
+@pytest.mark.parametrize(
+    ("pack", "name"), CASES, ids=[f"{p.name.removesuffix('.tar.xz')}/{n}" for p, n in CASES]
+)
+def test_case_holds(pack: Path, name: str) -> None:
+    assert check(read_case(folder(pack) / name), phyla) == []
+
+
+def test_the_packs_stay_small() -> None:
+    assert sum(pack.stat().st_size for pack in PACKS) < 8_000_000
