@@ -33,7 +33,8 @@ LAZY_METHODS: dict[str, tuple[str, str]] = {
     **{name: ("phyla.adapters.api", name) for name in (
         "add_adapter", "add_adapter_fusion", "adapter_summary", "adapter_to", "delete_adapter",
         "delete_adapter_fusion", "eject_prefix_tuning", "freeze_model", "get_adapter",
-        "get_fusion_regularization_loss", "has_adapters", "iterate_adapters", "merge_adapter", "reset_adapter",
+        "get_fusion_regularization_loss",
+        "has_adapters", "iterate_adapters", "merge_adapter", "reset_adapter",
         "set_active_adapters", "supports_adapter", "train_adapter", "train_adapter_fusion",
     )},
     **{name: ("phyla.adapters.hub", name) for name in (

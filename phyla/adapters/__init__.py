@@ -1,4 +1,4 @@
-"""Adapters on every model: methods, compositions, files. `adapters.init(model)` of older scripts does nothing.
+"""Adapters on every model: methods, compositions, files. `adapters.init(model)` does nothing.
 
 `model.add_adapter("a", config="seq_bn"); model.train_adapter("a")`; see docs/adapters.md.
 """
@@ -46,4 +46,53 @@ DvoraConfig = DvoRAConfig
 DEFAULT_ADAPTER_CONFIG = "seq_bn"
 DEFAULT_ADAPTERFUSION_CONFIG = "dynamic"
 
-__all__ = [name for name in dir() if name[:1].isupper() or name == "init"]
+__all__ = [
+    "ADAPTERFUSION_CONFIG_MAP",
+    "ADAPTER_CONFIG_MAP",
+    "DEFAULT_ADAPTERFUSION_CONFIG",
+    "DEFAULT_ADAPTER_CONFIG",
+    "AdapterCompositionBlock",
+    "AdapterConfig",
+    "AdapterFusionConfig",
+    "AdapterPlusConfig",
+    "AdapterSetup",
+    "Average",
+    "BatchSplit",
+    "BnConfig",
+    "CompacterConfig",
+    "CompacterPlusPlusConfig",
+    "ConfigUnion",
+    "DiReftConfig",
+    "DoRAConfig",
+    "DoubleSeqBnConfig",
+    "DoubleSeqBnInvConfig",
+    "DvoRAConfig",
+    "DvoraConfig",
+    "DynamicAdapterFusionConfig",
+    "Fuse",
+    "HoulsbyConfig",
+    "HoulsbyInvConfig",
+    "IA3Config",
+    "LoRAConfig",
+    "LoReftConfig",
+    "MAMConfig",
+    "MTLLoRAConfig",
+    "MultiTask",
+    "NoReftConfig",
+    "ParBnConfig",
+    "Parallel",
+    "ParallelConfig",
+    "PfeifferConfig",
+    "PfeifferInvConfig",
+    "PrefixTuningConfig",
+    "PromptTuningConfig",
+    "ReftConfig",
+    "SeqBnConfig",
+    "SeqBnInvConfig",
+    "Split",
+    "Stack",
+    "StaticAdapterFusionConfig",
+    "UniPELTConfig",
+    "VeraConfig",
+    "init",
+]

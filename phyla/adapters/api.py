@@ -31,7 +31,11 @@ def init(model: PreTrainedModel, adapters_config: Any = None, interface: Any = N
 
 
 def add_adapter(
-    self: PreTrainedModel, adapter_name: str, config: Any = None, overwrite_ok: bool = False, set_active: bool = False
+    self: PreTrainedModel,
+    adapter_name: str,
+    config: Any = None,
+    overwrite_ok: bool = False,
+    set_active: bool = False,
 ) -> None:
     """Add a fresh adapter; config: a string such as `lora[r=8]|seq_bn`, a mapping or a config (seq_bn)."""
     adapters = adapters_of(self)
@@ -57,7 +61,9 @@ def get_adapter(self: PreTrainedModel, name: str) -> dict[int, dict[str, nn.Modu
     return found
 
 
-def set_active_adapters(self: PreTrainedModel, adapter_setup: Any, skip_layers: list[int] | None = None) -> None:
+def set_active_adapters(
+    self: PreTrainedModel, adapter_setup: Any, skip_layers: list[int] | None = None
+) -> None:
     """Activate a name, a list (a Stack) or a composition; None deactivates. skip_layers: AdapterDrop."""
     adapters_of(self).activate(adapter_setup, skip_layers)
 
@@ -102,7 +108,6 @@ def train_adapter(self: PreTrainedModel, adapter_setup: Any, train_embeddings: b
         _train(entry, entry.name in wanted)  # type: ignore[arg-type]
     for layers in adapters.fusions.values():
         layers.requires_grad_(False)
-    _input_grads(self)
 
 
 def train_adapter_fusion(self: PreTrainedModel, adapter_setup: Any, unfreeze_adapters: bool = False) -> None:
@@ -135,10 +140,6 @@ def _train(entry: Entry, wanted: bool) -> None:
         config = next(iter(entry.config.parts()))
         learns = not shared or (name.endswith("phm_rule") and config.get("learn_phm", True))
         parameter.requires_grad_(wanted and learns)
-
-
-def _input_grads(model: PreTrainedModel) -> None:
-    """Nothing to do: checkpointed layers of phyla are replayed without reentrance, so inputs need no gradient."""
 
 
 def add_adapter_fusion(
@@ -226,7 +227,9 @@ def adapter_summary(self: PreTrainedModel, as_dict: bool = False) -> Any:
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in cells)
 
 
-def adapter_to(self: PreTrainedModel, name: str, device: Any = None, dtype: torch.dtype | None = None) -> None:
+def adapter_to(
+    self: PreTrainedModel, name: str, device: Any = None, dtype: torch.dtype | None = None
+) -> None:
     """Move an adapter to a device or dtype."""
     adapters_of(self).get(name).to(device=device, dtype=dtype)
 

@@ -34,7 +34,9 @@ def average_adapter(
     entries = [adapters.get(name) for name in adapter_list]
     values = [1 / len(entries)] * len(entries) if weights is None else [float(w) for w in weights]
     if len(values) != len(entries):
-        raise AdapterError(f"there must be a weight for each of {len(entries)} adapters, but there are {len(values)}")
+        raise AdapterError(
+            f"there must be a weight for each of {len(entries)} adapters, but there are {len(values)}"
+        )
     if normalize_weights:
         if not sum(values):
             raise AdapterError("weights that are normalised must not sum to 0")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from phyla.adapters.composition import Fuse, last_of
 from phyla.adapters.config import ADAPTER_CONFIG_MAP, ARCHITECTURES, AdapterConfig, known
+from phyla.adapters.dialect import branch_flag
 from phyla.adapters.interpret import Facts, Flow, Method, run
 from phyla.adapters.phm import Bank, PHMLinear, rule_of, weights_of
 from phyla.adapters.places import Place, Survey
@@ -293,8 +294,6 @@ class Bottleneck(nn.Module):
 
 def attach(config: BnConfig, places: Survey, entry: Any) -> Iterator[tuple[Place, nn.Module]]:
     """The parts of one adapter with their places."""
-    from phyla.adapters.dialect import branch_flag
-
     found = [
         (layer, place)
         for layer in places.layers
@@ -359,7 +358,7 @@ class BranchSite(nn.Module, Method):
                 f"there is no fusion of {block.name!r} here: add it with add_adapter_fusion, before its use"
             )
         last = self.parts[last_of(children[-1])][-1]
-        inside, residual, query = last.before(h, x, self.norm[0])
+        _, residual, query = last.before(h, x, self.norm[0])
         if fusion.config.query_before_ln:
             query = h
         ups = []

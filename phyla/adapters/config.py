@@ -133,7 +133,7 @@ def known(*names: str):
 
 
 def config_of(config: Any) -> AdapterConfig:
-    """The configuration that a string (`lora[r=8]|seq_bn`), a mapping or a configuration means; None: seq_bn."""
+    """The configuration that a string (`lora[r=8]|seq_bn`), a mapping or a configuration means."""
     if config is None:
         config = DEFAULT
     if isinstance(config, AdapterConfig):

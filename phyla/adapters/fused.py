@@ -37,6 +37,18 @@ def add_missing(entry: Entry, dialect: Dialect, name: str) -> None:
                     entry.places.append(other)
 
 
+def _expressible(path: str, config: Any, sizes: list[int]) -> None:
+    """AdapterError for what public files have no words for where projections are one matrix."""
+    if config.use_dora or config.vera_d is not None or hasattr(config, "n_up_projection"):
+        raise AdapterError(
+            f"{path} is one matrix in public files, which know no DoRA, VeRA or MTL-LoRA there"
+        )
+    if len(sizes) == 3 and len(set(sizes)) > 1:
+        raise AdapterError(
+            f"{path} is one matrix in public files, whose parts must be of one size, but are not"
+        )
+
+
 def read_fused(
     path: str, members: list[tuple[Any, Low]], tensors: dict[str, Tensor], dialect: Dialect, entry: Entry
 ) -> None:
@@ -51,11 +63,12 @@ def read_fused(
     paths = [ours.rpartition(".")[0] for ours in line.ours]
     total = sum(sizes[p] for p in paths)
     low, high = tensors.get("lora_A"), tensors["lora_B"]
-    if config.use_dora or config.vera_d is not None or high.dim() == 3:
-        raise AdapterError("DoRA, VeRA and MTL-LoRA cannot be read for a fused projection")
+    _expressible(path, config, [sizes[p] for p in paths])
     role = members[0][0].role
     enabled = [m for m in ORDER if m in config.attn_matrices] if role != "ffn" else []
-    if role != "ffn" and len(enabled) < 3 or role != "ffn" and low is not None and low.shape[0] > high.shape[1]:
+    if (role != "ffn" and len(enabled) < 3) or (
+        role != "ffn" and low is not None and low.shape[0] > high.shape[1]
+    ):
         rank, block = high.shape[1], total // 3
         columns = rank * len(enabled) if low is not None else 1
         start = high.new_zeros(total, columns) if low is not None else high.new_ones(total, 1)
@@ -90,9 +103,14 @@ def write_fused(path: str, members: list[tuple[Any, Low]], dialect: Dialect) -> 
     line = dialect.fused(members[0][0])
     assert line is not None
     parts: dict[str, Low] = {place.path: part for place, part in members}
-    order = [p for p in (ours.rpartition(".")[0] for ours in line.ours)]
+    order = [ours.rpartition(".")[0] for ours in line.ours]
     config, role = members[0][1].config, members[0][0].role
     present = [parts[p] for p in order if p in parts]
+    _expressible(
+        path,
+        config,
+        [p.module.out_features for x in dialect.where.layers for p in x.linears if p.path in order],
+    )
     rest = {k: v for k, v in present[0].to_file().items() if k not in ("lora_A", "lora_B")}
     if role == "ffn" or _mixed(line):
         if len(present) < len(order):
@@ -103,16 +121,21 @@ def write_fused(path: str, members: list[tuple[Any, Low]], dialect: Dialect) -> 
         whole = line.op.save([r.detach() for r in rows])[0]
         high = whole.T if getattr(line.op, "transpose", False) else whole
         if config.composition_mode != "scale" and any(
-            not torch.equal(p.lora_A, present[0].lora_A) for p in present  # type: ignore[arg-type]
+            not torch.equal(p.lora_A, present[0].lora_A)
+            for p in present  # type: ignore[arg-type]
         ):
-            raise AdapterError(f"{path} is one matrix in public files: its parts must share lora_A, but do not")
+            raise AdapterError(
+                f"{path} is one matrix in public files: its parts must share lora_A, but do not"
+            )
         if role != "ffn":
             letters = [ORDER.index(m) for m in ORDER if m in config.attn_matrices]
             block = high.shape[0] // 3
             rank = config.r
             pieces = []
             for i, at in enumerate(letters):
-                columns = slice(i * rank, (i + 1) * rank) if config.composition_mode != "scale" else slice(0, 1)
+                columns = (
+                    slice(i * rank, (i + 1) * rank) if config.composition_mode != "scale" else slice(0, 1)
+                )
                 pieces.append(high[at * block : (at + 1) * block, columns])
             high = torch.cat(pieces)
         found = {"lora_B": high.contiguous()}
@@ -126,4 +149,3 @@ def write_fused(path: str, members: list[tuple[Any, Low]], dialect: Dialect) -> 
         if leaf in rest:
             rest[leaf] = torch.cat([p.state_dict()[leaf] for p in present])
     return found | rest
-

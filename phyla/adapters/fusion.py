@@ -58,7 +58,9 @@ def fusion_config_of(config) -> AdapterFusionConfig:
         return config
     if isinstance(config, str):
         if config not in ADAPTERFUSION_CONFIG_MAP:
-            raise AdapterError(f"a fusion must be one of {sorted(ADAPTERFUSION_CONFIG_MAP)}, but is {config!r}")
+            raise AdapterError(
+                f"a fusion must be one of {sorted(ADAPTERFUSION_CONFIG_MAP)}, but is {config!r}"
+            )
         return ADAPTERFUSION_CONFIG_MAP[config]
     return AdapterFusionConfig.from_dict(config)  # type: ignore[return-value]
 

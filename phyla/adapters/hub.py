@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phyla.adapters import bottleneck, lora
+import phyla.adapters.bottleneck as bottleneck
+import phyla.adapters.lora as lora
 from phyla.adapters.api import _like, adapters_of
 from phyla.adapters.composition import Fuse, blocks_of, from_json, names_of, parse_composition, to_json
 from phyla.adapters.config import AdapterConfig, ConfigUnion, config_of
@@ -92,7 +93,7 @@ class _File:
         ahead, found = path + ".", {}
         for bare, key in self.keys.items():
             at = 0 if bare.startswith(ahead) else bare.find("." + ahead) + 1 if how == "tail" else -1
-            if at == 0 and not bare.startswith(ahead) or at < 0:
+            if (at == 0 and not bare.startswith(ahead)) or at < 0:
                 continue
             found.setdefault(bare[at + len(ahead) :], self.tensors[key])
             self.used.add(key)
@@ -100,7 +101,7 @@ class _File:
 
 
 def _prefix_of(keys: list[str], dialect: Dialect) -> str:
-    """What stands before the backbone's names in a file: its own prefix, that of another class, or nothing."""
+    """What stands before the backbone's names in a file: its prefix, another class's, or nothing."""
     below = tuple({f"{path}." for path in dialect.below.values()})
     found = {"": sum(k.startswith(below) for k in keys)}
     for first in dict.fromkeys(k.partition(".")[0] for k in keys):
@@ -123,8 +124,8 @@ def read_entry(entry: Entry, tensors: dict[str, Tensor], dialect: Dialect, name:
         missing = sorted(wanted - set(values))
         if missing and path.startswith("shared_parameters."):
             warnings.warn(
-                f"the adapter file has no tensor {path}.{missing[0]}: the library that wrote it forgets shared "
-                "tensors of bare models; the adapter will not compute what it was trained to",
+                f"the adapter file has no tensor {path}.{missing[0]}: the library that wrote it forgets "
+                "shared tensors of bare models; the adapter will not compute what it was trained to",
                 stacklevel=3,
             )
             continue
@@ -167,7 +168,8 @@ def tensors_of_entry(entry: Entry, dialect: Dialect, prefixed: bool) -> dict[str
     groups = [(key, module) for key, module in entry.shared_by_key() if "@" in key]
     for place in (p for layer in dialect.where.layers for p in layer.keys_values if groups):
         for key, module in groups:
-            at = f"{dialect.attention(place)}.prefix_tuning.pool.prefix_tunings.{entry.name}.{dialect.group(key)}"
+            pool = f"{dialect.attention(place)}.prefix_tuning.pool"
+            at = f"{pool}.prefix_tunings.{entry.name}.{dialect.group(key)}"
             found |= {f"{at}.{leaf}": value for leaf, value in module.state_dict().items()}
     ahead = dialect.prefix + "." if prefixed and dialect.prefix else ""
     return {ahead + key: value.detach().clone() for key, value in found.items()}
@@ -196,7 +198,9 @@ def _header(model: PreTrainedModel, name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _write(folder: Path, names: tuple[str, str, str], facts: dict, tensors: dict[str, Tensor], safe: bool) -> None:
+def _write(
+    folder: Path, names: tuple[str, str, str], facts: dict, tensors: dict[str, Tensor], safe: bool
+) -> None:
     text = (json.dumps(facts, indent=2, sort_keys=True) + "\n").encode()
     folder.mkdir(parents=True, exist_ok=True)
     if safe:
@@ -232,6 +236,8 @@ def save_adapter(
 ) -> None:  # fmt: skip
     """Write an adapter into a folder, in the public format; use_safetensors=False writes a .bin."""
     entry, dialect = adapters_of(self).get(adapter_name), dialect_of(self)
+    if entry.config.architecture == "peft":
+        raise AdapterError(f"{adapter_name!r} came from a PEFT folder; saving those is not implemented")
     facts = {**_header(self, adapter_name), "config": _swap(entry.config, self.config.model_type).to_dict()}
     if any(getattr(c, "subtract_projection", None) is False for c in entry.config.parts()):
         facts["subtract_projection"] = False
@@ -247,7 +253,8 @@ def _prefixed(model: PreTrainedModel) -> bool:
 def load_adapter(
     self: PreTrainedModel, adapter_name_or_path: Any, config: Any = None, version: str | None = None,
     model_name: str | None = None, load_as: str | None = None, leave_out: list[int] | None = None,
-    id2label: Any = None, set_active: bool = False, with_head: bool = True, use_safetensors: bool | None = None,
+    id2label: Any = None, set_active: bool = False, with_head: bool = True,
+    use_safetensors: bool | None = None,
 ) -> str:  # fmt: skip
     """Read an adapter from a folder (AdapterHub's or PEFT's, by its contents); its name in the model.
 
@@ -359,7 +366,8 @@ def _fusion_layers(adapters: Adapters, dialect: Dialect, name: str) -> list[tupl
 
 
 def load_adapter_fusion(
-    self: PreTrainedModel, adapter_fusion_name_or_path: Any, load_as: str | None = None, set_active: bool = False,
+    self: PreTrainedModel, adapter_fusion_name_or_path: Any, load_as: str | None = None,
+    set_active: bool = False,
     with_head: bool = True, use_safetensors: bool | None = None,
 ) -> str:  # fmt: skip
     """Read the layers of a fusion, whose adapters must be there; its name."""
@@ -399,7 +407,8 @@ def save_adapter_setup(
 
 
 def load_adapter_setup(
-    self: PreTrainedModel, adapter_setup_name_or_path: Any, version: str | None = None, set_active: bool = False,
+    self: PreTrainedModel, adapter_setup_name_or_path: Any, version: str | None = None,
+    set_active: bool = False,
     use_safetensors: bool | None = None,
 ) -> tuple[Any, Any]:  # fmt: skip
     """Read a composition with its adapters and fusions; (setup, None)."""
@@ -424,11 +433,14 @@ def save_all_adapters(
 ) -> None:  # fmt: skip
     """Write every adapter into a folder of its own."""
     for name in adapters_of(self).names():
-        save_adapter(self, Path(save_directory) / name, name, meta_dict=meta_dict, use_safetensors=use_safetensors)
+        save_adapter(
+            self, Path(save_directory) / name, name, meta_dict=meta_dict, use_safetensors=use_safetensors
+        )
 
 
-def save_all_adapter_fusions(self: PreTrainedModel, save_directory: Any, use_safetensors: bool = True) -> None:
+def save_all_adapter_fusions(
+    self: PreTrainedModel, save_directory: Any, use_safetensors: bool = True
+) -> None:
     """Write every fusion into a folder of its own."""
     for name in adapters_of(self).fusion_configs:
         save_adapter_fusion(self, Path(save_directory) / name, name, use_safetensors=use_safetensors)
-

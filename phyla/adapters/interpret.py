@@ -65,7 +65,9 @@ def run(node: Any, flow: Flow, fixed: Flow, method: Method, facts: Facts, invers
         dim, cut = 1, node.splits
         length = _first(flow, fixed).shape[1]
         if sum(cut) != length:
-            raise AdapterError(f"the splits {cut} must sum to the number of positions, but there are {length}")
+            raise AdapterError(
+                f"the splits {cut} must sum to the number of positions, but there are {length}"
+            )
     else:
         raise AdapterError(f"{type(node).__name__} is no composition")
     flows, start = [], 0
@@ -95,7 +97,7 @@ def _rows(sizes: list[int], rows: int) -> list[int]:
 
 def _slice(items: Flow, dim: int, start: int, end: int) -> Flow:
     return tuple(
-        item if item is None or item.dim() <= dim + 1 and dim else item.narrow(dim, start, end - start)
+        item if item is None or (item.dim() <= dim + 1 and dim) else item.narrow(dim, start, end - start)
         for item in items
     )
 

@@ -103,7 +103,7 @@ def attach(config: BnConfig, places: Survey, entry: Any) -> Iterator[tuple[Place
         else:
             place, width = embed, width_of(embed, places)
         part = KINDS[config.inv_adapter](config, width)
-        # Undoing it before the output matrix, as the paper has it, is not what public files were trained with:
+        # Undoing it before the output matrix, as the paper has it, is not what public files had:
         # the library that wrote them applies it at the embedding alone in models with a head of their own.
         yield place, part
 

@@ -132,6 +132,8 @@ class Low(nn.Module):
         self.config = config
         self.scaling = config.alpha / rank
         self.scales = config.composition_mode == "scale"
+        # DoRA as its paper and PEFT have it: alpha / r counts in the norm, and the bias is not scaled.
+        self.scaled_norm = False
         object.__setattr__(self, "pair", pair)  # shared by all places: its owner is the adapter
         if pair is not None:
             self.vera_D = nn.Parameter(torch.full((rank,), float(config.vera_d or 0.0)))
@@ -198,6 +200,8 @@ class Low(nn.Module):
         total = weight + delta * self.scaling
         if self.m is None:
             return total, bias
+        if self.scaled_norm:
+            return total * (self.m.weight / total.norm(dim=1, keepdim=True)), bias
         gain = self.m.weight / (weight + delta).norm(dim=1, keepdim=True)
         return total * gain, None if bias is None else bias * gain[:, 0]
 
@@ -212,6 +216,10 @@ class Low(nn.Module):
             return y * (h * scaling) - y
         if self.m is None:
             return h * scaling
+        if self.scaled_norm:
+            norm = (linear.weight + self.matrix(linear.weight) * scaling).norm(dim=1)
+            pure = y if linear.bias is None else y - linear.bias
+            return (pure + h * scaling) * (self.m.weight[:, 0] / norm) - pure
         norm = (linear.weight + self.matrix(linear.weight)).norm(dim=1)
         return (y + h * scaling) * (self.m.weight[:, 0] / norm) - y
 

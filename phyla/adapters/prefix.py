@@ -1,4 +1,4 @@
-"""Prefix tuning: learned keys and values in front of those of attention (Li & Liang 2021, arXiv:2101.00190)."""
+"""Prefix tuning: learned keys and values before those of attention (Li & Liang 2021, arXiv:2101.00190)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -40,11 +40,9 @@ ARCHITECTURES["prefix_tuning"] = PrefixTuningConfig
 
 
 class Prefixes(nn.Module):
-    """Keys and values of several attentions of one shape: `length` positions of `heads` heads, `width` wide."""
+    """Keys and values of several attentions: `length` positions of `heads` heads, `width` wide."""
 
-    def __init__(
-        self, config: PrefixTuningConfig, count: int, heads: int, width: int, stream: int
-    ) -> None:
+    def __init__(self, config: PrefixTuningConfig, count: int, heads: int, width: int, stream: int) -> None:
         super().__init__()
         self.length, self.heads, self.width, self.count = config.prefix_length, heads, width, count
         self.dropout_prob = config.dropout
@@ -143,7 +141,9 @@ def attach(config: PrefixTuningConfig, places: Survey, entry: Any) -> Iterator[t
     for (group, tower), members in groups.items():
         shapes = {(p.module.num_kv_heads, p.module.head_width) for p, _ in members}
         if len(shapes) > 1:
-            raise AdapterError(f"prefix tuning needs attentions of one shape, but {tower or group} has {shapes}")
+            raise AdapterError(
+                f"prefix tuning needs attentions of one shape, but {tower or group} has {shapes}"
+            )
         heads, width = shapes.pop()
         prefixes = Prefixes(config, len(members), heads, width, members[0][1])
         entry.share(f"{group}@{tower}", prefixes)

@@ -8,7 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from phyla.adapters import bottleneck, invertible, lora, prefix, prompt, reft
+import phyla.adapters.bottleneck as bottleneck
+import phyla.adapters.invertible as invertible
+import phyla.adapters.lora as lora
+import phyla.adapters.prefix as prefix
+import phyla.adapters.prompt as prompt
+import phyla.adapters.reft as reft
 from phyla.adapters.composition import (
     Fuse,
     Meaning,
@@ -52,8 +57,8 @@ def check_name(name: str) -> str:
     """The name, if it can be one: no separators, commas or control characters, no leading dot."""
     if not isinstance(name, str) or not _NAME.fullmatch(name) or name.startswith("."):
         raise AdapterError(
-            f"an adapter's name must be 1 to 255 characters without / \\ , : * ? \" < > | and not begin with a "
-            f"dot, but is {name!r}"
+            f"an adapter's name must be 1 to 255 characters without / \\ , : * ? \" < > | and not begin with "
+            f"a dot, but is {name!r}"
         )
     return name
 
@@ -72,6 +77,8 @@ class Entry(nn.Module):
         self.parts = nn.ModuleList()
         self.shared = nn.ModuleDict()
         self.places: list[Place] = []
+        self.replaced = nn.ParameterList()  # what stands in for parameters of the base while active
+        self.targets: list[tuple[nn.Module, str]] = []
         self.meta: dict[str, Any] = {}
 
     def share(self, key: str, module: nn.Module) -> None:
@@ -101,6 +108,7 @@ class Adapters(nn.Module):
         self.skip_layers: list[int] = []
         self.facts = Facts()
         self.filled: list[Place] = []
+        self.put_aside: list[tuple[nn.Module, str, nn.Parameter]] = []
         self.merged: dict[str, dict[str, tuple[nn.Module, Tensor, Tensor | None]]] = {}
 
     def names(self) -> list[str]:
@@ -146,7 +154,7 @@ class Adapters(nn.Module):
         if key in self.entries:
             if not overwrite:
                 raise AdapterError(
-                    f"the model has an adapter {entry.name!r} already: delete it first or pass overwrite_ok=True"
+                    f"the model has an adapter {entry.name!r} already: delete it or pass overwrite_ok=True"
                 )
             self.delete(entry.name)
         self.entries[key] = entry
@@ -181,8 +189,8 @@ class Adapters(nn.Module):
 
     def fusion_at(self, name: str, path: str) -> Fusion | None:
         """The layer of a fusion at one branch."""
-        layers: Any = self.fusions[module_key(name)] if module_key(name) in self.fusions else {}
-        return layers[module_key(path)] if module_key(path) in layers else None
+        layers: Any = dict(self.fusions.items()).get(module_key(name))
+        return None if layers is None else dict(layers.items()).get(module_key(path))
 
     def activate(self, setup: Any, skip_layers: list[int] | None = None) -> None:
         """Fill the sites with a setup (None empties them); AdapterError where it has no meaning."""
@@ -199,7 +207,19 @@ class Adapters(nn.Module):
                 raise AdapterError(f"the site {place.path} holds something that is no adapter")
             setattr(place.module, place.slot, site)
             self.filled.append(place)
+        self._replace(list(dict.fromkeys(names_of(setup))))
         self.setup, self.skip_layers = setup, skip
+
+    def _replace(self, names: list[str]) -> None:
+        """Put what adapters bring in the place of parameters of the base, and back what stood there."""
+        for module, leaf, parameter in self.put_aside:
+            module._parameters[leaf] = parameter
+        self.put_aside = []
+        for name in names:
+            entry = self.get(name)
+            for (module, leaf), value in zip(entry.targets, entry.replaced, strict=True):
+                self.put_aside.append((module, leaf, module._parameters[leaf]))  # type: ignore[arg-type]
+                module._parameters[leaf] = value
 
     def _by_place(self, setup: Any, skip: list[int]) -> dict:
         parts: dict[tuple[str, str], tuple[Place, dict[str, list[nn.Module]]]] = {}
@@ -213,6 +233,9 @@ class Adapters(nn.Module):
                     continue
                 _, found = parts.setdefault(place.key, (place, {}))
                 found.setdefault(name, []).append(part)
+        bringing = [n for n in dict.fromkeys(names_of(setup)) if len(self.get(n).replaced)]
+        if bringing and len(set(names_of(setup))) > 1:
+            raise AdapterError(f"{bringing[0]!r} replaces parameters of the base and works only alone")
         for block in blocks_of(setup):
             for method in sorted(methods):
                 if type(block) not in Meaning.table[method]:
@@ -231,7 +254,9 @@ class Adapters(nn.Module):
             raise AdapterError(f"{place.path} cannot hold {' and '.join(sorted(kinds))} at once")
         kind = kinds.pop()
         if kind == "bottleneck":
-            fusions = {b.name: self.fusion_at(b.name, place.path) for b in blocks_of(setup) if isinstance(b, Fuse)}
+            fusions = {
+                b.name: self.fusion_at(b.name, place.path) for b in blocks_of(setup) if isinstance(b, Fuse)
+            }
             return bottleneck.BranchSite(
                 setup, parts, self.facts, fusions, getattr(place.module, "post_norm", None)
             )
@@ -265,7 +290,9 @@ class Adapters(nn.Module):
             raise AdapterError(f"{name!r} is merged already")
         if any(not isinstance(part, lora.Low) for _, part in entry.items()):
             raise AdapterError("only adapters of projections (LoRA, IA3 and their relatives) can be merged")
-        values = [(place, part.merged(place.module.weight, place.module.bias)) for place, part in entry.items()]
+        values = [
+            (place, part.merged(place.module.weight, place.module.bias)) for place, part in entry.items()
+        ]
         if name in set(names_of(self.setup)):
             self.activate(None)
         kept = {}
@@ -285,7 +312,9 @@ class Adapters(nn.Module):
         names = list(self.merged)[::-1] if name is None else [name]
         for item in names:
             if item != list(self.merged)[-1]:
-                raise AdapterError(f"{list(self.merged)[-1]!r} was merged after {item!r} and must be reset first")
+                raise AdapterError(
+                    f"{list(self.merged)[-1]!r} was merged after {item!r} and must be reset first"
+                )
             for linear, weight, bias in self.merged.pop(item).values():
                 linear.weight.copy_(weight)  # type: ignore[operator, union-attr]
                 if bias is not None:

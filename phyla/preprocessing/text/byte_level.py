@@ -90,7 +90,7 @@ def read_merges(path, limit: int | None = None) -> list[tuple[str, str]]:
 class Merger:
     """Byte-pair merges of one word at a time, in time n log n, with a cache for short words."""
 
-    def __init__(self, merges: list[tuple[str, str]], suffix: str = ""):
+    def __init__(self, merges: Sequence[tuple[str, ...]], suffix: str = ""):
         self.ranks = {pair: rank for rank, pair in enumerate(merges)}
         self.suffix = suffix
         self.kept: dict[str, list[str]] = {}
@@ -169,7 +169,7 @@ class PythonByteLevel(FromTable, PreTrainedTokenizer):
         return len(self.encoder)
 
     @property
-    def bpe_ranks(self) -> dict[tuple[str, str], int]:
+    def bpe_ranks(self) -> dict[tuple[str, ...], int]:
         """Merge to rank."""
         return self._merger.ranks
 

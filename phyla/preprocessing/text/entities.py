@@ -172,7 +172,7 @@ class Entities(PreTrainedTokenizer):
         if options.is_split_into_words:
             raise SplitEntitiesError("texts are strings here: leave is_split_into_words out")
 
-    def batch_encode_plus(  # type: ignore[override]
+    def batch_encode_plus(
         self,
         batch_text_or_text_pairs,
         batch_entity_spans_or_entity_spans_pairs=None,

@@ -109,7 +109,7 @@ class FastWordPiece(TableFast):
     """BERT on Rust."""
 
     build = staticmethod(backends.word_piece)
-    settle = staticmethod(backends.settle_cleaning)
+    settle: Callable | None = staticmethod(backends.settle_cleaning)
 
 
 class FastByteLevel(TableFast):
@@ -162,7 +162,7 @@ class FastWordEnd(WordEndDecoding, TableFast):
 class FastPieces(CopiesModel):
     """Unigram pieces on Rust: what a row may change of the numbering and the cleaning."""
 
-    build = staticmethod(backends.unigram_pieces)
+    build: Callable | None = staticmethod(backends.unigram_pieces)
     front: tuple[str, ...] = ()
     skip = 0
     tail: tuple[str, ...] = ()

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 from phyla.errors import ArgumentError, TokenizerFileError, nearest, require
@@ -63,7 +64,7 @@ def _jumanpp():
     return lambda text: [word.text for word in juman.apply_to_sentence(text.strip()).morphemes]
 
 
-_CUTTERS = {"mecab": _mecab, "sudachi": _sudachi, "jumanpp": _jumanpp}
+_CUTTERS: dict[str, Callable[..., Callable[[str], list[str]]]] = {"mecab": _mecab, "sudachi": _sudachi, "jumanpp": _jumanpp}
 
 
 class JapaneseWords:
@@ -113,7 +114,7 @@ class PythonJapaneseWords(FromTable, PreTrainedTokenizer):
         self._make_cutter()
 
     def _make_cutter(self) -> None:
-        self.word_tokenizer = None
+        self.word_tokenizer: BasicTokenizer | JapaneseWords | None = None
         if not self.do_word_tokenize:
             return
         kind = self.word_tokenizer_type
@@ -143,16 +144,17 @@ class PythonJapaneseWords(FromTable, PreTrainedTokenizer):
             return self._parts_of.tokenize(word)
         if self._pieces_model is None:
             return [c if c in self.vocab else self._unknown for c in unicodedata.normalize("NFKC", word)]
-        return self._number_pieces(word)
+        return self._number_pieces(self._pieces_model, word)
 
-    def _number_pieces(self, word: str) -> list[str]:
+    @staticmethod
+    def _number_pieces(model: PieceModel, word: str) -> list[str]:
         """Pieces of a cleaned word; a comma after a digit is a piece of its own."""
-        from .more_pieces import PythonCleanedPieces, cleaned
+        from .more_pieces import before_comma, cleaned
 
         found = []
-        for piece in self._pieces_model.encode(cleaned(word, True, True, False)):
+        for piece in model.encode(cleaned(word, True, True, False)):
             if len(piece) > 1 and piece[-1] == "," and piece[-2].isdigit():
-                found += PythonCleanedPieces._before_comma(self, piece)
+                found += before_comma(model, piece)
             else:
                 found.append(piece)
         return found

@@ -14,6 +14,7 @@ class Languages(SpecialTokens):
     default_code = "en_XX"
     code_first = False
     framed_types = True
+    _code: str | tuple[str, bool] | None
 
     def _take_languages(self, settings: dict) -> None:
         given = settings.get("additional_special_tokens") or []
@@ -26,7 +27,7 @@ class Languages(SpecialTokens):
                 )
 
     @property
-    def src_lang(self) -> str:
+    def src_lang(self) -> str | None:
         """The code of the texts."""
         return self.__dict__.get("_src_lang") or self.default_code
 
@@ -45,7 +46,7 @@ class Languages(SpecialTokens):
         )
         return Layout(single, pair, "framed" if self.framed_types else "plain")
 
-    def _use(self, code: str) -> None:
+    def _use(self, code: str | None) -> None:
         """Put this code with the texts that follow."""
         if self.__dict__.get("_code") == code:
             return

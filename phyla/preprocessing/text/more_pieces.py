@@ -29,6 +29,14 @@ def cleaned(text: str, remove_space: bool, keep_accents: bool, lower: bool) -> s
     return text.lower() if lower else text
 
 
+def before_comma(model: PieceModel, piece: str) -> list[str]:
+    """The pieces of the number before a comma, and the comma."""
+    pieces = model.encode(piece[:-1].replace(SPACE, ""))
+    if piece[0] != SPACE and pieces[0][0] == SPACE:
+        pieces = pieces[1:] if len(pieces[0]) == 1 else [pieces[0][1:], *pieces[1:]]
+    return [*pieces, piece[-1]]
+
+
 class PythonCleanedPieces(PythonSpacedPieces):
     """Cleaned text (see `cleaned`); a comma after a digit is a piece of its own."""
 
@@ -36,20 +44,13 @@ class PythonCleanedPieces(PythonSpacedPieces):
         pieces = []
         for piece in self.sp_model.encode(self._clean(text)):
             if len(piece) > 1 and piece[-1] == "," and piece[-2].isdigit():
-                pieces += self._before_comma(piece)
+                pieces += before_comma(self.sp_model, piece)
             else:
                 pieces.append(piece)
         return pieces
 
     def _clean(self, text: str) -> str:
         return cleaned(text, self.remove_space, self.keep_accents, self.do_lower_case)
-
-    def _before_comma(self, piece: str) -> list[str]:
-        """The pieces of the number before a comma, and the comma."""
-        pieces = self.sp_model.encode(piece[:-1].replace(SPACE, ""))
-        if piece[0] != SPACE and pieces[0][0] == SPACE:
-            pieces = pieces[1:] if len(pieces[0]) == 1 else [pieces[0][1:], *pieces[1:]]
-        return [*pieces, piece[-1]]
 
 
 class PythonTightPieces(PythonCleanedPieces):
@@ -155,7 +156,7 @@ class PythonShiftedPieces(PythonPieces):
             return self._front_tokens[index]
         return super()._convert_id_to_token(index - self.offset)
 
-    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+    def convert_tokens_to_string(self: PythonPieces, tokens: list[str]) -> str:
         """The text of tokens: pieces joined, with blocks as spaces."""
         return "".join(tokens).replace(SPACE, " ").strip()
 

@@ -143,9 +143,9 @@ class PythonNotes(FromTable, PreTrainedTokenizer):
 
     # ------------------------------------------------------------------ notes to tokens
 
-    def encode_plus(
+    def encode_plus(  # type: ignore[override]
         self, notes, truncation_strategy=None, max_length: int | None = None, **options
-    ) -> BatchEncoding:  # type: ignore[override]
+    ) -> BatchEncoding:
         """The tokens of notes: an array (notes, 4), or notes of pretty_midi."""
         import numpy
 
@@ -171,9 +171,9 @@ class PythonNotes(FromTable, PreTrainedTokenizer):
             )
         return BatchEncoding({"token_ids": tokens})
 
-    def batch_encode_plus(
+    def batch_encode_plus(  # type: ignore[override]
         self, notes, truncation_strategy=None, max_length: int | None = None, **options
-    ) -> BatchEncoding:  # type: ignore[override]
+    ) -> BatchEncoding:
         """The tokens of a list of examples."""
         rows = [
             self.encode_plus(each, truncation_strategy, max_length, **options)["token_ids"] for each in notes

@@ -4,6 +4,7 @@ them.
 
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 from phyla.errors import ArgumentError, MissingFileError, TokenizerFileError, TokenizerInputError, nearest
 
@@ -118,7 +119,7 @@ class PythonCodeLanguagePieces(Languages, PythonShiftedPieces):
         return named if any(named in codes for codes in self.code_lists.values()) else lang
 
     @property
-    def src_lang(self) -> str | None:  # type: ignore[override]
+    def src_lang(self) -> str | None:
         """The code of the texts, if any."""
         return self.__dict__.get("_src_lang")
 
@@ -135,7 +136,7 @@ class PythonCodeLanguagePieces(Languages, PythonShiftedPieces):
         end = "eos" if code is None else f"eos ={code}"
         return Layout(f"A {end}", f"A B {end}", "framed")
 
-    def _use(self, code: str | None) -> None:  # type: ignore[override]
+    def _use(self, code: str | None) -> None:
         code = self._full(code)
         table = self.__dict__.get("lang_code_to_id")
         if code is not None and table is not None and code not in table:
@@ -272,9 +273,9 @@ class PythonSpokenLanguagePieces(SpokenLanguages, PrefixByHand):
 class InfillTokens:
     """The tokens around the parts of a text with a gap; each has its id too."""
 
-    prefix_token: str | None
-    middle_token: str | None
-    suffix_token: str | None
+    prefix_token: Any  # a string where there is one, else None
+    middle_token: Any
+    suffix_token: Any
     eot_token: str | None
     fill_token: str | None
 
@@ -336,7 +337,8 @@ class PythonInfillPieces(InfillTokens, PrefixByHand):
         if tokens and tokens[0].startswith(SPACE):
             tokens[0] = tokens[0][1:]
         special = set(self.all_special_tokens)
-        text, current = "", []
+        text = ""
+        current: list[str] = []
         for token in tokens:
             if token in special:
                 text += self.sp_model.decode(current) + token

@@ -147,9 +147,9 @@ class PythonTablePieces(PythonWordPiece):
             )
         return settings
 
-    def encode_plus(
+    def encode_plus(  # type: ignore[override]
         self, table, query=None, answer_coordinates=None, answer_text=None, **options
-    ) -> BatchEncoding:  # type: ignore[override]
+    ) -> BatchEncoding:
         """Model inputs of a table and one question."""
         settings = self._settings(options)
         _both(answer_coordinates, answer_text)

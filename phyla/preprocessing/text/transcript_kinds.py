@@ -84,12 +84,24 @@ class FastTranscripts(Transcripts, TableFast):
         )
 
     def _decode(
-        self, token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=None, **options
-    ) -> str:  # type: ignore[override]
-        names = ("normalize", "basic_normalize", "remove_diacritics")
-        asked = [options.pop(name, False) for name in names]
-        text = super()._decode(token_ids, skip_special_tokens, clean_up_tokenization_spaces, **options)
-        return self._normal(text, *asked)
+        self,
+        token_ids,
+        skip_special_tokens=False,
+        clean_up_tokenization_spaces=None,
+        spaces_between_special_tokens=True,
+        use_source_tokenizer=False,
+        normalize=False,
+        basic_normalize=False,
+        remove_diacritics=False,
+    ) -> str:
+        text = super()._decode(
+            token_ids,
+            skip_special_tokens,
+            clean_up_tokenization_spaces,
+            spaces_between_special_tokens,
+            use_source_tokenizer,
+        )
+        return self._normal(text, normalize, basic_normalize, remove_diacritics)
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
         """Write vocabulary, merges and spellings; returns their paths."""

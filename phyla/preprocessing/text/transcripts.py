@@ -4,6 +4,7 @@ speech.
 
 import re
 import string
+from typing import Any
 
 from phyla.errors import TokenizerInputError, nearest
 
@@ -27,6 +28,9 @@ class Transcripts(PreTrainedTokenizerBase):
         "normalize", "basic_normalize", "remove_diacritics", "use_source_tokenizer",
         "spaces_between_special_tokens",
     )  # fmt: skip
+    language: str | None
+    task: str | None
+    predict_timestamps: bool
 
     def _take_spellings(self) -> None:
         path = self.normalizer_file
@@ -261,7 +265,7 @@ class _Assembler:
         self.skip = False
 
     def _start_chunk(self) -> None:
-        self.chunk = {"language": self.language, "timestamp": [None, None], "text": ""}
+        self.chunk: dict[str, Any] = {"language": self.language, "timestamp": [None, None], "text": ""}
         self._forget()
 
     def _forget(self) -> None:

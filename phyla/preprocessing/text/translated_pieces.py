@@ -5,6 +5,7 @@ or numbers of their own.
 import re
 import string
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 from phyla.errors import ArgumentError, TokenizerFileError, TokenizerInputError, nearest
@@ -274,7 +275,7 @@ class PythonCodedPieces(Languages, PythonListedPieces):
         self.id_to_lang_token = {index: token for token, index in self.lang_token_to_id.items()}
         self.get_lang_id(self.src_lang)
 
-    def get_lang_token(self, lang: str) -> str:
+    def get_lang_token(self, lang: str | None) -> str:
         """The token of a language code."""
         if lang not in self.lang_code_to_token:
             hint = nearest(lang, self.lang_code_to_token)
@@ -302,7 +303,7 @@ class PythonCodedPieces(Languages, PythonListedPieces):
     def _id_limit(self) -> int:
         return max(super()._id_limit(), len(self.encoder) + len(self.lang_code_to_id))
 
-    def _use(self, code: str) -> None:
+    def _use(self, code: str | None) -> None:
         self._code = code
         if "lang_code_to_token" in self.__dict__:
             self.get_lang_token(code)
@@ -392,7 +393,8 @@ class PythonUpperPieces(PythonListedPieces):
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """The text of tokens; special tokens stand as they are with a space behind."""
         special = set(self.all_special_tokens)
-        text, current = "", []
+        text = ""
+        current: list[str] = []
 
         def flush() -> str:
             decoded = self.sp_model.decode(current)
@@ -428,7 +430,7 @@ class PythonTwoSidedPieces(MaskedEnds, FromTable, PreTrainedTokenizer):
         ]
         self.spm_source, self.spm_target = PieceModel(self.source_spm), PieceModel(self.target_spm)
         self.current_spm, self.current_encoder = self.spm_source, self.encoder
-        self._punctuation = None
+        self._punctuation: Callable[[str], str] | None = None
 
     def normalize(self, text: str) -> str:
         """The text with plain punctuation."""
@@ -478,7 +480,8 @@ class PythonTwoSidedPieces(MaskedEnds, FromTable, PreTrainedTokenizer):
         """The text of target tokens (or source tokens); special tokens stand with a space behind."""
         model = self.spm_source if self.__dict__.get("_decode_use_source_tokenizer") else self.spm_target
         special = set(self.all_special_tokens)
-        text, current = "", []
+        text = ""
+        current: list[str] = []
         for token in tokens:
             if token in special:
                 text += model.decode(current) + token + " "

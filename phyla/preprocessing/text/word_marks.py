@@ -4,6 +4,7 @@ word.
 
 import dataclasses
 import logging
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -35,7 +36,7 @@ class WordMarks(PreTrainedTokenizerBase):
         """What a special token carries, or padding, or a question (`pad`)."""
         return {"bbox": getattr(self, f"{role}_token_box")}
 
-    def __call__(self, text=None, text_pair=None, *marks_and_labels, **options):  # type: ignore[override]
+    def __call__(self, text=None, text_pair=None, *marks_and_labels, **options):
         """Model inputs of words with marks: words, or a question and words; one example or a batch."""
         return self._call_marked(text, text_pair, *marks_and_labels, **options)
 
@@ -82,18 +83,18 @@ class WordMarks(PreTrainedTokenizerBase):
             raise TokenizerInputError(f"text has {len(text)} entries, but text_pair has {len(text_pair)}")
         return batched
 
-    def encode(self, text, text_pair=None, *marks_and_labels, **options):  # type: ignore[override]
+    def encode(self, text, text_pair=None, *marks_and_labels, **options):
         """The input ids of one example."""
         return self.encode_plus(text, text_pair, *marks_and_labels, **options)["input_ids"]
 
-    def encode_plus(self, text, text_pair=None, *marks_and_labels, **options) -> BatchEncoding:  # type: ignore[override]
+    def encode_plus(self, text, text_pair=None, *marks_and_labels, **options) -> BatchEncoding:
         """Model inputs of one example."""
         marks, labels, settings = self._take(marks_and_labels, options)
         return self._encode_example(text, text_pair, marks, labels, settings)
 
     def batch_encode_plus(
         self, batch_text_or_text_pairs, is_pair=None, *marks_and_labels, **options
-    ) -> BatchEncoding:  # type: ignore[override]
+    ) -> BatchEncoding:
         """Model inputs of a list of examples: words, or (with `is_pair`) a question and words."""
         marks, labels, settings = self._take(marks_and_labels, options)
         return self._encode_examples(list(batch_text_or_text_pairs), bool(is_pair), marks, labels, settings)
@@ -126,7 +127,7 @@ class PythonWordMarks(WordMarks, PreTrainedTokenizer):
     cuts_in_turn = False  # longest_first keeps what it cuts
     mark_between = False  # a question's marks end with that of a separator, as its boxes always did
 
-    def prepare_for_model(self, text, text_pair=None, *marks_and_labels, prepend_batch_axis=False, **options):  # type: ignore[override]
+    def prepare_for_model(self, text, text_pair=None, *marks_and_labels, prepend_batch_axis=False, **options):
         """Model inputs of one example."""
         marks, labels, settings = self._take(marks_and_labels, options)
         return self._prepared(text, text_pair, marks, labels, settings, prepend_batch_axis)
@@ -220,7 +221,7 @@ class PythonWordMarks(WordMarks, PreTrainedTokenizer):
             and plan.max_length
             and total > plan.max_length
         ):
-            state = [a_ids, a_marks, a_labels, b_ids, b_marks]
+            state: list[Any] = [a_ids, a_marks, a_labels, b_ids, b_marks]
             cut = self._shorten(state, total - plan.max_length, plan.truncation, options.stride)
             a_ids, a_marks, a_labels, b_ids, b_marks = state
         if options.return_token_type_ids and not special:
@@ -472,14 +473,14 @@ class BoxesOrText(WordMarks):
             self, batch_text_or_text_pairs, is_pair, boxes, word_labels, **options
         )
 
-    def encode(self, text, text_pair=None, **options):  # type: ignore[override]
+    def encode(self, text, text_pair=None, **options):
         """The input ids of a plain text or pair."""
         return PreTrainedTokenizerBase.encode(self, text, text_pair, **options)
 
-    def encode_plus(self, text, text_pair=None, **options) -> BatchEncoding:  # type: ignore[override]
+    def encode_plus(self, text, text_pair=None, **options) -> BatchEncoding:
         """Model inputs of a plain text or pair."""
         return PreTrainedTokenizerBase.encode_plus(self, text, text_pair, **options)
 
-    def batch_encode_plus(self, batch_text_or_text_pairs, **options) -> BatchEncoding:  # type: ignore[override]
+    def batch_encode_plus(self, batch_text_or_text_pairs, **options) -> BatchEncoding:
         """Model inputs of a list of plain texts or pairs."""
         return PreTrainedTokenizerBase.batch_encode_plus(self, batch_text_or_text_pairs, **options)

@@ -1,6 +1,7 @@
 """WordPiece tokenizers with questions, passages, candidates or Chinese words, in Python and on Rust."""
 
 from collections import namedtuple
+from typing import Any
 
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
 
@@ -77,7 +78,7 @@ class Passages(PreTrainedTokenizerBase):
             raise TokenizerInputError(
                 f"{len(titles)} titles stand beside {len(texts)} texts: each passage needs both"
             )
-        plain = {"padding": False, "truncation": False}
+        plain: dict[str, Any] = {"padding": False, "truncation": False}
         heads = super().__call__(questions, titles, **plain)["input_ids"]
         bodies = super().__call__(texts, add_special_tokens=False, **plain)["input_ids"]
         limit = max_length if truncation else None
@@ -153,7 +154,7 @@ class Questions(PreTrainedTokenizerBase):
         return self.convert_tokens_to_ids(self.question_token)
 
     @property
-    def layout(self) -> Layout:  # type: ignore[override]
+    def layout(self) -> Layout:
         """Where the special tokens stand."""
         after = f"={self.question_token} =."
         typed = f"={self.question_token}:1 =.:1"
@@ -213,10 +214,10 @@ class PythonSegmentedPieces(PythonWordPiece):
         super()._load(settings, given)
         _rjieba()
 
-    def _tokenize(self, text: str, use_jieba: bool = True) -> list[str]:  # type: ignore[override]
+    def _tokenize(self, text: str, use_jieba: bool = True) -> list[str]:
         if not use_jieba:
             return super()._tokenize(text)
-        pieces = []
+        pieces: list[str] = []
         for word in _rjieba().cut(text, False):
             pieces += [word] if word in self.vocab else super()._tokenize(word)
         return pieces
