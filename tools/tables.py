@@ -31,7 +31,7 @@ Made by `make docs` from the registry, the packed goldens and the table of publi
 - goldens: classes held against recorded outputs of the reference: values, loss, greedy tokens, saved files.
 - options: recorded cases of other settings.
 - preprocessors: public tokenizer, image, audio and joint processor classes that phyla has, of the row's.
-- adapters, TensorFlow and JAX: not yet, for any row.
+- adapters attach to the sites of every row that works: docs/adapters.md. TensorFlow and JAX: not yet.
 
 {summary}
 

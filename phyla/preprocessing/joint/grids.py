@@ -182,7 +182,7 @@ class Pages(Expanding):
         return [int(value / size[i % 2] * 1000) for i, value in enumerate(box)]
 
     @staticmethod
-    def _query(box, color, formatted: bool, pages: bool, patches: bool) -> str:
+    def _query(box, color, formatted: bool, pages: bool, patches: bool | None) -> str:
         return (
             f"{f'[{color}] ' if color is not None else ''}{box if box is not None else ''} OCR"
             f"{' with format' if formatted else ''}{' across multi pages' if pages else ''}"

@@ -9,7 +9,10 @@ _AUTO: dict[str, str | tuple[str, str | None]] = {
 _LLAMA = ("LlamaTokenizer", "LlamaTokenizerFast")
 _GEMMA = ("GemmaTokenizer", "GemmaTokenizerFast")
 _SIGLIP_IMAGE = ("SiglipImageProcessor", "SiglipImageProcessorFast")
-_QWEN = {"image_processor": "AutoImageProcessor", "tokenizer": ("Qwen2Tokenizer", "Qwen2TokenizerFast")}
+_QWEN: dict[str, str | tuple[str, str | None]] = {
+    "image_processor": "AutoImageProcessor",
+    "tokenizer": ("Qwen2Tokenizer", "Qwen2TokenizerFast"),
+}
 _UNPADDED = {"text": {"padding": False}}
 _ALL = ("images", "text", "audio", "videos")
 _SEEN = ("images", "text", "videos")

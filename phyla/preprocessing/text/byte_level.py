@@ -5,6 +5,7 @@ merged here.
 import functools
 import heapq
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import Regex, pre_tokenizers

@@ -64,7 +64,11 @@ def _jumanpp():
     return lambda text: [word.text for word in juman.apply_to_sentence(text.strip()).morphemes]
 
 
-_CUTTERS: dict[str, Callable[..., Callable[[str], list[str]]]] = {"mecab": _mecab, "sudachi": _sudachi, "jumanpp": _jumanpp}
+_CUTTERS: dict[str, Callable[..., Callable[[str], list[str]]]] = {
+    "mecab": _mecab,
+    "sudachi": _sudachi,
+    "jumanpp": _jumanpp,
+}
 
 
 class JapaneseWords:

@@ -1,5 +1,7 @@
 """Translation tokenizers: a language code stands before or after each text, another one for targets."""
 
+from typing import Any
+
 from phyla.errors import TokenizerInputError, nearest
 
 from .layout import Layout, template
@@ -27,12 +29,12 @@ class Languages(SpecialTokens):
                 )
 
     @property
-    def src_lang(self) -> str | None:
+    def src_lang(self) -> Any:  # a string; None where a kind lets texts have no code
         """The code of the texts."""
         return self.__dict__.get("_src_lang") or self.default_code
 
     @src_lang.setter
-    def src_lang(self, code: str | None) -> None:
+    def src_lang(self, code: Any) -> None:
         self._src_lang = code
         self._use(self.src_lang)
 
@@ -46,7 +48,7 @@ class Languages(SpecialTokens):
         )
         return Layout(single, pair, "framed" if self.framed_types else "plain")
 
-    def _use(self, code: str | None) -> None:
+    def _use(self, code: Any) -> None:
         """Put this code with the texts that follow."""
         if self.__dict__.get("_code") == code:
             return

@@ -5,7 +5,7 @@ model file.
 import re
 import unicodedata
 
-from .pieces import SPACE, PythonPieces
+from .pieces import SPACE, PieceModel, PythonPieces
 from .wordpiece import BasicTokenizer
 
 

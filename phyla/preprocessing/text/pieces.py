@@ -149,7 +149,7 @@ class PythonPieces(FromTable, PreTrainedTokenizer):
     def _tokenize(self, text: str) -> list[str]:
         return self.sp_model.encode(text)
 
-    def _convert_token_to_id(self, token: str) -> int:
+    def _convert_token_to_id(self, token: str) -> int | None:
         return self.sp_model.id_of(token)
 
     def _convert_id_to_token(self, index: int) -> str | None:

@@ -145,7 +145,7 @@ class PythonCodeLanguagePieces(Languages, PythonShiftedPieces):
             )
         self._code = code
 
-    def set_src_lang_special_tokens(self, src_lang: str | None) -> None:  # type: ignore[override]
+    def set_src_lang_special_tokens(self, src_lang: str | None) -> None:
         """Texts in this language follow."""
         self._use(src_lang)
 
@@ -215,7 +215,7 @@ class SpokenLanguages(Languages):
         """Texts in this language follow."""
         self._use(src_lang)
 
-    def set_tgt_lang_special_tokens(self, lang: str) -> None:  # type: ignore[override]
+    def set_tgt_lang_special_tokens(self, lang: str) -> None:
         """Targets in this language follow."""
         self._use(lang, target=True)
 
@@ -287,7 +287,7 @@ class InfillTokens:
     def __getattr__(self, name: str):
         if name in ("prefix_id", "middle_id", "suffix_id", "eot_id"):
             token = self.__dict__.get(f"{name[:-3]}_token")
-            return None if token is None else self.convert_tokens_to_ids(token)  # type: ignore[attr-defined]
+            return None if token is None else self.convert_tokens_to_ids(token)
         return super().__getattr__(name)  # type: ignore[misc]
 
     def _infill_needs(self) -> None:
@@ -443,7 +443,7 @@ class PythonCutPieces(PythonPieces):
             return [int(index in (self.sep_token_id, self.cls_token_id)) for index in token_ids_0]
         return super().get_special_tokens_mask(token_ids_0, token_ids_1, already_has_special_tokens)
 
-    def _convert_token_to_id(self, token: str) -> int:
+    def _convert_token_to_id(self, token: str) -> int | None:
         return self.vocab.get(token, self.vocab.get(self.unk_token))
 
     def _convert_id_to_token(self, index: int) -> str:

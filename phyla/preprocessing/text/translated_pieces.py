@@ -275,7 +275,7 @@ class PythonCodedPieces(Languages, PythonListedPieces):
         self.id_to_lang_token = {index: token for token, index in self.lang_token_to_id.items()}
         self.get_lang_id(self.src_lang)
 
-    def get_lang_token(self, lang: str | None) -> str:
+    def get_lang_token(self, lang: str) -> str:
         """The token of a language code."""
         if lang not in self.lang_code_to_token:
             hint = nearest(lang, self.lang_code_to_token)
@@ -303,12 +303,12 @@ class PythonCodedPieces(Languages, PythonListedPieces):
     def _id_limit(self) -> int:
         return max(super()._id_limit(), len(self.encoder) + len(self.lang_code_to_id))
 
-    def _use(self, code: str | None) -> None:
+    def _use(self, code: str) -> None:
         self._code = code
         if "lang_code_to_token" in self.__dict__:
             self.get_lang_token(code)
 
-    def _build_translation_inputs(self, raw_inputs, src_lang, tgt_lang, **options):
+    def _build_translation_inputs(self, raw_inputs, src_lang, tgt_lang, **options):  # type: ignore[override]
         """Inputs of a translation, with the id that the answer must begin with."""
         if src_lang is None or tgt_lang is None:
             raise TokenizerInputError("a translation needs src_lang and tgt_lang")

@@ -127,7 +127,7 @@ class PythonWordMarks(WordMarks, PreTrainedTokenizer):
     cuts_in_turn = False  # longest_first keeps what it cuts
     mark_between = False  # a question's marks end with that of a separator, as its boxes always did
 
-    def prepare_for_model(self, text, text_pair=None, *marks_and_labels, prepend_batch_axis=False, **options):
+    def prepare_for_model(self, text, text_pair=None, *marks_and_labels, prepend_batch_axis=False, **options):  # type: ignore[override]
         """Model inputs of one example."""
         marks, labels, settings = self._take(marks_and_labels, options)
         return self._prepared(text, text_pair, marks, labels, settings, prepend_batch_axis)
@@ -473,7 +473,7 @@ class BoxesOrText(WordMarks):
             self, batch_text_or_text_pairs, is_pair, boxes, word_labels, **options
         )
 
-    def encode(self, text, text_pair=None, **options):
+    def encode(self, text, text_pair=None, **options):  # type: ignore[override]
         """The input ids of a plain text or pair."""
         return PreTrainedTokenizerBase.encode(self, text, text_pair, **options)
 
@@ -481,6 +481,6 @@ class BoxesOrText(WordMarks):
         """Model inputs of a plain text or pair."""
         return PreTrainedTokenizerBase.encode_plus(self, text, text_pair, **options)
 
-    def batch_encode_plus(self, batch_text_or_text_pairs, **options) -> BatchEncoding:
+    def batch_encode_plus(self, batch_text_or_text_pairs, **options) -> BatchEncoding:  # type: ignore[override]
         """Model inputs of a list of plain texts or pairs."""
         return PreTrainedTokenizerBase.batch_encode_plus(self, batch_text_or_text_pairs, **options)
