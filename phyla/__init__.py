@@ -68,7 +68,9 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(
             f"phyla has no {name!r}.{nearest(name, [] if name.startswith('_') else _all_names())}"
         )
-    value = getattr(importlib.import_module(module), name)
+    from phyla.lazy import quick_import
+
+    value = getattr(quick_import(module), name)
     globals()[name] = value
     return value
 

@@ -1,11 +1,11 @@
 """Which families there are, and how a public name or a model_type finds its file. Imports nothing heavy."""
 
-import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from phyla.errors import ConfigError, nearest
+from phyla.lazy import quick_import
 
 if TYPE_CHECKING:
     from phyla.config import PretrainedConfig
@@ -72,7 +72,7 @@ def public_names() -> Iterator[tuple[str, str]]:
 
 def load_family(model_type: str) -> "Family":
     """Import a family's file."""
-    return importlib.import_module(row(model_type).module).FAMILY
+    return quick_import(row(model_type).module).FAMILY
 
 
 def config_class(model_type: str) -> "type[PretrainedConfig]":
@@ -80,7 +80,7 @@ def config_class(model_type: str) -> "type[PretrainedConfig]":
     entry = row(model_type)
     if entry.config in _registered_classes:
         return _registered_classes[entry.config]
-    return getattr(importlib.import_module(entry.module), entry.config)
+    return getattr(quick_import(entry.module), entry.config)
 
 
 def model_class(
@@ -99,7 +99,7 @@ def model_class(
 
 def public_class(name: str, module: str) -> Any:
     """A class by its public name."""
-    return _registered_classes.get(name) or getattr(importlib.import_module(module), name)
+    return _registered_classes.get(name) or getattr(quick_import(module), name)
 
 
 def register(
@@ -126,4 +126,4 @@ def register(
 
 def describe(source: Any, repeat: bool = False) -> str:
     """The tree of a model, configuration, model_type or checkpoint; see phyla.describe."""
-    return importlib.import_module("phyla.describe").describe(source, repeat)
+    return quick_import("phyla.describe").describe(source, repeat)

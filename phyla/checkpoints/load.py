@@ -1,10 +1,8 @@
 """from_pretrained: a checkpoint into a model, built on the meta device and filled by assignment."""
 
-import gc
 import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -28,6 +26,7 @@ from phyla.errors import (
     UnexpectedWeightsError,
     nearest,
 )
+from phyla.lazy import collection_paused
 from phyla.model import PreTrainedModel, assign, init_module, materialise, places_of
 
 
@@ -98,18 +97,6 @@ def from_pretrained(
     if model.can_generate():
         model._read_generation_config(path if path.is_dir() else path.parent)
     return (model, report.public()) if output_loading_info else model
-
-
-@contextmanager
-def collection_paused() -> Iterator[None]:
-    """No search for garbage meanwhile: a model is thousands of new objects, none of them garbage."""
-    running = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if running:
-            gc.enable()
 
 
 def _apply(config: PretrainedConfig, changes: dict[str, Any]) -> dict[str, Any]:
