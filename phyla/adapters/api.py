@@ -126,6 +126,7 @@ def train_adapter_fusion(self: PreTrainedModel, adapter_setup: Any, unfreeze_ada
 def get_fusion_regularization_loss(self: PreTrainedModel) -> torch.Tensor | None:
     """What the value matrices of the active fusions add to a training loss, or None."""
     total = None
+    module: Any
     for module in adapters_of(self).fusions.modules():
         value = module.penalty() if hasattr(module, "penalty") else None
         if value is not None:

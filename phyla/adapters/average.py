@@ -54,7 +54,8 @@ def average_adapter(
         for name, parameter in made.named_parameters():
             if any(o[name].shape != parameter.shape for o in owned):
                 raise AdapterError(f"{name} has not the same shape in all adapters")
-            parameter.copy_(sum(o[name] * v for o, v in zip(owned, values, strict=True)))
+            total: Any = sum(o[name] * v for o, v in zip(owned, values, strict=True))
+            parameter.copy_(total)
         bases = [dict(e.named_buffers()) for e in entries]
         for name, buffer in made.named_buffers():
             buffer.copy_(bases[0][name])
@@ -69,8 +70,8 @@ def _orthogonal(made: Entry, entries: list[Entry], values: list[float]) -> None:
     for index, part in enumerate(made.parts):
         for path, module in part.named_modules():
             if nn.utils.parametrize.is_parametrized(module, "weight"):
-                others = [e.parts[index].get_submodule(path).weight for e in entries]
-                total: Any = sum(w * v for w, v in zip(others, values, strict=True))
+                others: list[Any] = [e.parts[index].get_submodule(path).weight for e in entries]
+                total = sum(w * v for w, v in zip(others, values, strict=True))
                 module.weight = torch.linalg.qr(total.T)[0].T
 
 

@@ -363,9 +363,10 @@ class BranchSite(nn.Module, Method):
             query = h
         ups = []
         for child in children:
-            start, names = h, [child] if isinstance(child, str) else list(child)
+            start: Any = h
+            names = [child] if isinstance(child, str) else list(child)
             for name in names[:-1]:
-                (start,) = run(name, (start,), fixed, self, facts)  # type: ignore[misc]
+                (start,) = run(name, (start,), fixed, self, facts)
             part = self.parts[last_of(child)][-1]
             into, rest, _ = part.before(start, x, self.norm[0])
             ups.append(part(into, rest)[1])

@@ -25,8 +25,8 @@ class AdapterCompositionBlock(Sequence):
     def __eq__(self, other: object) -> bool:
         return (
             type(self) is type(other)
-            and self.children == other.children  # type: ignore[attr-defined]
-            and self.options() == other.options()  # type: ignore[attr-defined]
+            and self.children == other.children
+            and self.options() == other.options()
         )
 
     def __hash__(self) -> int:

@@ -57,7 +57,8 @@ def read_fused(
     assert line is not None
     if "lora_B" not in tensors:
         raise MissingWeightsError(f"the adapter file has no tensor {path}.lora_B")
-    config, sizes = members[0][1].config, {}
+    config = members[0][1].config
+    sizes: dict[Any, Any] = {}
     for layer in dialect.where.layers:
         sizes |= {p.path: p.module.out_features for p in layer.linears if f"{p.path}.weight" in line.ours}
     paths = [ours.rpartition(".")[0] for ours in line.ours]
@@ -121,8 +122,7 @@ def write_fused(path: str, members: list[tuple[Any, Low]], dialect: Dialect) -> 
         whole = line.op.save([r.detach() for r in rows])[0]
         high = whole.T if getattr(line.op, "transpose", False) else whole
         if config.composition_mode != "scale" and any(
-            not torch.equal(p.lora_A, present[0].lora_A)
-            for p in present  # type: ignore[arg-type]
+            not torch.equal(p.lora_A, present[0].lora_A) for p in present
         ):
             raise AdapterError(
                 f"{path} is one matrix in public files: its parts must share lora_A, but do not"

@@ -76,7 +76,8 @@ class _File:
     """The tensors of a file, by key without the backbone's prefix."""
 
     def __init__(self, tensors: dict[str, Tensor], dialect: Dialect) -> None:
-        self.tensors, self.used = tensors, set()
+        self.tensors = tensors
+        self.used: set[str] = set()
         self.keys = {}
         prefix = _prefix_of(list(tensors), dialect)
         for key in tensors:
@@ -90,7 +91,8 @@ class _File:
 
     def below(self, path: str, how: str) -> dict[str, Tensor]:
         """The tensors below a path; "tail": wherever that path stands."""
-        ahead, found = path + ".", {}
+        ahead = path + "."
+        found: dict[str, Any] = {}
         for bare, key in self.keys.items():
             at = 0 if bare.startswith(ahead) else bare.find("." + ahead) + 1 if how == "tail" else -1
             if (at == 0 and not bare.startswith(ahead)) or at < 0:

@@ -115,7 +115,7 @@ def _by_task(flows: list[Flow], facts: Facts) -> Flow:
     ids = facts.task_ids
     if ids is None:
         raise AdapterError("MultiTask needs to know the task of each row: pass task_ids to the call")
-    chosen = []
+    chosen: list[Any] = []
     for items in zip(*flows, strict=True):
         if any(item is None for item in items):
             chosen.append(None)

@@ -75,6 +75,7 @@ def _soft(s: Tensor) -> Tensor:
 def _net(config: BnConfig, inputs: int, outputs: int) -> nn.Sequential:
     inner = max(1, int(inputs // (config.inv_adapter_reduction_factor or 2)))
     made = nn.Sequential(nn.Linear(inputs, inner), Act(config.non_linearity), nn.Linear(inner, outputs))
+    linear: Any
     for linear in (made[0], made[2]):
         nn.init.normal_(linear.weight, 0.0, 0.02)
         nn.init.zeros_(linear.bias)
@@ -144,5 +145,6 @@ class InputSite(EmbedSite):
         self.inverse = inverse
 
     def forward(self, x: Tensor, y: Tensor, linear: nn.Linear) -> Tensor:  # type: ignore[override]
+        h: Any
         (h,) = run(self.setup, (x,), (), self, self.facts, self.inverse)
         return product(h, linear.weight, linear.bias)

@@ -73,7 +73,7 @@ class Unit(nn.Module):
 
     def __init__(self, config: ReftConfig, width: int) -> None:
         super().__init__()
-        self.projection = nn.Linear(width, config.r, bias=False)
+        self.projection: Any = nn.Linear(width, config.r, bias=False)
         nn.init.orthogonal_(self.projection.weight)
         self.learned_source = nn.Linear(width, config.r)
         if config.orthogonality:

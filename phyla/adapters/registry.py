@@ -290,9 +290,8 @@ class Adapters(nn.Module):
             raise AdapterError(f"{name!r} is merged already")
         if any(not isinstance(part, lora.Low) for _, part in entry.items()):
             raise AdapterError("only adapters of projections (LoRA, IA3 and their relatives) can be merged")
-        values = [
-            (place, part.merged(place.module.weight, place.module.bias)) for place, part in entry.items()
-        ]
+        parts: list[tuple[Any, Any]] = list(entry.items())
+        values = [(place, part.merged(place.module.weight, place.module.bias)) for place, part in parts]
         if name in set(names_of(self.setup)):
             self.activate(None)
         kept = {}
@@ -316,9 +315,9 @@ class Adapters(nn.Module):
                     f"{list(self.merged)[-1]!r} was merged after {item!r} and must be reset first"
                 )
             for linear, weight, bias in self.merged.pop(item).values():
-                linear.weight.copy_(weight)  # type: ignore[operator, union-attr]
+                linear.weight.copy_(weight)  # type: ignore[operator]
                 if bias is not None:
-                    linear.bias.copy_(bias)  # type: ignore[operator, union-attr]
+                    linear.bias.copy_(bias)  # type: ignore[operator]
 
     def call(self, forward: Any, model: Any, args: tuple, named: dict[str, Any]) -> Any:
         """Run a model with what the active setup needs: task numbers, copies of the rows."""

@@ -90,8 +90,10 @@ class Before(nn.Module):
         self.source: list[Any] = [prompts]
         self.layer = layer
 
-    def forward(self, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """k, v (B, H, K, E) with P more positions, which the mask leaves visible."""
+    def forward(
+        self, k: Tensor, v: Tensor, mask: Tensor | None, x: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """k, v (B, H, K, E) with P more positions, which the mask leaves visible, whatever x."""
         own = self.source[0].pair(self.layer)
         k, v = (
             torch.cat((p.to(t.dtype).expand(t.shape[0], -1, -1, -1), t), 2)

@@ -61,9 +61,7 @@ class EncoderDecoderModel(PreTrainedModel):
             ctx.router_logits = []
         out = encoder(ctx, input_ids, inputs_embeds, None, states)
         if out.router_logits is not None:
-            return MoEModelOutput(
-                out.last_hidden_state, out.hidden_states, out.attentions, out.router_logits
-            )
+            return MoEModelOutput(out.last_hidden_state, out.hidden_states, out.attentions, out.router_logits)
         return BaseModelOutput(out.last_hidden_state, out.hidden_states, out.attentions)
 
     def _routes(self, wanted: bool | None) -> bool:
