@@ -194,15 +194,25 @@ def test_embed_to_lines_and_matrix(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_interrupt_ends_cleanly() -> None:
-    process = subprocess.Popen(
-        [str(PHYLA), "generate", MODEL, "Once upon a time", "-n", "4000"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, env=ENVIRONMENT, text=True,
-    )  # fmt: skip
-    assert process.stdout is not None
-    process.stdout.read(1)
-    time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    # A shell gives its background jobs an ignored SIGINT, which the child would inherit from this process.
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(
+            [str(PHYLA), "generate", MODEL, "Once upon a time", "-n", "4000"],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env=ENVIRONMENT, text=True,
+        )  # fmt: skip
+    finally:
+        signal.signal(signal.SIGINT, heard)
+    with process:
+        assert process.stdout is not None
+        process.stdout.read(1)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        try:
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert "Traceback" not in errors
 

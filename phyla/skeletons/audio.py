@@ -11,7 +11,7 @@ from phyla.blocks.wave import frame_mask
 from phyla.errors import ArgumentError
 from phyla.heads.ctc import AudioCall
 from phyla.model import PreTrainedModel
-from phyla.skeletons.base import context_for, finish, flag
+from phyla.skeletons.base import conclude, context_for, flag
 
 
 class AudioModel(PreTrainedModel):
@@ -54,8 +54,7 @@ class AudioModel(PreTrainedModel):
         )  # fmt: skip
         if attention_mask is not None:
             call.lengths = self.frames_of(attention_mask.sum(-1))
-        fields = {} if self.head is None else self.head(out, call)
-        return finish(self, fields, out, return_dict)
+        return conclude(self, out, call, return_dict)
 
     def listen(
         self, wave: Tensor, mask: Tensor | None, marks: Tensor | None, attentions: bool, states: bool

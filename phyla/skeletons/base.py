@@ -10,6 +10,7 @@ from phyla.blocks.cache import Cache
 from phyla.blocks.context import Context
 from phyla.blocks.stack import StackOutput
 from phyla.errors import ArgumentError
+from phyla.heads.base import Call
 from phyla.model import PreTrainedModel
 from phyla.outputs import BaseModelOutputWithPooling, ModelOutput
 
@@ -30,6 +31,11 @@ def finish(model: PreTrainedModel, fields: dict[str, Any], out: Any, return_dict
     return result if flag(return_dict, model.config.return_dict) else result.to_tuple()
 
 
+def conclude(model: PreTrainedModel, out: Any, call: Call, return_dict: bool | None) -> Any:
+    """The public output of a class: what its head, if it has one, makes of the backbone's output."""
+    return finish(model, {} if model.head is None else model.head(out, call), out, return_dict)
+
+
 def only_one(ids: Tensor | None, vectors: Tensor | None, to: str = "") -> Tensor:
     """Token ids or the vectors in their place; ArgumentError unless exactly one of them is there."""
     given = ids if ids is not None else vectors
@@ -44,6 +50,24 @@ def check_ids(ids: Tensor, name: str) -> None:
         raise ArgumentError(f"{name} must be (batch, sequence), but have shape {tuple(ids.shape)}")
     if ids.is_floating_point() or ids.dtype == torch.bool:
         raise ArgumentError(f"{name} must be whole numbers, but are {ids.dtype}")
+
+
+def read_ids(ids: Tensor | None, vectors: Tensor | None, to: str = "") -> Tensor:
+    """Token ids (B, S), looked at, or the vectors in their place; ArgumentError unless one is there."""
+    given = only_one(ids, vectors, to)
+    if ids is not None:
+        check_ids(ids, "input_ids")
+    return given
+
+
+def fold_choices(tokenwise: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """What there is for each token of each choice, (B, choices, S), with the choices as rows of their own."""
+    return [t if t is None else t.reshape(-1, t.shape[-1]) for t in tokenwise]
+
+
+def fold_vectors(vectors: Tensor | None) -> Tensor | None:
+    """Vectors of the tokens of each choice, (B, choices, S, D), with the choices as rows of their own."""
+    return None if vectors is None else vectors.reshape(-1, *vectors.shape[-2:])
 
 
 def positions_of(mask: Tensor | None, start: int, length: int, device: torch.device) -> Tensor:
@@ -101,7 +125,11 @@ def take_cache(model: PreTrainedModel, past: Any, wanted: bool, batch: int, leng
     """The caller's cache, a new one where wanted, or None."""
     if past is None:
         return model.new_cache(batch, length) if wanted else None
-    if not isinstance(past, Cache):
+    if isinstance(past, tuple | list) and past and isinstance(past[0], tuple | list):
+        past = Cache.from_legacy_cache(past)
+    if isinstance(past, Cache):
+        past.bind(model, batch, length)
+    else:
         raise ArgumentError(
             "past_key_values must be a cache of this model (model.new_cache(batch, length) or the "
             f"past_key_values of an earlier output), but is {type(past).__name__}"

@@ -13,7 +13,7 @@ from phyla.heads.base import Call
 from phyla.model import Lazy, PreTrainedModel
 from phyla.outputs import BaseModelOutput, ModelOutput
 from phyla.registry import row
-from phyla.skeletons.base import IdTensor, context_for, expand_head_mask, finish, flag, take_cache
+from phyla.skeletons.base import IdTensor, conclude, context_for, expand_head_mask, finish, flag, take_cache
 
 
 def shifted_codes(labels: Tensor, padding: int, start: int) -> Tensor:
@@ -86,8 +86,7 @@ class CodebookModel(PreTrainedModel):
         states = flag(output_hidden_states, config.output_hidden_states)
         out = self.backbone(ctx, input_ids, inputs_embeds, None, states)
         call = Call(config, labels=labels)
-        fields = {} if self.head is None else self.head(out, call)
-        return finish(self, fields, out, return_dict)
+        return conclude(self, out, call, return_dict)
 
 
 def text_task(config: PretrainedConfig) -> str:

@@ -11,15 +11,7 @@ from phyla.blocks.mask import additive
 from phyla.errors import ArgumentError
 from phyla.heads.base import Call
 from phyla.model import PreTrainedModel
-from phyla.skeletons.base import (
-    IdTensor,
-    check_ids,
-    context_for,
-    finish,
-    flag,
-    only_one,
-    take_cache,
-)
+from phyla.skeletons.base import IdTensor, conclude, context_for, finish, flag, only_one, read_ids, take_cache
 from phyla.skeletons.multimodal import wants_cache
 
 
@@ -103,9 +95,7 @@ class CrossTextModel(PreTrainedModel):
         """
         past, use_cache, attentions, states = options
         config = self.config
-        given = only_one(ids, vectors)
-        if ids is not None:
-            check_ids(ids, "input_ids")
+        given = read_ids(ids, vectors)
         batch, length = given.shape[:2]
         cache = take_cache(self, past, wants_cache(self, use_cache), batch, length)
         ctx = context_for(
@@ -118,8 +108,7 @@ class CrossTextModel(PreTrainedModel):
         if ctx.attentions is not None:
             ctx.cross_attentions = ctx.attentions  # the public tuple holds those of all layers, in order
         out = self.get_decoder()(ctx, ids, vectors, None, flag(states, config.output_hidden_states))
-        fields = {} if self.head is None else self.head(out, call)
-        return finish(self, fields, out, return_dict)
+        return conclude(self, out, call, return_dict)
 
     def forward(
         self,

@@ -8,7 +8,7 @@ from phyla.blocks.detector import Look
 from phyla.errors import ArgumentError
 from phyla.heads.base import Call
 from phyla.model import PreTrainedModel
-from phyla.skeletons.base import check_ids, finish, flag
+from phyla.skeletons.base import check_ids, conclude, finish, flag
 
 
 def check_mask(pixels: Tensor | None, mask: Tensor | None) -> Tensor:
@@ -71,8 +71,7 @@ class DetectionModel(PreTrainedModel):
         )  # fmt: skip
         out = self.backbone(look)
         call = Call(config, labels=labels, pixel_values=look.pixels)
-        fields = {} if self.head is None else self.head(out, call)
-        return finish(self, fields, out, return_dict)
+        return conclude(self, out, call, return_dict)
 
     def freeze_backbone(self) -> None:
         """Keep the parameters of the network of feature maps as they are."""

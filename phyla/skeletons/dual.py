@@ -8,14 +8,7 @@ from phyla.blocks.stack import DualOutput, StackOutput
 from phyla.errors import ArgumentError
 from phyla.heads.base import Call, HeadModule
 from phyla.model import PreTrainedModel
-from phyla.skeletons.base import (
-    IdTensor,
-    check_ids,
-    context_for,
-    finish,
-    finish_tower,
-    flag,
-)
+from phyla.skeletons.base import IdTensor, check_ids, context_for, finish, finish_tower, flag
 from phyla.skeletons.vision import see
 
 

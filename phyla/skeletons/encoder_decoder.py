@@ -13,11 +13,11 @@ from phyla.outputs import BaseModelOutput, MoEModelOutput
 from phyla.skeletons.base import (
     IdTensor,
     check_ids,
+    conclude,
     context_for,
     expand_head_mask,
-    finish,
     flag,
-    only_one,
+    read_ids,
     take_cache,
 )
 
@@ -48,9 +48,7 @@ class EncoderDecoderModel(PreTrainedModel):
         output_router_logits: bool | None = None,
     ) -> Any:
         """States of the encoder for input_ids (B, S)."""
-        given = only_one(input_ids, inputs_embeds, " to the encoder")
-        if input_ids is not None:
-            check_ids(input_ids, "input_ids")
+        given = read_ids(input_ids, inputs_embeds, " to the encoder")
         attentions = flag(output_attentions, self.config.output_attentions)
         ctx = context_for(self, given.shape[:2], given.device, attention_mask, None, None, attentions, False)
         encoder = self.backbone.encoder
@@ -157,8 +155,7 @@ class EncoderDecoderModel(PreTrainedModel):
             start_positions, end_positions, logits_to_keep=logits_to_keep,
             num_items_in_batch=num_items_in_batch,
         )  # fmt: skip
-        fields = {} if self.head is None else self.head(joined, call)
-        return finish(self, fields, joined, return_dict)
+        return conclude(self, joined, call, return_dict)
 
 
 def joint_output(out: Any, encoder: Any) -> Any:

@@ -11,7 +11,7 @@ from phyla.heads.series import SeriesCall
 from phyla.model import PreTrainedModel
 from phyla.outputs import BaseModelOutput
 from phyla.outputs.series import SampleTSPredictionOutput
-from phyla.skeletons.base import context_for, expand_head_mask, finish, flag, take_cache
+from phyla.skeletons.base import conclude, context_for, expand_head_mask, flag, take_cache
 from phyla.skeletons.encoder_decoder import joint_output
 
 
@@ -94,8 +94,7 @@ class ForecastModel(PreTrainedModel):
         joined: Any = joint_output(out, encoder_outputs)
         joined.loc, joined.scale, joined.static_features = loc, scale, static
         call = SeriesCall(config, future_values=future_values, future_observed_mask=future_observed_mask)
-        fields = {} if self.head is None else self.head(joined, call)
-        return finish(self, fields, joined, return_dict)
+        return conclude(self, joined, call, return_dict)
 
     def _decode(
         self, features: Tensor, memory: Tensor, mask: Tensor | None, head_mask: Tensor | None, past: Any,

@@ -7,7 +7,7 @@ from torch import Tensor
 from phyla.errors import ArgumentError
 from phyla.heads.base import Call
 from phyla.model import PreTrainedModel
-from phyla.skeletons.base import context_for, finish
+from phyla.skeletons.base import conclude, context_for
 
 
 class GraphModel(PreTrainedModel):
@@ -42,5 +42,4 @@ class GraphModel(PreTrainedModel):
         batch, nodes = input_nodes.shape[:2]
         ctx = context_for(self, (batch, nodes + 1), input_nodes.device, None, None, None, False, False)
         out = self.backbone(ctx, *given, perturb)
-        fields = {} if self.head is None else self.head(out, Call(self.config, labels=labels))
-        return finish(self, fields, out, return_dict)
+        return conclude(self, out, Call(self.config, labels=labels), return_dict)

@@ -6,16 +6,7 @@ from torch import Tensor
 
 from phyla.heads.base import Call
 from phyla.model import PreTrainedModel
-from phyla.skeletons.base import (
-    IdTensor,
-    check_ids,
-    context_for,
-    expand_head_mask,
-    finish,
-    flag,
-    only_one,
-    take_cache,
-)
+from phyla.skeletons.base import IdTensor, conclude, context_for, expand_head_mask, flag, read_ids, take_cache
 
 
 class HashTextModel(PreTrainedModel):
@@ -45,9 +36,7 @@ class HashTextModel(PreTrainedModel):
         past_buckets_states (or, under its generic name, past_key_values): a decoder's cache, filled in place.
         """
         config = self.config
-        given = only_one(input_ids, inputs_embeds)
-        if input_ids is not None:
-            check_ids(input_ids, "input_ids")
+        given = read_ids(input_ids, inputs_embeds)
         batch, length = given.shape[:2]
         past = past_buckets_states if past_buckets_states is not None else past_key_values
         fields = self.head_spec.output.__dataclass_fields__
@@ -65,5 +54,4 @@ class HashTextModel(PreTrainedModel):
         out = self.backbone(ctx, input_ids, inputs_embeds, None, states)
         out.past_buckets_states = out.past_key_values
         call = Call(config, input_ids, attention_mask, labels, start_positions, end_positions)
-        scored = {} if self.head is None else self.head(out, call)
-        return finish(self, scored, out, return_dict)
+        return conclude(self, out, call, return_dict)

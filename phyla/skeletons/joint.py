@@ -11,12 +11,13 @@ from phyla.heads.page import PageCall
 from phyla.model import PreTrainedModel
 from phyla.skeletons.base import (
     IdTensor,
-    check_ids,
+    conclude,
     context_for,
     expand_head_mask,
     finish,
     flag,
     only_one,
+    read_ids,
 )
 
 
@@ -36,9 +37,7 @@ class JointModel(PreTrainedModel):
     ) -> StackOutput:
         """The backbone's output; seen: pixels, their mask, ready vectors of patches, number of the image."""
         pixels, pixel_mask, patches, number = seen
-        given = only_one(ids, vectors)
-        if ids is not None:
-            check_ids(ids, "input_ids")
+        given = read_ids(ids, vectors)
         if (pixels is None) == (patches is None):
             raise ArgumentError("pass either pixel_values or image_embeds, and not both")
         images = len(pixels) if pixels is not None else len(patches)  # type: ignore[arg-type]
@@ -90,8 +89,7 @@ class JointModel(PreTrainedModel):
         )  # fmt: skip
         given = only_one(input_ids, inputs_embeds)
         call = PageCall(self.config, input_ids, attention_mask, labels, words=given.shape[1])
-        fields = {} if self.head is None else self.head(out, call)
-        return finish(self, fields, out, return_dict)
+        return conclude(self, out, call, return_dict)
 
 
 class JointImagesModel(JointModel):

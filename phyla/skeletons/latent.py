@@ -10,7 +10,7 @@ from phyla.blocks.context import Context
 from phyla.errors import ArgumentError
 from phyla.heads.latent import LatentCall
 from phyla.model import PreTrainedModel
-from phyla.skeletons.base import expand_head_mask, finish, flag
+from phyla.skeletons.base import conclude, expand_head_mask, flag
 
 
 class LatentModel(PreTrainedModel):
@@ -65,4 +65,4 @@ class LatentModel(PreTrainedModel):
         states = flag(output_hidden_states, config.output_hidden_states)
         out = backbone(ctx, x, states, subsampled_output_points)
         call = LatentCall(config, labels=labels, points=subsampled_output_points)
-        return finish(self, {} if self.head is None else self.head(out, call), out, return_dict)
+        return conclude(self, out, call, return_dict)

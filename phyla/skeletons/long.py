@@ -13,12 +13,14 @@ from phyla.model import PreTrainedModel
 from phyla.outputs import BaseModelOutput
 from phyla.skeletons.base import (
     IdTensor,
-    check_ids,
+    conclude,
     context_for,
     expand_head_mask,
-    finish,
     flag,
+    fold_choices,
+    fold_vectors,
     only_one,
+    read_ids,
 )
 from phyla.skeletons.encoder_decoder import EncoderDecoderModel
 
@@ -53,15 +55,11 @@ class GlobalTextModel(PreTrainedModel):
         given = only_one(input_ids, inputs_embeds)
         if task == "multiple-choice":
             choices = given.shape[1]
-            tokenwise = (input_ids, attention_mask, global_attention_mask, token_type_ids, position_ids)
-            input_ids, attention_mask, global_attention_mask, token_type_ids, position_ids = (
-                t if t is None else t.reshape(-1, t.shape[-1]) for t in tokenwise
+            input_ids, attention_mask, global_attention_mask, token_type_ids, position_ids = fold_choices(
+                (input_ids, attention_mask, global_attention_mask, token_type_ids, position_ids)
             )
-            if inputs_embeds is not None:
-                inputs_embeds = inputs_embeds.reshape(-1, *inputs_embeds.shape[-2:])
-        if input_ids is not None:
-            check_ids(input_ids, "input_ids")
-        given = only_one(input_ids, inputs_embeds)
+            inputs_embeds = fold_vectors(inputs_embeds)
+        given = read_ids(input_ids, inputs_embeds)
         ctx = context_for(
             self, given.shape[:2], given.device, attention_mask, position_ids, None,
             flag(output_attentions, config.output_attentions), False,
@@ -75,8 +73,7 @@ class GlobalTextModel(PreTrainedModel):
         call = Call(
             config, input_ids, attention_mask, labels, start_positions, end_positions, num_choices=choices
         )
-        fields = {} if self.head is None else self.head(out, call)
-        return finish(self, fields, out, return_dict)
+        return conclude(self, out, call, return_dict)
 
     def _globals(
         self, mask: Tensor | None, attention_mask: Tensor | None, ids: Tensor | None, given: Tensor
@@ -131,9 +128,7 @@ class GlobalEncoderDecoderModel(EncoderDecoderModel):
         global_attention_mask: Tensor | None = None,
     ) -> BaseModelOutput:
         """States of the encoder for input_ids (B, S); global_attention_mask (B, S): 1 for global tokens."""
-        given = only_one(input_ids, inputs_embeds, " to the encoder")
-        if input_ids is not None:
-            check_ids(input_ids, "input_ids")
+        given = read_ids(input_ids, inputs_embeds, " to the encoder")
         attentions = flag(output_attentions, self.config.output_attentions)
         ctx = context_for(self, given.shape[:2], given.device, attention_mask, None, None, attentions, False)
         if global_attention_mask is not None:

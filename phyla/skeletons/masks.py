@@ -7,7 +7,7 @@ from torch import Tensor
 from phyla.blocks.detector import Look
 from phyla.heads.masks import MaskCall
 from phyla.model import PreTrainedModel
-from phyla.skeletons.base import finish, flag
+from phyla.skeletons.base import conclude, flag
 from phyla.skeletons.detection import check_mask
 
 
@@ -42,5 +42,4 @@ class MaskQueryModel(PreTrainedModel):
             config, pixel_values=pixel_values, mask_labels=mask_labels, class_labels=class_labels,
             auxiliary=flag(output_auxiliary_logits, bool(config.output_auxiliary_logits)),
         )  # fmt: skip
-        fields = {} if self.head is None else self.head(out, call)
-        return finish(self, fields, out, return_dict)
+        return conclude(self, out, call, return_dict)

@@ -10,7 +10,17 @@ from phyla.blocks.two_stream import Streams
 from phyla.errors import ArgumentError
 from phyla.heads.beam_span import SpanCall
 from phyla.model import PreTrainedModel
-from phyla.skeletons.base import IdTensor, check_ids, context_for, expand_head_mask, finish, flag, only_one
+from phyla.skeletons.base import (
+    IdTensor,
+    conclude,
+    context_for,
+    expand_head_mask,
+    flag,
+    fold_choices,
+    fold_vectors,
+    only_one,
+    read_ids,
+)
 
 
 class MemoryTextModel(PreTrainedModel):
@@ -52,15 +62,11 @@ class MemoryTextModel(PreTrainedModel):
         given = only_one(input_ids, inputs_embeds)
         if self.head_spec.task == "multiple-choice":
             choices = given.shape[1]
-            tokenwise = (input_ids, attention_mask, token_type_ids, input_mask)
-            input_ids, attention_mask, token_type_ids, input_mask = (
-                t if t is None else t.reshape(-1, t.shape[-1]) for t in tokenwise
+            input_ids, attention_mask, token_type_ids, input_mask = fold_choices(
+                (input_ids, attention_mask, token_type_ids, input_mask)
             )
-            if inputs_embeds is not None:
-                inputs_embeds = inputs_embeds.reshape(-1, *inputs_embeds.shape[-2:])
-        if input_ids is not None:
-            check_ids(input_ids, "input_ids")
-        given = only_one(input_ids, inputs_embeds)
+            inputs_embeds = fold_vectors(inputs_embeds)
+        given = read_ids(input_ids, inputs_embeds)
         if input_mask is not None and attention_mask is not None:
             raise ArgumentError("pass either attention_mask or input_mask, which is its opposite")
         if input_mask is not None:
@@ -101,8 +107,7 @@ class MemoryTextModel(PreTrainedModel):
             config, input_ids, attention_mask, labels, start_positions, end_positions, num_choices=choices,
             is_impossible=is_impossible, cls_index=cls_index, p_mask=p_mask,
         )  # fmt: skip
-        fields = {} if self.head is None else self.head(out, call)
-        return finish(self, fields, out, return_dict)
+        return conclude(self, out, call, return_dict)
 
     def _streams(
         self,

@@ -13,10 +13,11 @@ from phyla.model import PreTrainedModel
 from phyla.skeletons.base import (
     IdTensor,
     check_ids,
+    conclude,
     context_for,
-    finish,
     flag,
     only_one,
+    read_ids,
     take_cache,
 )
 from phyla.skeletons.vision import see
@@ -74,9 +75,7 @@ class ImageTextModel(PreTrainedModel):
         where a text is read, 1 where it is learned (models that read both ways). labels (B, S).
         """
         config, backbone = self.config, self.backbone
-        given = only_one(input_ids, inputs_embeds)
-        if input_ids is not None:
-            check_ids(input_ids, "input_ids")
+        given = read_ids(input_ids, inputs_embeds)
         batch, length = given.shape[:2]
         vectors, features = self._merged(
             input_ids, inputs_embeds,
@@ -97,8 +96,7 @@ class ImageTextModel(PreTrainedModel):
             config, input_ids, attention_mask, labels, logits_to_keep=logits_to_keep,
             num_items_in_batch=num_items_in_batch,
         )  # fmt: skip
-        fields = {} if self.head is None else self.head(out, call)
-        return finish(self, fields, out, return_dict)
+        return conclude(self, out, call, return_dict)
 
     def _merged(
         self, ids: Tensor | None, vectors: Tensor | None, images: Images | None
@@ -229,5 +227,4 @@ class GridTextModel(PreTrainedModel):
             config, input_ids, attention_mask, labels, logits_to_keep=logits_to_keep,
             num_items_in_batch=num_items_in_batch,
         )  # fmt: skip
-        fields = {} if self.head is None else self.head(out, call)
-        return finish(self, fields, out, return_dict)
+        return conclude(self, out, call, return_dict)

@@ -8,7 +8,7 @@ from torch import Tensor
 from phyla.errors import ArgumentError
 from phyla.heads.page import PageCall
 from phyla.model import PreTrainedModel
-from phyla.skeletons.base import IdTensor, check_ids, context_for, expand_head_mask, finish, flag
+from phyla.skeletons.base import IdTensor, check_ids, conclude, context_for, expand_head_mask, flag
 
 
 class PageModel(PreTrainedModel):
@@ -75,8 +75,7 @@ class PageModel(PreTrainedModel):
             end_positions,
             words=count or x.shape[1],
         )
-        fields = {} if self.head is None else self.head(out, call)
-        return finish(self, fields, out, return_dict)
+        return conclude(self, out, call, return_dict)
 
 
 def check_boxes(boxes: Tensor, shape: torch.Size, limit: int) -> None:

@@ -7,15 +7,7 @@ from torch import Tensor
 from phyla.errors import ArgumentError
 from phyla.model import PreTrainedModel
 from phyla.outputs import BaseModelOutputWithAttentionMask
-from phyla.skeletons.base import (
-    IdTensor,
-    check_ids,
-    context_for,
-    expand_head_mask,
-    finish,
-    flag,
-    only_one,
-)
+from phyla.skeletons.base import IdTensor, check_ids, context_for, expand_head_mask, finish, flag, only_one
 from phyla.skeletons.encoder_decoder import EncoderDecoderModel
 
 

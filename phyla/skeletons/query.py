@@ -21,15 +21,7 @@ from phyla.outputs import (
     ModelOutput,
     Seq2SeqLMOutput,
 )
-from phyla.skeletons.base import (
-    IdTensor,
-    check_ids,
-    context_for,
-    expand_head_mask,
-    finish,
-    flag,
-    take_cache,
-)
+from phyla.skeletons.base import IdTensor, check_ids, context_for, expand_head_mask, finish, flag, take_cache
 from phyla.skeletons.encoder_decoder import joint_output
 from phyla.skeletons.multimodal import wants_cache
 from phyla.skeletons.vision import see

@@ -9,7 +9,7 @@ from phyla.errors import ArgumentError
 from phyla.heads.series import SeriesCall
 from phyla.model import PreTrainedModel
 from phyla.outputs.series import SamplePatchTSTOutput
-from phyla.skeletons.base import context_for, finish, flag
+from phyla.skeletons.base import conclude, context_for, flag
 
 
 class SeriesModel(PreTrainedModel):
@@ -43,8 +43,7 @@ class SeriesModel(PreTrainedModel):
         states = flag(output_hidden_states, config.output_hidden_states)
         out = self.backbone(ctx, past_values, observed, states)
         call = SeriesCall(config, future_values=future_values, target_values=target_values)
-        fields = {} if self.head is None else self.head(out, call)
-        return finish(self, fields, out, return_dict)
+        return conclude(self, out, call, return_dict)
 
     def can_generate(self) -> bool:
         return hasattr(self.head, "samples")

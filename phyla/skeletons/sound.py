@@ -9,7 +9,7 @@ from phyla.blocks.stack import DualOutput, StackOutput
 from phyla.errors import ArgumentError
 from phyla.heads.base import Call
 from phyla.model import PreTrainedModel
-from phyla.skeletons.base import IdTensor, context_for, finish, finish_tower, flag
+from phyla.skeletons.base import IdTensor, conclude, context_for, finish, finish_tower, flag
 from phyla.skeletons.dual import DualModel
 
 
@@ -42,8 +42,7 @@ class SoundModel(PreTrainedModel):
     ) -> Any:
         """Run the model on input_features (B, C, T, M); is_longer (B, 1): rows whose crops are fused in."""
         out = hear(self, self.backbone, input_features, is_longer, output_attentions, output_hidden_states)
-        fields = {} if self.head is None else self.head(out, Call(self.config))
-        return finish(self, fields, out, return_dict)
+        return conclude(self, out, Call(self.config), return_dict)
 
 
 class SoundTextModel(DualModel):

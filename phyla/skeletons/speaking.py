@@ -9,7 +9,7 @@ from phyla.errors import ArgumentError
 from phyla.heads.speaking import SpeechCall
 from phyla.model import Lazy, PreTrainedModel
 from phyla.outputs import BaseModelOutput
-from phyla.skeletons.base import IdTensor, context_for, expand_head_mask, finish, flag, take_cache
+from phyla.skeletons.base import IdTensor, conclude, context_for, expand_head_mask, finish, flag, take_cache
 from phyla.skeletons.encoder_decoder import joint_output
 from phyla.skeletons.speech import SpeechModel, listen
 
@@ -161,8 +161,7 @@ class SpeakingModel(PreTrainedModel):
         out = decoder.run(x, ctx, None, flag(output_hidden_states, config.output_hidden_states))
         joined = joint_output(out, encoder_outputs)
         call = SpeechCall(config, attention_mask=memory_mask, labels=labels, length=memory.shape[1])
-        fields = {} if self.head is None else self.head(joined, call)
-        return finish(self, fields, joined, return_dict)
+        return conclude(self, joined, call, return_dict)
 
 
 def earlier_frames(frames: Tensor, reduction: int, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:

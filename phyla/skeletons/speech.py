@@ -8,7 +8,7 @@ from phyla.errors import ArgumentError
 from phyla.heads.ctc import AudioCall
 from phyla.model import PreTrainedModel
 from phyla.outputs import BaseModelOutput
-from phyla.skeletons.base import IdTensor, context_for, expand_head_mask, finish, flag
+from phyla.skeletons.base import IdTensor, conclude, context_for, expand_head_mask, flag
 from phyla.skeletons.encoder_decoder import EncoderDecoderModel
 from phyla.skeletons.text import TextModel
 
@@ -130,8 +130,7 @@ class SpeechEncoderModel(PreTrainedModel):
             given = isinstance(encoder_outputs, tuple | list)
             out = BaseModelOutput(*encoder_outputs) if given else encoder_outputs
         call = AudioCall(self.config, labels=labels)
-        fields = {} if self.head is None else self.head(out, call)
-        return finish(self, fields, out, return_dict)
+        return conclude(self, out, call, return_dict)
 
     def freeze_encoder(self) -> None:
         """Train the head alone."""

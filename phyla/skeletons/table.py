@@ -6,15 +6,7 @@ from torch import Tensor
 
 from phyla.heads.table import TableCall
 from phyla.model import PreTrainedModel
-from phyla.skeletons.base import (
-    IdTensor,
-    check_ids,
-    context_for,
-    expand_head_mask,
-    finish,
-    flag,
-    only_one,
-)
+from phyla.skeletons.base import IdTensor, conclude, context_for, expand_head_mask, flag, read_ids
 
 
 class TableModel(PreTrainedModel):
@@ -47,9 +39,7 @@ class TableModel(PreTrainedModel):
         numeric_values_scale (B, S): each token's number, NaN without one, and how many tokens share it.
         """
         config = self.config
-        given = only_one(input_ids, inputs_embeds)
-        if input_ids is not None:
-            check_ids(input_ids, "input_ids")
+        given = read_ids(input_ids, inputs_embeds)
         ctx = context_for(
             self, given.shape[:2], given.device, attention_mask, position_ids, None,
             flag(output_attentions, config.output_attentions), False,
@@ -63,4 +53,4 @@ class TableModel(PreTrainedModel):
             aggregation_labels=aggregation_labels, float_answer=float_answer, numeric_values=numeric_values,
             numeric_values_scale=numeric_values_scale,
         )  # fmt: skip
-        return finish(self, {} if self.head is None else self.head(out, call), out, return_dict)
+        return conclude(self, out, call, return_dict)

@@ -10,12 +10,14 @@ from phyla.heads.base import Call
 from phyla.model import PreTrainedModel
 from phyla.skeletons.base import (
     IdTensor,
-    check_ids,
+    conclude,
     context_for,
     expand_head_mask,
-    finish,
     flag,
+    fold_choices,
+    fold_vectors,
     only_one,
+    read_ids,
     take_cache,
 )
 
@@ -69,18 +71,13 @@ class TextModel(PreTrainedModel):
         task, grouped = self.head_spec.task, given.dim() == (3 if input_ids is not None else 4)
         if task == "multiple-choice" or (task == "double-heads" and grouped):
             choices = given.shape[1]
-            tokenwise = (input_ids, attention_mask, token_type_ids, position_ids)
-            input_ids, attention_mask, token_type_ids, position_ids = (
-                t if t is None else t.reshape(-1, t.shape[-1]) for t in tokenwise
+            input_ids, attention_mask, token_type_ids, position_ids = fold_choices(
+                (input_ids, attention_mask, token_type_ids, position_ids)
             )
-            if task == "double-heads" and labels is not None:
-                labels = labels.reshape(-1, labels.shape[-1])
-            inputs_embeds = (
-                None if inputs_embeds is None else inputs_embeds.reshape(-1, *inputs_embeds.shape[-2:])
-            )
-        if input_ids is not None:
-            check_ids(input_ids, "input_ids")
-        given = only_one(input_ids, inputs_embeds)
+            if task == "double-heads":
+                (labels,) = fold_choices((labels,))
+            inputs_embeds = fold_vectors(inputs_embeds)
+        given = read_ids(input_ids, inputs_embeds)
         batch, length = given.shape[:2]
         backbone: Stack = self.backbone
         if (
@@ -123,8 +120,7 @@ class TextModel(PreTrainedModel):
             logits_to_keep=logits_to_keep, num_choices=choices, num_items_in_batch=num_items_in_batch,
             mc_token_ids=mc_token_ids, mc_labels=mc_labels,
         )  # fmt: skip
-        fields = {} if self.head is None else self.head(out, call)
-        return finish(self, fields, out, return_dict)
+        return conclude(self, out, call, return_dict)
 
     @property
     def caches_by_default(self) -> bool:

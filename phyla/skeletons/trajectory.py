@@ -8,7 +8,7 @@ from torch import Tensor
 from phyla.errors import ArgumentError
 from phyla.heads.base import Call
 from phyla.model import PreTrainedModel
-from phyla.skeletons.base import context_for, finish, flag
+from phyla.skeletons.base import conclude, context_for, flag
 
 
 class TrajectoryModel(PreTrainedModel):
@@ -41,5 +41,4 @@ class TrajectoryModel(PreTrainedModel):
         ctx = context_for(self, (batch, 3 * steps), states.device, mask, positions, None, attentions, False)
         record = flag(output_hidden_states, config.output_hidden_states)
         out = self.backbone(ctx, states, actions, returns_to_go, timesteps, record)
-        fields = {} if self.head is None else self.head(out, Call(config))
-        return finish(self, fields, out, return_dict)
+        return conclude(self, out, Call(config), return_dict)

@@ -9,12 +9,7 @@ from phyla.errors import ArgumentError
 from phyla.heads.base import Call
 from phyla.heads.pose import PoseCall
 from phyla.model import PreTrainedModel
-from phyla.skeletons.base import (
-    context_for,
-    expand_head_mask,
-    finish,
-    flag,
-)
+from phyla.skeletons.base import conclude, context_for, expand_head_mask, finish, flag
 
 
 class VisionModel(PreTrainedModel):
@@ -112,8 +107,7 @@ class PoseModel(VisionModel):
             flag(output_attentions, self.config.output_attentions), states, False, {"dataset": dataset_index},
         )  # fmt: skip
         call = PoseCall(self.config, labels=labels, pixel_values=pixel_values, flip_pairs=flip_pairs)
-        fields = {} if self.head is None else self.head(out, call)
-        return finish(self, fields, out, return_dict)
+        return conclude(self, out, call, return_dict)
 
 
 class BackboneModel(PreTrainedModel):
