@@ -22,6 +22,8 @@ from phyla.preprocessing._names import NAMES
 FOLDER = Path(__file__).parent / "goldens" / "tokenizers"
 PACKED = sorted(path.name.removesuffix(".tar.xz") for path in FOLDER.glob("*.tar.xz"))
 OWN_WAY = {"CLIPTokenizer", "BertweetTokenizer"}  # without ftfy or emoji they clean texts in another way
+# The reference cannot encode batches with this tokenizer, though its documentation shows them: TypeError.
+BATCHES = {("GPTSanJapaneseTokenizer", "ragged"), ("GPTSanJapaneseTokenizer", "wordsbatch")}
 TOKEN_FIELDS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
 
 
@@ -225,6 +227,8 @@ def fault(tokenizer, case: dict, folder: Path, may_lack: bool = False) -> str | 
     except Exception as error:
         names = [cls.__name__ for cls in type(error).__mro__]
         return None if case.get("error") in names else f"{type(error).__name__}: {error}"
+    if (type(tokenizer).__name__, case["id"]) in BATCHES:
+        return None if result["input_ids"] else "a batch has no ids"
     if "error" in case:
         return f"expected {case['error']}, got a result"
     if not same(result, case["result"]):

@@ -75,12 +75,11 @@ def crc(array: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(array).astype(np.int64).tobytes())
 
 
-def record(folder: Path, name: str, case: str, init: dict, images: object, call: dict) -> None:
-    processor = getattr(transformers, name)(**init)
-    leaves = flatten(processor(resolve(images), **resolve(call)))
+def facts_of(result: object) -> tuple[dict, dict]:
+    """What a golden says of every output, and the sampled values."""
     outputs: dict = {}
     kept: dict = {}
-    for path, leaf in leaves.items():
+    for path, leaf in flatten(result).items():
         if leaf[0] == "value":
             outputs[path] = {"kind": "value", "value": leaf[1]}
             continue
@@ -94,6 +93,21 @@ def record(folder: Path, name: str, case: str, init: dict, images: object, call:
             fact["crc32"] = crc(array)
         outputs[path] = fact
         kept[f"out.{path}"] = np.ascontiguousarray(sample(array.reshape(-1), SAMPLES))
+    return outputs, kept
+
+
+def write_golden(folder: Path, golden: dict, case: str, outputs: dict, kept: dict) -> None:
+    """One golden as FOLDER/KIND/CLASS/CASE.json, with its arrays beside it."""
+    target = folder / golden["kind"] / golden["class"]
+    target.mkdir(parents=True, exist_ok=True)
+    facts = {**golden, "samples": SAMPLES, "outputs": outputs}
+    (target / f"{case}.json").write_text(json.dumps(facts))
+    if kept:
+        save_file(kept, str(target / f"{case}.safetensors"))
+
+
+def record(folder: Path, name: str, case: str, init: dict, images: object, call: dict) -> None:
+    processor = getattr(transformers, name)(**init)
     golden = {
         "kind": "fast",
         "class": name,
@@ -102,14 +116,8 @@ def record(folder: Path, name: str, case: str, init: dict, images: object, call:
         "method": "__call__",
         "args": [images],
         "call": call,
-        "samples": SAMPLES,
-        "outputs": outputs,
     }
-    target = folder / "fast" / name
-    target.mkdir(parents=True, exist_ok=True)
-    (target / f"{case}.json").write_text(json.dumps(golden))
-    if kept:
-        save_file(kept, str(target / f"{case}.safetensors"))
+    write_golden(folder, golden, case, *facts_of(processor(resolve(images), **resolve(call))))
 
 
 if __name__ == "__main__":

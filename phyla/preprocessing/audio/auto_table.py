@@ -46,6 +46,7 @@ EXTRACTOR_NAMES: dict[str, str] = {
     "owlvit": "OwlViTFeatureExtractor",
     "perceiver": "PerceiverFeatureExtractor",
     "poolformer": "PoolFormerFeatureExtractor",
+    "pop2piano": "Pop2PianoFeatureExtractor",
     "qwen2_audio": "WhisperFeatureExtractor",
     "segformer": "SegformerFeatureExtractor",
     "speech_to_text": "Speech2TextFeatureExtractor",

@@ -1,5 +1,6 @@
 """The public feature extractor classes, made from the table of rows."""
 
+from .beats import Beats
 from .log_mel import Chunked, Clip, Fused, Patches
 from .markup import MarkupFeatures
 from .music import Chroma, Chunks, Hops, Vocoder
@@ -25,6 +26,7 @@ KINDS: dict[str, type[TableExtractor]] = {
     "chunks": Chunks,
     "vocoder": Vocoder,
     "chroma": Chroma,
+    "beats": Beats,
 }
 
 for _name, _row in ROWS.items():

@@ -11,13 +11,14 @@ def resample(
     waveform: np.ndarray,
     old_rate: int,
     new_rate: int,
-    lowpass_filter_width: int = 6,
+    lowpass_filter_width: float = 6,
     rolloff: float = 0.99,
+    beta: float | None = None,
 ) -> np.ndarray:
     """Waveforms (..., samples) at another rate in Hz, float32, (..., ceil(new * samples / old)).
 
-    The sinc has `lowpass_filter_width` zero crossings each side under a Hann window and is cut at `rolloff`
-    of the lower Nyquist frequency (Smith, Digital audio resampling).
+    The sinc has `lowpass_filter_width` zero crossings each side under a Hann window (a Kaiser window where
+    `beta` is given) and is cut at `rolloff` of the lower Nyquist frequency (Smith, Digital audio resampling).
     """
     common = math.gcd(int(old_rate), int(new_rate))
     old, new = int(old_rate) // common, int(new_rate) // common
@@ -28,7 +29,11 @@ def resample(
     half = math.ceil(lowpass_filter_width * old / cut)
     time = -np.arange(new)[:, None] / new + np.arange(-half, half + old)[None, :] / old
     time = np.clip(time * cut, -lowpass_filter_width, lowpass_filter_width)
-    window = np.cos(time * math.pi / lowpass_filter_width / 2) ** 2
+    if beta is None:
+        window = np.cos(time * math.pi / lowpass_filter_width / 2) ** 2
+    else:
+        inside = np.abs(time) < lowpass_filter_width
+        window = inside * np.i0(beta * np.sqrt(1 - (time / lowpass_filter_width) ** 2)) / np.i0(beta)
     kernels = (np.sinc(time) * window * cut / old).astype(np.float32)  # (new, taps)
     length = waveform.shape[-1]
     edge = [(0, 0)] * (waveform.ndim - 1)

@@ -104,6 +104,19 @@ ROWS: dict[str, Row] = {
         unsaved=("mel_filters", "window", "chroma_filters"),
         quiet=("num_chroma",),
     ),
+    "Pop2PianoFeatureExtractor": Row(
+        "beats",
+        {
+            "sampling_rate": 22050,
+            "padding_value": 0,
+            "window_size": 4096,
+            "hop_length": 1024,
+            "min_frequency": 10.0,
+            "feature_size": 512,
+            "num_bars": 2,
+        },
+        ("input_features", "beatsteps", "extrapolated_beatstep"),
+    ),
     "SeamlessM4TFeatureExtractor": Row(
         "strided",
         {"feature_size": 80, "sampling_rate": 16000, "num_mel_bins": 80, "padding_value": 0.0, "stride": 2},

@@ -153,7 +153,7 @@ class FilterBanks(TableExtractor):
 
     def features(self, waveform: np.ndarray) -> np.ndarray:
         """The features (frames, mels) of one waveform."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define features(waveform): (frames, mels)")
 
     def normalizes(self) -> bool:
         """Whether features are normalised."""

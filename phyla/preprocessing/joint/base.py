@@ -81,7 +81,9 @@ class ProcessorMixin(ChatParts):
             return self._target(*values, **options)
         row = type(self).row
         if row is None:
-            raise NotImplementedError(f"{type(self).__name__} does not say what it computes")
+            raise NotImplementedError(
+                f"{type(self).__name__} must define __call__ (or have a row of the table)"
+            )
         if len(values) > len(row.order):
             raise ArgumentError(f"{type(self).__name__} takes {', '.join(row.order)}, but got more arguments")
         options = {**dict(zip(row.order, values)), **options}
@@ -98,7 +100,8 @@ class ProcessorMixin(ChatParts):
 
     def process(self, options: Options, **inputs: Any) -> Any:
         """Hook: the inputs of the model."""
-        raise NotImplementedError
+        names = ", ".join(inputs)
+        raise NotImplementedError(f"{type(self).__name__} must define process(options, {names})")
 
     def options(self, given: dict[str, Any]) -> Options:
         """The options of a call, by part."""

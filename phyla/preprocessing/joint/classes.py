@@ -35,7 +35,7 @@ from .phrases import Located
 from .prefix import Prefixed, Queried, Retrieval
 from .rows import ROWS
 from .rows_woven import WOVEN
-from .sounds import Heard, Voiced
+from .sounds import Heard, Played, Voiced
 from .speech import Composing, Converted, Either, Spoken
 from .stream import Patched
 
@@ -59,6 +59,7 @@ KINDS: dict[str, type[ProcessorMixin]] = {
     "composing": Composing,
     "spoken_with_model": SpokenWithModel,
     "heard": Heard,
+    "played": Played,
     "voiced": Voiced,
     "uniform": Uniform,
     "with_frames": WithFrames,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
+from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phyla.checkpoints.configs import RESOLVE
 from phyla.checkpoints.resolve import resolve
-from phyla.errors import ArgumentError, require
+from phyla.errors import ArgumentError, MissingFileError, UnknownArgumentError, nearest, require
 
 from .pairs import as_numpy
 from .speech import Spoken
@@ -17,7 +20,33 @@ from .speech import Spoken
 if TYPE_CHECKING:
     from .decoded import DecodedWithModel
 
-_PACKAGE, _EXTRA = "pyctcdecode", "ctc"
+_PACKAGE, _EXTRA, _WHY = "pyctcdecode", "ctc", "decoding with a language model"
+_MODEL, _ALPHABET = "language_model", "alphabet.json"
+_SEARCH = ("beam_width", "beam_prune_logp", "token_min_logp", "hotwords", "hotword_weight")
+_WEIGHTS = ("alpha", "beta", "unk_score_offset", "score_boundary")
+
+
+def _fetch_model(source: str, where: dict[str, Any]) -> None:
+    """Bring the language model of a hub id into the cache; elsewhere it counts as weights."""
+    hub = require("huggingface_hub", "hub", f"loading {source!r} from the hub")
+    names = ("revision", "cache_dir", "token", "local_files_only")
+    try:
+        hub.snapshot_download(
+            source,
+            allow_patterns=[f"{_MODEL}/*", _ALPHABET],
+            **{name: where[name] for name in names if name in where},
+        )
+    except (OSError, ValueError) as error:
+        raise MissingFileError(f"{source!r} has no {_MODEL}/ that can be had: {error}") from error
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a search that are not None; pyctcdecode has defaults for the others."""
+    unknown = sorted(set(options) - set(_SEARCH))
+    if unknown:
+        hint = nearest(unknown[0], _SEARCH)
+        raise UnknownArgumentError(f"decoding takes no option {unknown[0]!r}.{hint}")
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def greedy(logits: Any, tokenizer: Any, **options: Any) -> list[str]:
@@ -33,29 +62,44 @@ class SpokenWithModel(Spoken):
 
     @classmethod
     def _load_part(cls, name: str, folder: Path, options: dict[str, Any]) -> Any:
+        options = dict(options)
+        encoding = options.pop("unigram_encoding", "utf-8")
         if name != "decoder":
             return super()._load_part(name, folder, options)
-        decoder = require(_PACKAGE, _EXTRA, "decoding with a language model").BeamSearchDecoderCTC
-        return decoder.load_from_dir(str(folder))
+        decoder = require(_PACKAGE, _EXTRA, _WHY).BeamSearchDecoderCTC
+        if not (folder / _ALPHABET).is_file():
+            raise MissingFileError(
+                f"{folder} must have {_ALPHABET} (and {_MODEL}/) for a decoder, but has not"
+            )
+        return decoder.load_from_dir(str(folder), encoding)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **options: Any):
-        """The processor of a folder or hub id that has `language_model/` and `alphabet.json`."""
-        require(_PACKAGE, _EXTRA, "decoding with a language model")
+        """The processor of a folder or hub id that has `language_model/` and `alphabet.json`.
+
+        alpha, beta, unk_score_offset and score_boundary go before what the files say of the language model;
+        `unigram_encoding` is that of its word list.
+        """
+        require(_PACKAGE, _EXTRA, _WHY)
+        weights = {name: options.pop(name, None) for name in _WEIGHTS}
+        where = {name: value for name, value in options.items() if name in RESOLVE}
+        folder = resolve(pretrained_model_name_or_path, **where, weights=False)
+        if not os.path.lexists(os.path.expanduser(pretrained_model_name_or_path)):
+            _fetch_model(os.fspath(pretrained_model_name_or_path), where)
         made = super().from_pretrained(pretrained_model_name_or_path, **options)
         missing = cls.get_missing_alphabet_tokens(made.decoder, made.tokenizer)
         if missing:
-            where = resolve(
-                pretrained_model_name_or_path,
-                **{k: v for k, v in options.items() if k in RESOLVE},
-                weights=False,
-            )
-            raise ArgumentError(f"the alphabet in {where} lacks tokens of the tokenizer: {sorted(missing)}")
+            raise ArgumentError(f"the alphabet in {folder} lacks tokens of the tokenizer: {sorted(missing)}")
+        made._weigh(**weights)
         return made
 
     def _check_parts(self, given: dict[str, Any]) -> None:
         if given.get("decoder") is None:
             raise ArgumentError(f"{type(self).__name__} needs a decoder of {_PACKAGE}")
+        if not hasattr(given["decoder"], "decode_beams"):
+            raise ArgumentError(
+                f"decoder must be a BeamSearchDecoderCTC of {_PACKAGE}, but is {given['decoder']!r}"
+            )
         for name in ("feature_extractor", "tokenizer"):
             if given.get(name) is None:
                 raise ArgumentError(f"{type(self).__name__} needs a part `{name}`, but there is none")
@@ -66,8 +110,20 @@ class SpokenWithModel(Spoken):
             if hasattr(part, "_set_processor_class"):
                 part._set_processor_class(type(self).__name__)
             part.save_pretrained(str(save_directory))
-        self.decoder.save_to_dir(str(save_directory))
+        self._save_decoder(Path(save_directory))
         return []
+
+    def _save_decoder(self, folder: Path) -> None:
+        """Write the decoder's files beside the others; pyctcdecode itself cannot write over older ones."""
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".decoder") as part:
+            self.decoder.save_to_dir(part)
+            written = [path.relative_to(part) for path in Path(part).rglob("*") if path.is_file()]
+            (folder / _MODEL).mkdir(exist_ok=True)
+            for name in written:
+                os.replace(Path(part) / name, folder / name)
+        for old in (folder / _MODEL).iterdir():
+            if old.relative_to(folder) not in written:
+                old.unlink()
 
     @property
     def language_model(self) -> Any:
@@ -110,7 +166,7 @@ class SpokenWithModel(Spoken):
         token_min_logp, hotwords, hotword_weight bound and steer the search.
         """
         self._weigh(alpha, beta, unk_score_offset, lm_score_boundary)
-        beams = self.decoder.decode_beams(as_numpy(logits), **options)[:n_best]
+        beams = self.decoder.decode_beams(as_numpy(logits), **_given(options))[:n_best]
         rows = [(beam[0], beam[-2], beam[-1], self._words(beam[2])) for beam in beams]
         return self._output([rows], output_word_offsets, n_best, single=True)
 
@@ -127,21 +183,22 @@ class SpokenWithModel(Spoken):
         lm_score_boundary: bool | None = None,
         **options: Any,
     ) -> DecodedWithModel:
-        """The texts of CTC logits (batch, frames, vocabulary); rows may end in -100, which is cut off."""
+        """The texts of CTC logits (batch, frames, vocabulary); frames of -100 are padding.
+
+        `pool` (or `num_processes`, where processes can be forked) decodes on several processes.
+        """
         self._weigh(alpha, beta, unk_score_offset, lm_score_boundary)
-        arrays = [row[row[:, 0] != -100.0, :] for row in as_numpy(logits)]
-        found = self.decoder.decode_beams_batch(pool, arrays, **options)
+        arrays = [row[(row != -100.0).all(axis=-1)] for row in map(as_numpy, logits)]
+        forks = pool is None and num_processes is not None and "fork" in get_all_start_methods()
+        with get_context("fork").Pool(num_processes) if forks else nullcontext(pool) as workers:
+            found = self.decoder.decode_beams_batch(workers, arrays, **_given(options))
         rows = [[(b[0], b[-2], b[-1], self._words(b[1])) for b in beams[:n_best]] for beams in found]
         return self._output(rows, output_word_offsets, n_best, single=False)
 
-    def _weigh(self, alpha, beta, unk_score_offset, lm_score_boundary) -> None:
-        if any(one is not None for one in (alpha, beta, unk_score_offset, lm_score_boundary)):
-            self.decoder.reset_params(
-                alpha=alpha,
-                beta=beta,
-                unk_score_offset=unk_score_offset,
-                lm_score_boundary=lm_score_boundary,
-            )
+    def _weigh(self, alpha=None, beta=None, unk_score_offset=None, score_boundary=None) -> None:
+        self.decoder.reset_params(
+            alpha=alpha, beta=beta, unk_score_offset=unk_score_offset, lm_score_boundary=score_boundary
+        )
 
     @staticmethod
     def _output(rows: list, offsets: bool, n_best: int, single: bool) -> DecodedWithModel:

@@ -78,7 +78,7 @@ class Expanding(ProcessorMixin):
 
     def expand(self, texts: list[str], features: dict[str, Any]) -> list[str]:
         """Hook: the texts with their image tokens multiplied."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define expand(texts, features)")
 
 
 class Uniform(Expanding):

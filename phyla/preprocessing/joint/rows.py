@@ -268,6 +268,19 @@ ROWS: dict[str, Row] = {
         order=("text", "images"),
         defaults={"common": {"return_tensors": "pt"}},
     ),
+    "Pop2PianoProcessor": Row(
+        "played",
+        _heard("Pop2PianoFeatureExtractor", "Pop2PianoTokenizer"),
+        order=("audio", "sampling_rate", "steps_per_beat", "resample", "notes"),
+        needs=("audio", "notes"),
+    ),
+    "Speech2Text2Processor": Row(
+        "spoken",
+        _heard("AutoFeatureExtractor", "Speech2Text2Tokenizer"),
+        order=_AUDIO,
+        needs=_AUDIO,
+        join="labels",
+    ),
     "Speech2TextProcessor": Row(
         "spoken",
         _heard("Speech2TextFeatureExtractor", "Speech2TextTokenizer"),

@@ -17,7 +17,7 @@ from phyla.errors import ArgumentError, MissingFileError
 from ..feature import BatchFeature
 from .base import ProcessorMixin, texts_of
 from .expansion import own_token
-from .options import Options
+from .options import Options, call_names
 
 _TOKENS = ("audio_token", "audio_bos_token", "audio_eos_token")
 TEMPLATE = (
@@ -167,3 +167,30 @@ class Voiced(ProcessorMixin):
         if voice is not None:
             batch["history_prompt"] = BatchFeature(dict(voice), options.return_tensors)
         return batch
+
+
+class Played(ProcessorMixin):
+    """Music for the feature extractor, notes for the tokenizer."""
+
+    def process(  # type: ignore[override]
+        self,
+        options: Options,
+        audio: Any = None,
+        sampling_rate: Any = None,
+        steps_per_beat: int | None = None,
+        resample: bool | None = None,
+        notes: Any = None,
+    ) -> Any:
+        features = tokens = None
+        if audio is not None:
+            own = {"sampling_rate": sampling_rate, "steps_per_beat": steps_per_beat, "resample": resample}
+            asked = {**options.audio, **{name: value for name, value in own.items() if value is not None}}
+            takes = call_names(self.feature_extractor) | {"return_tensors"}
+            features = self.feature_extractor(audio, **{k: v for k, v in asked.items() if k in takes})
+        if notes is not None:
+            takes = (call_names(self.tokenizer) | {"return_tensors"}) - {"notes"}
+            tokens = self.tokenizer(notes, **{k: v for k, v in options.text.items() if k in takes})
+        if features is None or tokens is None:
+            return tokens if features is None else features
+        features["token_ids"] = tokens["token_ids"]
+        return features

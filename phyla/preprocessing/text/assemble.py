@@ -315,11 +315,21 @@ class Assembly(SpecialTokens):
             "token_type_ids": self.pad_token_type_id,
             "special_tokens_mask": 1,
             self.model_input_names[0]: self.pad_token_id,
+            **self._fills(),
         }
         if not self._wants("attention_mask", return_attention_mask):
             del fill["attention_mask"]
         for key, value in fill.items():
             if key in inputs:
-                rest = [value] * missing
-                inputs[key] = list(inputs[key]) + rest if side == "right" else rest + list(inputs[key])
+                inputs[key] = lengthened(inputs[key], value, missing, side)
         return inputs
+
+    def _fills(self) -> dict[str, Any]:
+        """Hook: what pads each input that a kind puts beside the ids."""
+        return {}
+
+
+def lengthened(row, value, missing: int, side: str) -> list:
+    """A row with `missing` times a value at its right or left."""
+    rest = [value] * max(0, missing)
+    return [*row, *rest] if side == "right" else [*rest, *row]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from phyla.errors import ArgumentError, TokenizerFileError, TokenizerInputError
 
+from .assemble import lengthened
 from .base import CallOptions
 from .batch import BatchEncoding, framework_of, is_mapping, to_python
 from .byte_level import PythonByteLevel, read_vocabulary
@@ -207,7 +208,7 @@ class Entities(PreTrainedTokenizer):
         if not rows:
             rows = {"input_ids": []}
         mask = self._wants("attention_mask", options.return_attention_mask)
-        padded = self._padded(rows, plan, options, None, mask)
+        padded = self._with_entities_padded(rows, plan, options, None, mask)
         return BatchEncoding(dict(padded), tensor_type=options.return_tensors)
 
     @staticmethod
@@ -248,12 +249,12 @@ class Entities(PreTrainedTokenizer):
     ) -> BatchEncoding:
         mask = self._wants("attention_mask", options.return_attention_mask)
         if plan.padding is not PaddingStrategy.DO_NOT_PAD or mask:
-            row = dict(self._padded(row, plan, options, limit, mask))
+            row = dict(self._with_entities_padded(row, plan, options, limit, mask))
         if options.return_length:
             row["length"] = len(row["input_ids"])
         return BatchEncoding(row, tensor_type=options.return_tensors, prepend_batch_axis=batch_axis)
 
-    def _padded(
+    def _with_entities_padded(
         self, rows: dict, plan: Plan, options: CallOptions, limit: int | None, mask: bool
     ) -> BatchEncoding:
         return self.pad(
@@ -390,9 +391,7 @@ class Entities(PreTrainedTokenizer):
         missing = 0 if length is None else length - len(row["entity_ids"])
         fill = {"entity_ids": self.entity_pad_token_id, "entity_position_ids": [-1] * self.max_mention_length}
         for key, value in row.items():
-            if missing > 0:
-                rest = [fill.get(key, 0)] * missing
-                row[key] = list(value) + rest if side == "right" else rest + list(value)
+            row[key] = lengthened(value, fill.get(key, 0), missing, side)
         return row
 
     def _save_entities(self, save_directory: str, filename_prefix: str | None) -> str:

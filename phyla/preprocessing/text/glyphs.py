@@ -1,6 +1,7 @@
 """Chinese tokens with the ids of their shapes and of their pronunciations beside their own."""
 
 from pathlib import Path
+from typing import Any
 
 from phyla.errors import TokenizerFileError
 
@@ -169,26 +170,8 @@ class PythonGlyphPieces(PythonWordPiece):
         padded = self._padded(rows or {"input_ids": []}, plan, options, mask)
         return BatchEncoding(dict(padded), tensor_type=options.return_tensors)
 
-    def _padded(self, rows: dict, plan: Plan, options: CallOptions, mask: bool) -> BatchEncoding:
-        return self.pad(
-            rows,
-            padding=plan.padding.value,
-            max_length=plan.max_length,
-            pad_to_multiple_of=options.pad_to_multiple_of,
-            padding_side=options.padding_side,
-            return_attention_mask=mask,
-        )
-
-    def _pad(self, encoded_inputs, *args, **options):
-        before = len(encoded_inputs["input_ids"])
-        padded = super()._pad(encoded_inputs, *args, **options)
-        missing = len(padded["input_ids"]) - before
-        side = options.get("padding_side", args[3] if len(args) > 3 else None) or self.padding_side
-        for name in _KINDS.values():
-            if name in padded and missing > 0:
-                rest = [self.pad_token_id] * missing
-                padded[name] = list(padded[name]) + rest if side == "right" else rest + list(padded[name])
-        return padded
+    def _fills(self) -> dict[str, Any]:
+        return dict.fromkeys(_KINDS.values(), self.pad_token_id)
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
         """Write vocab.txt and both tables; returns their paths."""

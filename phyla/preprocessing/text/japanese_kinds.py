@@ -9,6 +9,8 @@ import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
+import regex  # type: ignore[import-untyped]
+
 from phyla.errors import ArgumentError, TokenizerFileError, nearest, require
 
 from .files import write_lines
@@ -216,7 +218,7 @@ _WRITTEN = {
     "—": "ー",
     "−": "ー",
 }
-_READ = {"<SP>": " ", "<BR>": "\n", "<TAB>": "\t", "<BLOCK>": "▀", "<KIGOU>": "ǀ", "<U2000U2BFF>": "‖"}
+READ = {"<SP>": " ", "<BR>": "\n", "<TAB>": "\t", "<BLOCK>": "▀", "<KIGOU>": "ǀ", "<U2000U2BFF>": "‖"}
 _BYTE = re.compile(r"<\|byte(\d+)\|>")
 _DAYS = (
     r"(\d{1,2}|:|\d{1,2}時|\d{1,2}分|\(日\)|\(月\)|\(火\)|\(水\)|\(木\)|\(金\)|\(土\)|㈰|㈪|㈫|㈬|㈭|㈮|㈯)*"
@@ -229,7 +231,11 @@ _CLEANED = (
     (r"[\(]{0,1}[0-9]{2,4}[\)\-\(]{0,1}[0-9]{2,4}[\)\-]{0,1}[0-9]{3,4}", "<TEL>"),
     (rf"([12]\d{{3}}[/\-年])*(0?[1-9]|1[0-2])[/\-月]({_DAY}?)*{_DAYS}", "<DATE>"),
     (rf"(明治|大正|昭和|平成|令和|㍾|㍽|㍼|㍻|\u32ff)\d{{1,2}}年(0?[1-9]|1[0-2])月{_DAY}{_DAYS}", "<DATE>"),
-    (rf"(?:\d,\d{{3}}|[\d億万千])*(?:{_MONEY})+(?:\(税込\)|\(税抜\)|\+tax)*", "<PRICE>"),
+)
+# Each part takes all it can and gives nothing back: long runs of digits cost no more than their length.
+_PRICE = regex.compile(
+    r"(?:\d,\d{3}|[\d億])*+(?:\d,\d{3}|[\d万])*+(?:\d,\d{3}|[\d千])*+"
+    rf"(?:{_MONEY})+(?:\(税込\)|\(税抜\)|\+tax)*"
 )
 _BLOCKS = dict.fromkeys([*range(0x2500, 0x2574), *range(0x2574, 0x2580), *range(0x2580, 0x25A0)], "<BLOCK>")
 
@@ -265,6 +271,7 @@ class PythonByteBackedWords(FromTable, PreTrainedTokenizer):
         """The text with `<URL>`, `<EMAIL>`, `<TEL>`, `<DATE>`, `<PRICE>` and `<BLOCK>` for what they name."""
         for pattern, token in _CLEANED:
             content = re.sub(pattern, token, content)
+        content = _PRICE.sub("<PRICE>", content)
         return re.sub("(<BLOCK>){2,}", "<BLOCK>", content.translate(_BLOCKS))
 
     def _tokenize(self, text: str) -> list[str]:
@@ -314,7 +321,7 @@ class PythonByteBackedWords(FromTable, PreTrainedTokenizer):
             return bytes([int(byte.group(1))]).decode(errors="replace")
         if word.startswith("<|emoji") and word.endswith("|>"):
             return self.emoji["emoji_inv"][word]
-        return _READ.get(word, word)
+        return READ.get(word, word)
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """The text of tokens."""

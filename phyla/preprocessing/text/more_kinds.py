@@ -17,6 +17,7 @@ from .fast_pieces import FastInfillPieces, FastOffsetPieces, FastSpokenLanguageP
 from .fast_words import FastBasicWords, FastCleanedWords
 from .glyphs import PythonGlyphPieces
 from .japanese_kinds import PythonByteBackedWords, PythonJapaneseWords
+from .linear_tables import PythonLinearTables
 from .marked_kinds import (
     FastBoxedByteLevel,
     FastBoxedPieces,
@@ -30,7 +31,9 @@ from .marked_kinds import (
     PythonPathByteLevel,
 )
 from .music_kinds import PythonNotes, PythonSongs
+from .page_kinds import FastPages
 from .pieces import PythonPieces
+from .prefixed_words import PythonPrefixedWords
 from .shifted_pieces import (
     PythonCodeLanguagePieces,
     PythonCutPieces,
@@ -126,6 +129,8 @@ MORE_KINDS: dict[str, tuple[type | None, type | None]] = {
     "path_byte_level": (PythonPathByteLevel, FastPathByteLevel),
     "transcripts": (PythonTranscripts, FastTranscripts),
     "table_pieces": (PythonTablePieces, None),
+    "linear_tables": (PythonLinearTables, None),
+    "pages": (None, FastPages),
     "marked_words": (PythonMarkedWords, FastMarkedWords),
     "chinese_words": (PythonChineseWords, None),
     "entity_byte_level": (PythonEntityByteLevel, None),
@@ -135,5 +140,6 @@ MORE_KINDS: dict[str, tuple[type | None, type | None]] = {
     "notes": (PythonNotes, None),
     "japanese_words": (PythonJapaneseWords, None),
     "byte_backed_words": (PythonByteBackedWords, None),
+    "prefixed_words": (PythonPrefixedWords, None),
     "whole_words": (PythonWholeWords, None),
 }

@@ -203,6 +203,13 @@ ROWS: dict[str, Row] = {
         slow=False,
         fast_class={"padding_side": "left"},
     ),
+    "Nougat": Row(
+        "pages",
+        {},
+        {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"},
+        settings={"clean_up_tokenization_spaces": False},
+        slow=False,
+    ),
     "CLIP": Row(
         "word_end",
         _BPE,

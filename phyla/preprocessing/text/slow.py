@@ -7,7 +7,7 @@ from phyla.errors import TokenizerInputError
 
 from .base import CallOptions, PreTrainedTokenizerBase, check_unicode
 from .batch import BatchEncoding
-from .strategy import PaddingStrategy
+from .strategy import Plan
 from .tokens import LIST_ROLE, AddedToken
 
 
@@ -274,16 +274,21 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
                 rows.setdefault(key, []).append(value)
         if not rows:
             rows = {self.model_input_names[0]: []}
-        padding = plan.padding.value if plan.padding is not PaddingStrategy.DO_NOT_PAD else False
-        padded = self.pad(
+        mask = self._wants("attention_mask", options.return_attention_mask)
+        return BatchEncoding(
+            dict(self._padded(rows, plan, options, mask)), tensor_type=options.return_tensors
+        )
+
+    def _padded(self, rows: dict, plan: Plan, options: CallOptions, mask: bool) -> BatchEncoding:
+        """One unpadded example, or the columns of several, padded as a call asks."""
+        return self.pad(
             rows,
-            padding=padding,
+            padding=plan.padding.value,
             max_length=plan.max_length,
             pad_to_multiple_of=options.pad_to_multiple_of,
             padding_side=options.padding_side,
-            return_attention_mask=self._wants("attention_mask", options.return_attention_mask),
+            return_attention_mask=mask,
         )
-        return BatchEncoding(dict(padded), tensor_type=options.return_tensors)
 
     # ------------------------------------------------------------------ decoding
 

@@ -5,7 +5,7 @@ token types
 
 import math
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from phyla.errors import ArgumentError, TokenizerInputError
 
@@ -162,7 +162,7 @@ class PythonTablePieces(PythonWordPiece):
             padding = PaddingStrategy.MAX_LENGTH if padding and sized else PaddingStrategy.DO_NOT_PAD
         mask = self._wants("attention_mask", settings.return_attention_mask)
         if PaddingStrategy(padding) is not PaddingStrategy.DO_NOT_PAD or mask:
-            row = dict(self._padded(row, PaddingStrategy(padding).value, settings, mask))
+            row = dict(self._padded_table(row, PaddingStrategy(padding).value, settings, mask))
         if settings.return_length:
             row["length"] = len(row["input_ids"])
         return BatchEncoding(row, tensor_type=settings.return_tensors, prepend_batch_axis=True)
@@ -189,11 +189,10 @@ class PythonTablePieces(PythonWordPiece):
             for key, value in row.items():
                 rows.setdefault(key, []).append(value)
         mask = self._wants("attention_mask", settings.return_attention_mask)
-        return BatchEncoding(
-            dict(self._padded(rows, settings.padding, settings, mask)), tensor_type=settings.return_tensors
-        )
+        padded = self._padded_table(rows, settings.padding, settings, mask)
+        return BatchEncoding(dict(padded), tensor_type=settings.return_tensors)
 
-    def _padded(self, rows: dict, padding, settings: CallOptions, mask: bool) -> BatchEncoding:
+    def _padded_table(self, rows: dict, padding, settings: CallOptions, mask: bool) -> BatchEncoding:
         return self.pad(
             rows,
             padding=padding,
@@ -351,23 +350,11 @@ class PythonTablePieces(PythonWordPiece):
         counts = {place: places.count(place) for place in set(places) if place[0] and place[1]}
         return [numbers.get(p, math.nan) for p in places], [float(counts.get(p, 1)) for p in places]
 
-    def _pad(self, encoded_inputs, *args, **options):
-        kinds = encoded_inputs.get("token_type_ids")
-        inputs = {key: value for key, value in encoded_inputs.items() if key != "token_type_ids"}
-        padded = super()._pad(inputs, *args, **options)
-        missing = len(padded["input_ids"]) - len(encoded_inputs["input_ids"])
-        side = options.get("padding_side", args[3] if len(args) > 3 else None) or self.padding_side
-        if kinds is not None:
-            padded["token_type_ids"] = kinds
-        fill = {
+    def _fills(self) -> dict[str, Any]:
+        return {
             "token_type_ids": [self.pad_token_type_id] * 7, "labels": 0, "numeric_values": math.nan,
             "numeric_values_scale": 1.0,
         }  # fmt: skip
-        for key, value in fill.items():
-            if key in padded and missing > 0:
-                rest = [value] * missing
-                padded[key] = list(padded[key]) + rest if side == "right" else rest + list(padded[key])
-        return padded
 
     def build_inputs_with_special_tokens(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None

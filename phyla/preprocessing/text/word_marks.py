@@ -100,23 +100,13 @@ class WordMarks(PreTrainedTokenizerBase):
         return self._encode_examples(list(batch_text_or_text_pairs), bool(is_pair), marks, labels, settings)
 
     def _encode_example(self, text, text_pair, marks, labels, options: CallOptions) -> BatchEncoding:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define _encode_example: inputs of one example")
 
     def _encode_examples(self, examples, pairs: bool, marks, labels, options: CallOptions) -> BatchEncoding:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define _encode_examples: inputs of a list")
 
-    def _pad(self, encoded_inputs, *args, **options):
-        before = len(encoded_inputs[self.model_input_names[0]])
-        padded = super()._pad(encoded_inputs, *args, **options)
-        missing = len(padded[self.model_input_names[0]]) - before
-        if missing <= 0:
-            return padded
-        side = options.get("padding_side", args[3] if len(args) > 3 else None) or self.padding_side
-        for key, value in {**self._special_mark("pad"), "labels": self.pad_token_label}.items():
-            if key in padded:
-                rest = [value] * missing
-                padded[key] = list(padded[key]) + rest if side == "right" else rest + list(padded[key])
-        return padded
+    def _fills(self) -> dict[str, Any]:
+        return {**self._special_mark("pad"), "labels": self.pad_token_label}
 
 
 class PythonWordMarks(WordMarks, PreTrainedTokenizer):
@@ -147,16 +137,6 @@ class PythonWordMarks(WordMarks, PreTrainedTokenizer):
         if options.return_length:
             row["length"] = len(row["input_ids"])
         return BatchEncoding(row, tensor_type=options.return_tensors, prepend_batch_axis=batch_axis)
-
-    def _padded(self, rows: dict, plan: Plan, options: CallOptions, mask: bool) -> BatchEncoding:
-        return self.pad(
-            rows,
-            padding=plan.padding.value,
-            max_length=plan.max_length,
-            pad_to_multiple_of=options.pad_to_multiple_of,
-            padding_side=options.padding_side,
-            return_attention_mask=mask,
-        )
 
     def _encode_examples(self, examples, pairs: bool, marks, labels, options: CallOptions) -> BatchEncoding:
         self._refuse_offsets(options)

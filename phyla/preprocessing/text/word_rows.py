@@ -132,6 +132,12 @@ WORD_ROWS: dict[str, Row] = {
         },
         fast=None,
     ),
+    "Tapex": _with(
+        ROWS["Bart"],
+        "linear_tables",
+        settings={"do_lower_case": True, "max_cell_length": 15},
+        fast=None,
+    ),
     "Cpm": _with(
         ROWS["XLNet"],
         "marked_words",
@@ -222,6 +228,19 @@ WORD_ROWS: dict[str, Row] = {
             "eos_token": "<|endoftext|>",
         },
         settings={"do_clean_text": False},
+    ),
+    "GPTSanJapanese": Row(
+        "prefixed_words",
+        {"vocab_file": "vocab.txt", "emoji_file": "emoji.json"},
+        {
+            "unk_token": "<|nottoken|>",
+            "pad_token": "<|separator|>",
+            "bos_token": "<|startoftext|>",
+            "eos_token": "<|endoftext|>",
+            "sep_token": "<|segmenter|>",
+        },
+        settings={"do_clean_text": False},
+        inputs=("input_ids", "attention_mask", "token_type_ids"),
     ),
     "TransfoXL": Row(
         "whole_words",
