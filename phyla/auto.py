@@ -44,11 +44,11 @@ class _AutoModel:
 
     @classmethod
     def _class_for(cls, config: PretrainedConfig) -> Any:
-        served = set(row(config.model_type).classes.values())
-        task = next((t for t in cls.tasks if t in served), None)
+        entry = row(config.model_type)
+        task = next((t for t in cls.tasks if entry.serving(t)), None)
         if task is None:
             raise ConfigError(
-                f"{cls.__name__} has no class for {config.model_type!r}, whose tasks are {sorted(served)}; "
+                f"{cls.__name__} has no class for {config.model_type!r}, whose tasks are {entry.tasks()}; "
                 "`phyla models` lists the families of each task"
             )
         return model_class(config.model_type, task, config.architectures)
@@ -72,17 +72,26 @@ class _AutoModel:
             config = make_config(read_config(resolve(source, **where, weights=False)), source)
         elif not isinstance(config, PretrainedConfig):
             config = load_config(config)
-        return cls._class_for(config).from_pretrained(source, config=config, **options)
+        kind = cls._class_for(config)
+        return kind.from_pretrained(source, config=_part_for(config, kind), **options)
 
     @classmethod
     def from_config(cls, config: PretrainedConfig, **options: Any) -> Any:
         """A model of this configuration with fresh random weights."""
-        return cls._class_for(config).from_config(config, **options)
+        kind = cls._class_for(config)
+        return kind.from_config(_part_for(config, kind), **options)
 
     @classmethod
     def register(cls, config: type[PretrainedConfig], model: type, exist_ok: bool = False) -> None:
         """Serve this task for a configuration class from outside with this model class."""
         register(_pending.get(config) or config.model_type, config, model, cls.tasks[0])
+
+
+def _part_for(config: PretrainedConfig, kind: Any) -> PretrainedConfig:
+    """The configuration for a class: the given one, or that of its part which the class is for."""
+    wanted = kind.config_class
+    parts = [v for v in config.__dict__.values() if isinstance(v, wanted)]
+    return parts[0] if parts and not isinstance(config, wanted) else config
 
 
 def _auto(name: str, *tasks: str) -> type:
@@ -100,13 +109,13 @@ AutoModelForQuestionAnswering = _auto("AutoModelForQuestionAnswering", "question
 AutoModelForMultipleChoice = _auto("AutoModelForMultipleChoice", "multiple-choice")
 AutoModelForNextSentencePrediction = _auto("AutoModelForNextSentencePrediction", "next-sentence-prediction")
 AutoModelForPreTraining = _auto(
-    "AutoModelForPreTraining", "pretraining", "seq2seq-lm", "masked-lm", "causal-lm", "image-text-to-text"
+    "AutoModelForPreTraining", "pretraining", "seq2seq-lm", "masked-lm", "image-text-to-text", "causal-lm"
 )
-AutoModelForTextEncoding = _auto("AutoModelForTextEncoding", "text-encoding", "base-model")
+AutoModelForTextEncoding = _auto("AutoModelForTextEncoding", "text-encoding")
 AutoModelForImageClassification = _auto("AutoModelForImageClassification", "image-classification")
 AutoModelForMaskedImageModeling = _auto("AutoModelForMaskedImageModeling", "masked-image-modeling")
 AutoModelForZeroShotImageClassification = _auto(
-    "AutoModelForZeroShotImageClassification", "zero-shot-image-classification", "base-model"
+    "AutoModelForZeroShotImageClassification", "zero-shot-image-classification"
 )
 AutoBackbone = _auto("AutoBackbone", "backbone")
 AutoModelForAudioClassification = _auto("AutoModelForAudioClassification", "audio-classification")
@@ -117,7 +126,7 @@ AutoModelForAudioXVector = _auto("AutoModelForAudioXVector", "audio-xvector")
 AutoModelForCTC = _auto("AutoModelForCTC", "ctc")
 AutoModelForDepthEstimation = _auto("AutoModelForDepthEstimation", "depth-estimation")
 AutoModelForDocumentQuestionAnswering = _auto(
-    "AutoModelForDocumentQuestionAnswering", "document-question-answering", "question-answering"
+    "AutoModelForDocumentQuestionAnswering", "document-question-answering"
 )
 AutoModelForImageSegmentation = _auto("AutoModelForImageSegmentation", "image-segmentation")
 AutoModelForImageTextToText = _auto("AutoModelForImageTextToText", "image-text-to-text", "vision2seq")
@@ -146,4 +155,6 @@ AutoModelForVisualQuestionAnswering = _auto(
 AutoModelForZeroShotObjectDetection = _auto(
     "AutoModelForZeroShotObjectDetection", "zero-shot-object-detection"
 )
-AutoModelWithLMHead = _auto("AutoModelWithLMHead", "seq2seq-lm", "causal-lm", "masked-lm")
+AutoModelWithLMHead = _auto(
+    "AutoModelWithLMHead", "with-lm-head", "seq2seq-lm", "speech-seq2seq", "masked-lm", "causal-lm"
+)

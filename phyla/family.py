@@ -2,7 +2,7 @@
 
 import copy
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,7 @@ class Family:
     shifts_inputs: bool = False
     segments_required: bool = True
     wraps_start: bool = False
+    inside: str = ""
 
     def table(self, config: PretrainedConfig, head: Head) -> NameMap:
         """The name map of the backbone of one class."""
@@ -150,18 +151,23 @@ def family(
     shifts_inputs: bool = False,
     segments_required: bool = True,
     wraps_start: bool = False,
+    inside: str = "",
+    bases: Sequence[str] = (),
 ) -> Family:
     """Make the public classes of a family and put them into its module.
 
     public: the stem of the public names (`Llama`: LlamaConfig, ...); heads lists the model classes in full.
+    bases: public names of the class that they all derive from, where it is not the stem's
+    (`LlamaPreTrainedModel`); families that name the same one share it.
     """
     module = sys.modules[config.__module__]
     config.model_type = model_type
     _rename(config, f"{public}Config", module)
     made = Family(
         model_type, config, build, names, heads, skeleton, width, shifts_inputs, segments_required,
-        wraps_start,
+        wraps_start, inside,
     )  # fmt: skip
+    ancestor = _base(made, public, bases, module)
     for name, head in heads.items():
         base = head.skeleton or skeleton
         body = {
@@ -170,10 +176,28 @@ def family(
             "config_class": config,
             "__doc__": f"{head.task} of {model_type}.",
         }
-        cls = type(name, (base,), body)
+        cls = type(name, (base, ancestor), body)
         _rename(cls, name, module)
     module.FAMILY = made  # type: ignore[attr-defined]
     return made
+
+
+_BASES: dict[str, type[PreTrainedModel]] = {}
+
+
+def _base(made: Family, public: str, names: Sequence[str], module: Any) -> type[PreTrainedModel]:
+    """The class that all of a family derive from: what `isinstance` asks for, and models of one's own."""
+    own = f"{public}PreTrainedModel"
+    first, *others = names or (own,)
+    if first not in _BASES:
+        doc = f"What the models of {made.model_type} have in common; derive models of your own from it."
+        _BASES[first] = type(first, (PreTrainedModel,), {"__doc__": doc, "__module__": module.__name__})
+    cls: Any = _BASES[first]
+    if first == own:
+        cls.family, cls.config_class, cls.__module__ = made, made.config, module.__name__
+    for name in (first, *others):
+        setattr(module, name, cls)
+    return cls
 
 
 def _rename(cls: type, name: str, module: Any) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # Methods that live on higher floors: name -> (module, function). They are imported at the first use.
 LAZY_METHODS: dict[str, tuple[str, str]] = {
     "generate": ("phyla.generation", "generate"),
+    "generate_batch": ("phyla.generation", "generate_batch"),
     "compute_transition_scores": ("phyla.generation", "compute_transition_scores"),
     "heal_tokens": ("phyla.generation", "heal_tokens"),
     "save_pretrained": ("phyla.checkpoints.write", "save_pretrained"),
@@ -30,8 +31,14 @@ LAZY_METHODS: dict[str, tuple[str, str]] = {
     "_install_packed": ("phyla.fast.install", "install_packed"),
     "_read_generation_config": ("phyla.generation.config", "read_for_model"),
     "describe": ("phyla.describe", "describe_model"),
+    **{name: ("phyla.vocabulary", name) for name in (
+        "disable_input_require_grads", "enable_input_require_grads", "get_memory_footprint",
+        "get_output_embeddings", "resize_token_embeddings", "set_input_embeddings",
+        "set_output_embeddings", "tie_weights",
+    )},
     **{name: ("phyla.adapters.api", name) for name in (
-        "add_adapter", "add_adapter_fusion", "adapter_summary", "adapter_to", "delete_adapter",
+        "add_adapter", "add_adapter_fusion", "adapter_fusion_to", "adapter_summary", "adapter_to",
+        "apply_to_adapter_layers", "delete_adapter", "iter_layers",
         "delete_adapter_fusion", "eject_prefix_tuning", "freeze_model", "get_adapter",
         "get_fusion_regularization_loss",
         "has_adapters", "iterate_adapters", "merge_adapter", "reset_adapter",
@@ -41,8 +48,14 @@ LAZY_METHODS: dict[str, tuple[str, str]] = {
         "load_adapter", "load_adapter_fusion", "load_adapter_setup", "save_adapter", "save_adapter_fusion",
         "save_adapter_setup", "save_all_adapter_fusions", "save_all_adapters",
     )},
+    **{name: ("phyla.adapters.heads.files", name) for name in ("load_head", "save_all_heads", "save_head")},
+    **{name: ("phyla.adapters.embeddings", name) for name in (
+        "add_embeddings", "delete_embeddings", "load_embeddings", "save_embeddings", "set_active_embeddings",
+    )},
+    **{name: ("phyla.adapters.sharing", name) for name in ("share_parameters", "unshare_parameters")},
+    **{name: ("phyla.adapters.push", name) for name in ("push_adapter_setup_to_hub", "push_adapter_to_hub")},
     "average_adapter": ("phyla.adapters.average", "average_adapter"),
-    "_call_with_adapters": ("phyla.adapters.api", "call"),
+    "_generate_with_adapters": ("phyla.adapters.api", "run_generation"),
 }  # fmt: skip
 LAZY_CLASS_METHODS: dict[str, tuple[str, str]] = {
     "from_pretrained": ("phyla.checkpoints.load", "from_pretrained"),
@@ -51,10 +64,12 @@ LAZY_CLASS_METHODS: dict[str, tuple[str, str]] = {
 LAZY_PROPERTIES: dict[str, tuple[str, str]] = {
     "generation_config": ("phyla.generation.config", "of_model"),
     "active_adapters": ("phyla.adapters.api", "get_active_adapters"),
+    "active_embeddings": ("phyla.adapters.embeddings", "get_active_embeddings"),
+    "loaded_embeddings": ("phyla.adapters.embeddings", "get_loaded_embeddings"),
 }
 
 # Call arguments that models with adapters take as well.
-ADAPTER_ARGUMENTS = ("task_ids",)
+ADAPTER_ARGUMENTS = ("task_ids", "adapter_names")
 
 # Tasks whose heads score next tokens.
 GENERATING = (
@@ -89,7 +104,8 @@ class PreTrainedModel(nn.Module):
     """A backbone with at most one head, under a public class name.
 
     `Model(config)` has fresh random weights; `Model.from_pretrained(source)` reads them. The public classes
-    are made by `phyla.family.family`; skeletons (phyla/skeletons.py) give them their call signature.
+    are made by `phyla.family.family`; skeletons (phyla/skeletons.py) give them their call signature. A class
+    of one's own derives from a family's base (`BertPreTrainedModel`) and makes its parts in `__init__`.
     """
 
     config_class: ClassVar[type[PretrainedConfig]] = PretrainedConfig
@@ -97,13 +113,26 @@ class PreTrainedModel(nn.Module):
     head_spec: ClassVar[Head]
     main_input_name: ClassVar[str] = "input_ids"
     config: PretrainedConfig
+    _pooled = True
 
     if TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any: ...  # LAZY_METHODS and the like
 
-    def __init__(self, config: PretrainedConfig, *, device: Any = None, dtype: Any = None) -> None:
+    def __init__(
+        self,
+        config: PretrainedConfig,
+        add_pooling_layer: bool = True,
+        *,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        """A model with fresh weights; without its pool, where it has one, if add_pooling_layer is False."""
         super().__init__()
+        if self.is_own():
+            self._take(config)
+            return
+        self._pooled = add_pooling_layer
         self._assemble(config)
         materialise(self, torch.device(device) if device else torch.get_default_device())
         self.fill_buffers()
@@ -117,7 +146,7 @@ class PreTrainedModel(nn.Module):
     def __call__(self, *args: Any, **named: Any) -> Any:
         """Run `forward`; UnknownArgumentError with the nearest name for an argument that it does not take."""
         adapted = "adapters" in self._modules
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and not self.is_own():
             taken = _arguments(type(self).forward) + (ADAPTER_ARGUMENTS if adapted else ())
             unknown = [name for name in named if name not in taken]
             if unknown:
@@ -125,17 +154,21 @@ class PreTrainedModel(nn.Module):
                     f"{type(self).__name__} takes no {unknown[0]!r}.{nearest(unknown[0], taken)}"
                 )
         if adapted:
-            return self._call_with_adapters(super().__call__, args, named)
+            return self._modules["adapters"].run(self, super().__call__, args, named)  # type: ignore[union-attr]
         return super().__call__(*args, **named)
 
-    def _assemble(self, config: PretrainedConfig) -> None:
-        """Build the module tree on the meta device."""
+    @classmethod
+    def is_own(cls) -> bool:
+        """Whether the class is no family's but one's own, which makes its parts in `__init__`."""
+        return not hasattr(cls, "head_spec")
+
+    def _take(self, config: PretrainedConfig) -> None:
+        """Keep the configuration, and what follows from it for calls."""
         if not isinstance(config, PretrainedConfig):
             raise ConfigError(
                 f"{type(self).__name__} takes a {self.config_class.__name__}, but got "
                 f"{type(config).__name__}; to read a checkpoint use from_pretrained"
             )
-        head = self.head_spec
         self.config = config
         asked = getattr(config, "_attn_implementation", None) or "sdpa"
         if asked not in IMPLEMENTATIONS:
@@ -143,10 +176,15 @@ class PreTrainedModel(nn.Module):
                 f"attn_implementation must be one of {sorted(IMPLEMENTATIONS)}, but is {asked!r}"
             )
         self.implementation = IMPLEMENTATIONS[asked]
+
+    def _assemble(self, config: PretrainedConfig) -> None:
+        """Build the module tree on the meta device."""
+        self._take(config)
+        head = self.head_spec
         for name, value in head.changes.items():
             setattr(config, name, value)
         spec = (head.build or self.family.build)(config)
-        if not head.pool and "pool" in spec.args:
+        if not (head.pool and self._pooled) and "pool" in spec.args:
             spec = spec.but(pool=None)
         spec = head.wrap(spec, config)
         with torch.device("meta"):
@@ -155,6 +193,10 @@ class PreTrainedModel(nn.Module):
         if self.head is not None:
             self.head.tie(self.backbone)
         number_slots(self)
+
+    def more_names(self) -> dict[str, Any]:
+        """The name maps of parts beside `backbone` and `head`, by part: of models put together at run time."""
+        return {}
 
     @property
     def width(self) -> int:
@@ -168,12 +210,31 @@ class PreTrainedModel(nn.Module):
                 module.fill_buffers()
 
     def init_weights(self) -> None:
-        """Fresh random parameters: normal with config.initializer_range, norms at one, biases at zero."""
+        """Fresh random parameters: normal with config.initializer_range, norms at one, biases at zero.
+
+        In a class of one's own: of the layers beside its models, which have theirs.
+        """
         std = 0.02
         for key in ("initializer_range", "init_std"):
             std = float(getattr(self.config.get_text_config(), key, std))
+        inside = {id(m) for part in self.parts().values() for m in part.modules()}
         for module in self.modules():
-            init_module(module, std)
+            added = id(module) not in inside and isinstance(module, _PLAIN_LAYERS)
+            if added or not self.is_own():
+                init_module(module, std)
+
+    def post_init(self) -> None:
+        """The last line of `__init__` in a class of one's own: fresh weights for its layers."""
+        self.init_weights()
+
+    def parts(self) -> "dict[str, PreTrainedModel]":
+        """The outermost models inside a class of one's own, by path."""
+        found: dict[str, PreTrainedModel] = {}
+        for path, module in self.named_modules():
+            if path and isinstance(module, PreTrainedModel):
+                if not any(path.startswith(outer + ".") for outer in found):
+                    found[path] = module
+        return found
 
     @property
     def device(self) -> torch.device:
@@ -192,12 +253,12 @@ class PreTrainedModel(nn.Module):
 
     @property
     def base_model(self) -> nn.Module:
-        """The backbone."""
-        return self.backbone
+        """The backbone; in a class of one's own its first model."""
+        return next(iter(self.parts().values()), self) if self.is_own() else self.backbone
 
     def sites(self) -> Iterator[Site]:
         """Every named place that adapters, quantisers and probes may touch."""
-        yield from sites(self.backbone)
+        yield from sites(self if self.is_own() else self.backbone)
 
     def new_cache(self, batch: int, length: int) -> Cache | None:
         """An empty cache with room for `length` positions of `batch` rows; forward fills it in place.
@@ -224,6 +285,8 @@ class PreTrainedModel(nn.Module):
         """The token table."""
         from phyla.heads.lm import token_table
 
+        if self.is_own():
+            return self.base_model.get_input_embeddings()
         return token_table(self.backbone)
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
@@ -251,7 +314,11 @@ class PreTrainedModel(nn.Module):
 
     def can_generate(self) -> bool:
         """Whether the head scores next tokens."""
-        return self.head_spec.task in GENERATING
+        return not self.is_own() and self.head_spec.task in GENERATING
+
+
+# Layers that a class of one's own may add; what else it has starts as it made it.
+_PLAIN_LAYERS = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """Which families there are, and how a public name or a model_type finds its file. Imports nothing heavy."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from phyla.errors import ConfigError, nearest
@@ -15,13 +15,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Row:
-    """One family in the table: model_type, module, configuration class, {public class: task}, modality."""
+    """One family in the table: model_type, module, configuration class, {public class: task}, modality.
+
+    also: {further task: public class that serves it too}, a class of this family or of one of its parts.
+    others: further public names of the module: bases of the classes, configurations of parts, blocks.
+    """
 
     model_type: str
     module: str
     config: str
     classes: dict[str, str]
     modality: str
+    also: dict[str, str] = field(default_factory=dict)
+    others: tuple[str, ...] = ()
+
+    def serving(self, task: str) -> list[str]:
+        """Public names of the classes for a task."""
+        names = [name for name, served in self.classes.items() if served == task]
+        return names or [name for further, name in self.also.items() if further == task]
+
+    def tasks(self) -> list[str]:
+        """Every task that a class serves."""
+        return sorted({*self.classes.values(), *self.also})
 
 
 _registered: dict[str, Row] = {}
@@ -63,10 +78,9 @@ def row(model_type: str) -> Row:
 
 
 def public_names() -> Iterator[tuple[str, str]]:
-    """Public class name and the module that has it, for configurations and models of all families."""
+    """Public name and the module that has it, for configurations, models and the like of all families."""
     for entry in table().values():
-        yield entry.config, entry.module
-        for name in entry.classes:
+        for name in (entry.config, *entry.classes, *entry.others):
             yield name, entry.module
 
 
@@ -88,13 +102,13 @@ def model_class(
 ) -> "type[PreTrainedModel]":
     """The class of a family for a task; where several serve it, the one that the checkpoint names."""
     entry = row(model_type)
-    names = [name for name, served in entry.classes.items() if served == task]
+    names = entry.serving(task)
     if not names:
-        raise ConfigError(
-            f"family {model_type!r} has no class for {task!r}; it has {sorted(set(entry.classes.values()))}"
-        )
+        raise ConfigError(f"family {model_type!r} has no class for {task!r}; it has {entry.tasks()}")
     name = next((n for n in architectures or [] if n in names), names[0])
-    return public_class(name, entry.module)
+    if name in entry.classes:
+        return public_class(name, entry.module)
+    return public_class(name, next(r.module for r in table().values() if name in r.classes))
 
 
 def public_class(name: str, module: str) -> Any:

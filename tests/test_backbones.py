@@ -12,7 +12,8 @@ from phyla.blocks.residual import drop_path
 from phyla.blocks.window import WindowAttention
 from phyla.checkpoints.names import NameMap
 from phyla.errors import ArgumentError, ConfigError
-from phyla.families import resnet
+from phyla.families import _old_resnet
+from phyla.families._old_resnet import OldResNet
 from phyla.family import part
 from phyla.registry import table
 from phyla.testing.goldens import Golden, read_pack
@@ -116,19 +117,31 @@ def test_a_backbone_is_a_part_of_other_models(model_type: str, name: str) -> Non
 
 
 class TestOldDetectors:
-    @pytest.mark.parametrize("name", sorted(resnet.OLD))
+    @pytest.mark.parametrize("name", sorted(_old_resnet.KINDS))
     def test_layout_is_total(self, name: str) -> None:
-        config = resnet.old_config(name, [1, 2, 3, 4])
+        old = OldResNet(name, [1, 2, 3, 4])
         with torch.device("meta"):
-            block = make(resnet.old_features(config))
-        public = resnet.old_names(config).bind({k: v.shape for k, v in block.state_dict().items()}).public()
-        assert {"conv1.weight", "bn1.running_mean", "layer4.1.conv2.weight"} <= set(public)
+            block = make(old.spec)
+            maps = block(torch.empty(1, 3, 64, 96)).feature_maps
+        assert [m.shape[1] for m in maps] == old.widths
+        assert [tuple(m.shape[2:]) for m in maps] == [(16, 24), (8, 12), (4, 6), (2, 3)]
+        public = old.names.bind({k: v.shape for k, v in block.state_dict().items()}).public()
+        stem = "conv1.6.weight" if old.deep else "conv1.weight"
+        assert {stem, "bn1.running_mean", "layer4.1.conv2.weight"} <= set(public)
         assert not [n for n in public if "num_batches_tracked" in n]
         assert not [n for n, p in block.named_parameters() if "norm" in n]
 
+    @pytest.mark.parametrize(("stride", "sides"), [(16, [16, 8, 4, 4]), (8, [16, 8, 8, 8])])
+    def test_late_stages_widen_their_reach_in_place_of_halving(self, stride: int, sides: list[int]) -> None:
+        with torch.device("meta"):
+            maps = make(OldResNet("resnet50", [1, 2, 3, 4], stride=stride).spec)(torch.empty(1, 3, 64, 64))
+        assert [m.shape[-1] for m in maps.feature_maps] == sides
+
     def test_other_networks_are_refused(self) -> None:
         with pytest.raises(ConfigError, match="resnet50"):
-            resnet.old_config("resnet5", [4])
+            OldResNet("resnet5", [4])
+        with pytest.raises(ConfigError, match="out_indices"):
+            OldResNet("resnet18", [0, 4])
         with pytest.raises(ConfigError, match="backbone_config"):
             phyla.DPTConfig(backbone="acme/net")
 

@@ -39,7 +39,9 @@ def make_config(
                 "use AutoConfig, or the classes of that family"
             )
         data, model_type = inner, cls.model_type
-    if model_type is None and cls is not None and cls.model_type:
+    if model_type is None and cls is not None and cls is not PretrainedConfig:
+        if not cls.model_type:
+            return cls.from_dict(data, **changes)
         model_type = cls.model_type
     if not isinstance(model_type, str):
         raise ConfigError(
@@ -48,7 +50,12 @@ def make_config(
         )
     try:
         row(model_type)
-        return config_class(model_type).from_dict(data, **changes)
+        kind = config_class(model_type)
+        if cls is None or issubclass(kind, cls) or issubclass(cls, kind):
+            return kind.from_dict(data, **changes)
+        # A part without a model_type of its own (SAM's prompt encoder), asked for by its class.
+        parts = [p.to_dict() for p in kind.from_dict(data).__dict__.values() if isinstance(p, cls)]
+        return cls.from_dict(parts[0] if parts else data, **changes)
     except ConfigError as error:
         raise type(error)(f"{error} (config of {where})") from None
 

@@ -1,5 +1,7 @@
 """from_pretrained: a checkpoint into a model, built on the meta device and filled by assignment."""
 
+import ctypes
+import inspect
 import os
 import re
 from collections.abc import Sequence
@@ -53,6 +55,7 @@ def from_pretrained(
     gguf_file: str = "",
     low_cpu_mem_usage: bool | None = None,
     use_safetensors: bool | None = None,
+    add_pooling_layer: bool = True,
     **config_changes: Any,
 ) -> Any:
     """Load a model from a folder, a file (.safetensors, .bin, .gguf), a hub id or a weight package.
@@ -60,12 +63,14 @@ def from_pretrained(
     torch_dtype: None for float32, "auto" for the checkpoint's own, or a dtype. device_map: a device, "auto",
     or None for the CPU. quantized: keep the blocks of a GGUF file packed and compute on them. strict: tensors
     without a place are an error. allow_missing: patterns (`*` stands for anything) of tensors that may be
-    missing. Other keywords replace config keys. Returns the model in eval mode, with output_loading_info
+    missing. add_pooling_layer: False leaves a pool out. Other keywords replace config keys, or go to the
+    `__init__` of a class of one's own. Returns the model in eval mode, with output_loading_info
     (model, info).
 
     Raises MissingFileError, CorruptFileError, ConfigError, MissingWeightsError, ShapeMismatchError, ...
     """
     path = resolve(source, revision, cache_dir, local_files_only, token, subfolder, gguf_file)
+    made_with = _own_arguments(cls, config_changes) if cls.is_own() else {}
     if config is None:
         config = make_config(read_config(path), source, cls.config_class, **config_changes)
     else:
@@ -78,18 +83,27 @@ def from_pretrained(
     config._name_or_path = os.fspath(source)
     device = choose_device(device_map)
     model = cls.__new__(cls)
-    nn.Module.__init__(model)
+    if not cls.is_own():
+        nn.Module.__init__(model)
+        model._pooled = add_pooling_layer
     with collection_paused(), open_weights(path, allow_pickle and use_safetensors is not True) as weights:
         if weights.config is not None:
             named = []  # a GGUF file leaves out poolers and some heads, whatever class its config names
-        model._assemble(config)
+        if cls.is_own():
+            model.__init__(config, **made_with)  # type: ignore[misc]
+        else:
+            model._assemble(config)
         wanted = choose_dtype(dtype if dtype is not None else torch_dtype, config, weights)
         report = LoadReport(os.fspath(source))
         layout = layout_of(model)
         packed = model._install_packed(weights, layout, wanted) if quantized else set()
         fill(model, layout, weights, wanted, device, report, ignore_mismatched_sizes, packed)
+    _give_back()
     _judge(model, layout, report, named, strict, allow_missing)
-    model.fill_buffers()
+    if cls.is_own():
+        model.to(device, wanted)
+    else:
+        model.fill_buffers()
     if packed:
         model.to(device)
     model.eval()
@@ -97,6 +111,13 @@ def from_pretrained(
     if model.can_generate():
         model._read_generation_config(path if path.is_dir() else path.parent)
     return (model, report.public()) if output_loading_info else model
+
+
+def _give_back() -> None:
+    """Return to the system what only loading needed: the C library keeps freed memory."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
 
 
 def _apply(config: PretrainedConfig, changes: dict[str, Any]) -> dict[str, Any]:
@@ -107,6 +128,12 @@ def _apply(config: PretrainedConfig, changes: dict[str, Any]) -> dict[str, Any]:
         raise ArgumentError(f"from_pretrained takes no {unknown[0]!r}.{nearest(unknown[0], config.__dict__)}")
     config.update(changes)
     return {}
+
+
+def _own_arguments(cls: type[PreTrainedModel], options: dict[str, Any]) -> dict[str, Any]:
+    """Those of the options that the constructor of a class of one's own takes by name."""
+    names = list(inspect.signature(cls.__init__).parameters)[2:]
+    return {name: options.pop(name) for name in names if name in options}
 
 
 def choose_device(device_map: Any) -> torch.device:
@@ -223,7 +250,8 @@ def fill(
                 new = place.copy_(new)
             assign(places, old, new)
             report.loaded += 1
-    _fill_rest(model, fresh, dtype, device)
+    # What a class of one's own has made with values keeps them.
+    _fill_rest(model, [path for path in fresh if tensors_of(model)[path].is_meta], dtype, device)
 
 
 def _arena(
@@ -243,8 +271,14 @@ def _is_computed(model: nn.Module, path: str) -> bool:
 
 
 def choose_lines(layout: Layout, spelled: dict[str, str]) -> list[Line]:
-    """The lines with the backbone's prefix or without it, whichever more names of the file match."""
+    """The lines as the file has them: with the backbone's prefix, without it, or inside a larger model."""
     candidates = [layout.lines(True), layout.lines(False)] if layout.prefix else [layout.lines(True)]
+    if layout.inside:
+        ahead = layout.inside + "."
+        candidates += [
+            [Line(li.ours, tuple(ahead + n for n in li.theirs), li.op) for li in lines]
+            for lines in candidates
+        ]
     return max(candidates, key=lambda lines: sum(n in spelled for line in lines for n in line.theirs))
 
 
@@ -309,7 +343,8 @@ def _judge(
     name = type(model).__name__
     hard = [n for n in report.missing if not any(fnmatchcase(n, p) for p in allow_missing)]
     if name not in named:
-        new = {n for line in _optional_lines(layout) for n in line}
+        own = [line.theirs for line in layout.head] if type(model).is_own() else []
+        new = {n for line in (*_optional_lines(layout), *own) for n in line}
         hard = [n for n in hard if n not in new]
     if hard:
         others = LoadReport(report.source, missing=hard, unexpected=report.unexpected)
@@ -329,5 +364,5 @@ def _judge(
 def _optional_lines(layout: Layout) -> list[tuple[str, ...]]:
     """Public names that a file of another class may lack: those of the head, the pool and cross-attention."""
     lines = [*layout.lines(True), *layout.lines(False)]
-    optional = ("head.", "backbone.pool.", "backbone.maps.")
+    optional = ("head.", "flexible.", "backbone.pool.", "backbone.maps.")
     return [li.theirs for li in lines if li.ours[0].startswith(optional) or ".cross." in li.ours[0]]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from phyla.checkpoints.names import Line, NameMap, filled
+from phyla.checkpoints.ops import Same
 from phyla.model import PreTrainedModel
 
 BARE = ("base-model", "backbone")  # tasks of classes that save the backbone's names without a prefix
@@ -21,6 +22,7 @@ class Layout:
     aliases: dict[str, tuple[str, ...]] = field(default_factory=dict)
     copies: dict[str, tuple[str, ...]] = field(default_factory=dict)
     ignore: tuple[str, ...] = ()
+    inside: str = ""
 
     def lines(self, prefixed: bool) -> list[Line]:
         """All lines as a file with or without the backbone's prefix spells them."""
@@ -40,6 +42,8 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
 
 def layout_of(model: PreTrainedModel) -> Layout:
     """The layout of a model's class and configuration."""
+    if model.is_own():
+        return _own_layout(model)
     head_spec, where = model.head_spec, type(model).__name__
     tensors = tensors_of(model)
     first: dict[int, str] = {}
@@ -49,12 +53,12 @@ def layout_of(model: PreTrainedModel) -> Layout:
             tied[path] = first[id(tensor)]
         else:
             first[id(tensor)] = path
-    layout = Layout("")
+    layout = Layout("", inside=model.family.inside)
     names = head_spec.names
     names = names(model.config) if callable(names) else names
     head_table = names if isinstance(names, NameMap) else NameMap(names)
-    tables = (("backbone", model.family.table(model.config, head_spec)), ("head", head_table))
-    for part, table in tables:
+    tables = {"backbone": model.family.table(model.config, head_spec), "head": head_table}
+    for part, table in {**tables, **model.more_names()}.items():
         own = {p.removeprefix(part + "."): t.shape for p, t in tensors.items() if p.startswith(part + ".")}
         bound = table.bind(own, where, {p.removeprefix(part + ".") for p in tied})
         flat = bound.table
@@ -76,6 +80,41 @@ def layout_of(model: PreTrainedModel) -> Layout:
     return layout
 
 
+def _own_layout(model: PreTrainedModel) -> Layout:
+    """That of a class of one's own: its layers under their paths, its models under theirs.
+
+    A bare model that stands where its family's classes have it (`bert`) may be in the file alone, too.
+    """
+    layout, taken = Layout(""), set()
+    for path, inner in model.parts().items():
+        own, prefixed = layout_of(inner), saves_prefix(inner)
+        based = own.prefix == path and not prefixed
+        ahead = "" if based else path + "."
+        lines = [
+            Line(tuple(f"{path}.{p}" for p in li.ours), tuple(ahead + n for n in li.theirs), li.op)
+            for li in own.lines(prefixed)
+        ]
+        if based:
+            layout.prefix, layout.backbone, layout.ignore = path, lines, own.ignore
+        else:
+            layout.head += lines
+        cut = "" if based or prefixed or not own.prefix else own.prefix + "."
+        for mine, theirs in ((layout.aliases, own.aliases), (layout.copies, own.copies)):
+            for ours, names in theirs.items():
+                mine[f"{path}.{ours}"] = tuple(ahead + n.removeprefix(cut) for n in names)
+        taken |= {id(t) for t in tensors_of(inner).values()}
+    for path, tensor in tensors_of(model).items():
+        if id(tensor) not in taken:
+            taken.add(id(tensor))
+            layout.head.append(Line((path,), (path,), Same()))
+    return layout
+
+
+def saves_prefix(model: PreTrainedModel) -> bool:
+    """Whether the model's own files have the backbone's names behind its prefix."""
+    return model.is_own() or model.head_spec.task not in BARE or model.head_spec.prefix is not None
+
+
 def _leaves(path: str, tensors: dict[str, Tensor]) -> list[tuple[str, str, dict[str, int]]]:
     """(leaf, full path, numbers in its holes) of the tensors that a table's path means: itself, or all leaves
     of that module.
@@ -93,9 +132,8 @@ def public_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
     """Every tensor of the model under its public name, as files hold it."""
     layout = layout_of(model)
     tensors = tensors_of(model)
-    prefixed = model.head_spec.task not in BARE or model.head_spec.prefix is not None
     result: dict[str, Tensor] = {}
-    for line in layout.lines(prefixed):
+    for line in layout.lines(saves_prefix(model)):
         values = line.op.save([tensors[p].detach() for p in line.ours])
         result.update(zip(line.theirs, values, strict=True))
         for path, value in zip(line.ours, values, strict=False):

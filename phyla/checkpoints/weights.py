@@ -53,7 +53,7 @@ class Weights:
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         """One tensor in memory of its own (the file may change afterwards), as stored or in `dtype`; raises
         MissingWeightsError."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define read(name, dtype)")
 
     def read_many(
         self,

@@ -11,8 +11,56 @@ _MLM, _MC, _NSP, _PRE, _S2S = (
 _IMG, _MIM = "image-classification", "masked-image-modeling"
 
 
+# Further tasks that a class serves: {task: {model_type: class}}, as the public Auto classes have it.
+_FURTHER = {
+    "masked-lm": {
+        "bart": "BartForConditionalGeneration", "mbart": "MBartForConditionalGeneration",
+        "mvp": "MvpForConditionalGeneration",
+    },
+    "with-lm-head": {"reformer": "ReformerModelWithLMHead", "xlnet": "XLNetLMHeadModel"},
+    "text-encoding": {
+        "albert": "AlbertModel", "bert": "BertModel", "big_bird": "BigBirdModel",
+        "camembert": "CamembertModel", "canine": "CanineModel", "clip_text_model": "CLIPTextModel",
+        "deberta": "DebertaModel", "deberta-v2": "DebertaV2Model", "distilbert": "DistilBertModel",
+        "electra": "ElectraModel", "esm": "EsmModel", "fnet": "FNetModel", "longformer": "LongformerModel",
+        "mllama": "MllamaTextModel", "modernbert": "ModernBertModel", "reformer": "ReformerModel",
+        "roberta": "RobertaModel", "siglip_text_model": "SiglipTextModel", "xlm-roberta": "XLMRobertaModel",
+        "xlnet": "XLNetModel",
+    },
+    "zero-shot-image-classification": {"clip": "CLIPModel", "siglip": "SiglipModel"},
+    "document-question-answering": {"layoutlmv3": "LayoutLMv3ForQuestionAnswering"},
+    # Of a whole checkpoint, the language model alone.
+    "causal-lm": {"mllama": "MllamaForCausalLM", "musicgen": "MusicgenForCausalLM"},
+    "base-model": {"musicgen": "MusicgenModel"},
+}  # fmt: skip
+
+# Public names beside the classes where they are not the stem's base class alone (`BertPreTrainedModel`).
+_OTHERS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys((
+        "blip_2_qformer", "blip_2_vision_model", "clap_audio_model", "clap_text_model", "clip_text_model",
+        "clip_vision_model", "encoder-decoder", "hifigan", "mllama_text_model", "mllama_vision_model",
+        "musicgen_decoder", "pix2struct_text_model", "pix2struct_vision_model", "siglip_text_model",
+        "siglip_vision_model", "speech-encoder-decoder", "vision-encoder-decoder",
+    ), ()),
+    "bart": ("BartPreTrainedModel", "BartPretrainedModel", "PretrainedBartModel"),
+    "dbrx": ("DbrxPreTrainedModel", "DbrxAttentionConfig", "DbrxFFNConfig"),
+    "decision_transformer": (
+        "DecisionTransformerPreTrainedModel", "DecisionTransformerGPT2PreTrainedModel",
+    ),
+    "dpr": (
+        "DPRPreTrainedModel", "DPRPretrainedContextEncoder", "DPRPretrainedQuestionEncoder",
+        "DPRPretrainedReader", "DPRReaderOutput",
+    ),
+    "qwen2_vl": ("Qwen2VLPreTrainedModel", "Qwen2VLVisionConfig"),
+    "sam": ("SamPreTrainedModel", "SamVisionConfig", "SamPromptEncoderConfig", "SamMaskDecoderConfig"),
+}  # fmt: skip
+
+
 def _row(model_type: str, config: str, modality: str, **classes: str) -> Row:
-    return Row(model_type, f"phyla.families.{model_type.replace('-', '_')}", config, classes, modality)
+    module = f"phyla.families.{model_type.replace('-', '_')}"
+    also = {task: served[model_type] for task, served in _FURTHER.items() if model_type in served}
+    others = _OTHERS.get(model_type, (config.removesuffix("Config") + "PreTrainedModel",))
+    return Row(model_type, module, config, classes, modality, also, others)
 
 
 _ZERO = "zero-shot-image-classification"

@@ -147,4 +147,5 @@ HEADS = language_heads("Bart", build_decoder, decoder_names()) | classifier_head
 family(
     "bart", config=Config, build=build, names=NAMES, heads=HEADS, skeleton=EncoderDecoderModel, public="Bart",
     width=lambda c: c.d_model, shifts_inputs=True,
+    bases=("BartPreTrainedModel", "BartPretrainedModel", "PretrainedBartModel"),
 )  # fmt: skip

@@ -124,5 +124,5 @@ HEADS: dict[str, Head] = {"Blip2QFormerModel": Backbone(output=BaseModelOutputWi
 
 family(
     "blip_2_qformer", config=Config, build=build, names=NAMES, heads=HEADS, skeleton=QueryModel,
-    public="Blip2QFormer",
+    public="Blip2QFormer", inside="qformer", bases=("Blip2PreTrainedModel",),
 )  # fmt: skip

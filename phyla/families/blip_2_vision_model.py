@@ -83,5 +83,5 @@ HEADS: dict[str, Head] = {"Blip2VisionModel": Backbone(output=BaseModelOutputWit
 
 family(
     "blip_2_vision_model", config=Config, build=build, names=names, heads=HEADS, skeleton=VisionModel,
-    public="Blip2Vision",
+    public="Blip2Vision", inside="vision_model", bases=("Blip2PreTrainedModel",),
 )  # fmt: skip

@@ -204,5 +204,5 @@ HEADS: dict[str, Head] = {
 
 family(
     "clap_audio_model", config=Config, build=build, names=NAMES, heads=HEADS, skeleton=SoundModel,
-    public="ClapAudio",
+    public="ClapAudio", bases=("ClapPreTrainedModel",),
 )  # fmt: skip

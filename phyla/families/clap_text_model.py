@@ -89,5 +89,5 @@ HEADS: dict[str, Head] = {
 
 family(
     "clap_text_model", config=Config, build=build, names=NAMES, heads=HEADS, skeleton=TextModel,
-    public="ClapText",
+    public="ClapText", bases=("ClapPreTrainedModel",),
 )  # fmt: skip

@@ -96,4 +96,5 @@ family(
     heads=HEADS,
     skeleton=TextModel,
     public="CLIPText",
+    bases=("CLIPPreTrainedModel",),
 )

@@ -72,4 +72,5 @@ family(
     heads=HEADS,
     skeleton=VisionModel,
     public="CLIPVision",
+    bases=("CLIPPreTrainedModel",),
 )

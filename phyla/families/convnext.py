@@ -11,6 +11,7 @@ from torch import Tensor
 
 from phyla.blocks import Block, Context, LayerNorm, Linear, activation, make
 from phyla.blocks.conv import ChannelNorm, Conv2d, Stem
+from phyla.blocks.linear import activated
 from phyla.blocks.pool import MeanPool
 from phyla.blocks.residual import LayerScale, drop_path, path_chances
 from phyla.blocks.stages import Stage, StageMaps, Stages
@@ -57,13 +58,13 @@ class DepthwiseLayer(Block):
         self.conv = Conv2d(width, width, 7, padding=3, groups=width)
         self.norm = make(LayerNorm(width, eps=1e-6))
         self.up, self.down = Linear(width, 4 * width), Linear(4 * width, width)
-        self.act, self.path_dropout = activation(act), path_dropout
+        self.act_name, self.act, self.path_dropout = act, activation(act), path_dropout
         self.layer_scale = make(LayerScale(width, gain)) if gain > 0 else None
         self.register_module("site", None)
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         y = self.norm(self.conv(x).permute(0, 2, 3, 1))  # (B, Y, X, C)
-        y = self.down(self.act(self.up(y)))
+        y = self.down(activated(self.up, y, self.act_name, self.act))
         if self.layer_scale is not None:
             y = self.layer_scale(y)
         y = y.permute(0, 3, 1, 2)

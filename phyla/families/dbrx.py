@@ -22,7 +22,7 @@ from phyla.outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
 from phyla.skeletons import TextModel
 
 
-class AttentionConfig(PretrainedConfig):
+class DbrxAttentionConfig(PretrainedConfig):
     """Keys and defaults of `attn_config`."""
 
     attn_pdrop: float = 0.0
@@ -31,7 +31,7 @@ class AttentionConfig(PretrainedConfig):
     rope_theta: float = 10000.0
 
 
-class ExpertsConfig(PretrainedConfig):
+class DbrxFFNConfig(PretrainedConfig):
     """Keys and defaults of `ffn_config`."""
 
     ffn_act_fn: dict | None = None
@@ -72,7 +72,7 @@ class Config(PretrainedConfig):
     def finish(self) -> None:
         if self.tie_word_embeddings:
             raise ConfigError("tie_word_embeddings must be false for dbrx, but is true")
-        for name, kind in (("attn_config", AttentionConfig), ("ffn_config", ExpertsConfig)):
+        for name, kind in (("attn_config", DbrxAttentionConfig), ("ffn_config", DbrxFFNConfig)):
             given = getattr(self, name)
             if not isinstance(given, PretrainedConfig):
                 setattr(self, name, kind(**(given or {})))

@@ -101,4 +101,5 @@ HEADS = {
 family(
     "decision_transformer", config=Config, build=build, names=NAMES, heads=HEADS, skeleton=TrajectoryModel,
     public="DecisionTransformer",
+    bases=("DecisionTransformerPreTrainedModel", "DecisionTransformerGPT2PreTrainedModel"),
 )  # fmt: skip

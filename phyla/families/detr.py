@@ -22,7 +22,7 @@ from phyla.blocks.wave import GroupNorm
 from phyla.checkpoints.names import NameMap
 from phyla.config import PretrainedConfig
 from phyla.errors import ConfigError
-from phyla.families.resnet import old_config, old_features, old_names
+from phyla.families._old_resnet import OldResNet
 from phyla.family import family, part
 from phyla.heads import Backbone, Head, HeadModule
 from phyla.heads.detect import Detect, ObjectScores
@@ -93,6 +93,8 @@ def take_old_backbone(c: Any, out_indices: list[int]) -> None:
             c.backbone_kwargs = {"out_indices": out_indices, "in_chans": c.num_channels}
             if c.dilation:
                 c.backbone_kwargs = {"output_stride": 16, **c.backbone_kwargs}
+        elif "out_indices" not in c.backbone_kwargs:
+            c.backbone_kwargs = {"out_indices": out_indices, **c.backbone_kwargs}
         return
     if c.backbone == "resnet50":
         c.backbone = None
@@ -114,18 +116,17 @@ def maps(c: Any) -> Maps:
     if not c.use_timm_backbone:
         found = part(c.backbone_config)
         return Maps(freeze(found.features), found.feature_names, found.channels)
-    options = c.backbone_kwargs or {}
+    options = c.backbone_kwargs
     known = {"out_indices", "in_chans", "output_stride"}
-    stride = 16 if c.dilation else options.get("output_stride", 32)
-    if set(options) - known or stride != 32:
+    if set(options) - known:
         raise ConfigError(
-            f"backbone_kwargs may hold out_indices and in_chans, and dilation must be false, but they are "
-            f"{options} and {c.dilation} (config of {c.model_type})"
+            f"backbone_kwargs may hold {sorted(known)}, but hold {sorted(set(options) - known)} too "
+            f"(config of {c.model_type})"
         )
-    r = old_config(
-        c.backbone, options.get("out_indices", [1, 2, 3, 4]), options.get("in_chans", c.num_channels)
-    )
-    return Maps(old_features(r), old_names(r), [([64, *r.hidden_sizes])[i] for i in r.out_indices])
+    # A file may have the stretched last stage (DC5) in either key.
+    stride = options.get("output_stride", 16 if c.dilation else 32)
+    old = OldResNet(c.backbone, options["out_indices"], options.get("in_chans", c.num_channels), stride)
+    return Maps(old.spec, old.names, old.widths)
 
 
 def hold(features: Any) -> Any:

@@ -123,4 +123,10 @@ HEADS: dict[str, Head] = {
     ),
 }
 
-family("dpr", config=Config, build=bert.build, names=NAMES, heads=HEADS, skeleton=TextModel, public="DPR")
+family(
+    "dpr", config=Config, build=bert.build, names=NAMES, heads=HEADS, skeleton=TextModel, public="DPR",
+    bases=(
+        "DPRPreTrainedModel", "DPRPretrainedContextEncoder", "DPRPretrainedQuestionEncoder",
+        "DPRPretrainedReader",
+    ),
+)  # fmt: skip

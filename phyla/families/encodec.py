@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from phyla.blocks import Block, Spec, make
+from phyla.blocks.recurrence import lstm
 from phyla.blocks.wave import Conv, GroupNorm
 from phyla.checkpoints.names import NameMap
 from phyla.config import PretrainedConfig
@@ -117,12 +118,14 @@ class Padded(Block):
         return x if self.norm is None else self.norm(x)
 
     def _pad(self, x: Tensor, left: int, right: int) -> Tensor:
+        if left == right == 0:
+            return x
         if self.style.mode != "reflect":
             mode = "constant" if self.style.mode == "zero" else self.style.mode
             return F.pad(x, (left, right), mode)
         # A mirror needs more samples than it adds: short sounds borrow silence.
         short = max(max(left, right) - x.shape[-1] + 1, 0)
-        x = F.pad(F.pad(x, (0, short)), (left, right), "reflect")
+        x = F.pad(F.pad(x, (0, short)) if short else x, (left, right), "reflect")
         return x[..., : x.shape[-1] - short]
 
 
@@ -166,10 +169,7 @@ class Memory(Block):
         steps = x.permute(2, 0, 1)  # (T, B, C)
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         weights = [getattr(self, f"{name}_l{i}") for i in range(self.layers) for name in names]
-        start = x.new_zeros(self.layers, x.shape[0], self.width)
-        y = torch.lstm(
-            steps, (start, start), weights, True, self.layers, 0.0, False, False, False
-        )[0]  # fmt: skip
+        y = lstm(steps, weights)
         return (y + steps).permute(1, 2, 0)
 
     def reset(self, std: float) -> bool:

@@ -100,5 +100,5 @@ HEADS: dict[str, Head] = {
 
 family(
     "mllama_text_model", config=Config, build=build, names=NAMES, heads=HEADS, skeleton=CrossTextModel,
-    public="MllamaText",
+    public="MllamaText", inside="language_model", bases=("MllamaPreTrainedModel",),
 )  # fmt: skip

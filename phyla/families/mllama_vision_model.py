@@ -182,5 +182,6 @@ HEADS: dict[str, Head] = {"MllamaVisionModel": Backbone()}
 
 family(
     "mllama_vision_model", config=Config, build=build, names=NAMES, heads=HEADS, skeleton=TiledVisionModel,
-    public="MllamaVision", width=lambda c: c.vision_output_dim,
+    public="MllamaVision", width=lambda c: c.vision_output_dim, inside="vision_model",
+    bases=("MllamaPreTrainedModel",),
 )  # fmt: skip

@@ -137,5 +137,5 @@ HEADS: dict[str, Head] = {
 
 family(
     "musicgen_decoder", config=Config, build=build, names=NAMES, heads=HEADS, skeleton=CodebookModel,
-    public="MusicgenDecoder",
+    public="MusicgenDecoder", inside="decoder", bases=("MusicgenPreTrainedModel",),
 )  # fmt: skip

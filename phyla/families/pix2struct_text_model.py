@@ -87,5 +87,5 @@ HEADS: dict[str, Head] = {
 
 family(
     "pix2struct_text_model", config=Config, build=build, names=NAMES, heads=HEADS, skeleton=TextModel,
-    public="Pix2StructText",
+    public="Pix2StructText", inside="decoder", bases=("Pix2StructPreTrainedModel",),
 )  # fmt: skip

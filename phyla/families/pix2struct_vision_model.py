@@ -88,5 +88,5 @@ HEADS: dict[str, Head] = {"Pix2StructVisionModel": Backbone()}
 
 family(
     "pix2struct_vision_model", config=Config, build=build, names=NAMES, heads=HEADS, skeleton=PatchesModel,
-    public="Pix2StructVision",
+    public="Pix2StructVision", inside="encoder", bases=("Pix2StructPreTrainedModel",),
 )  # fmt: skip

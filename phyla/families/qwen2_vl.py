@@ -26,7 +26,7 @@ from phyla.outputs import BaseModelOutputWithPast, Qwen2VLCausalLMOutputWithPast
 from phyla.skeletons import GridTextModel, TextModel
 
 
-class VisionConfig(PretrainedConfig):
+class Qwen2VLVisionConfig(PretrainedConfig):
     """Keys and defaults of the public vision_config."""
 
     depth: int = 32
@@ -41,7 +41,7 @@ class VisionConfig(PretrainedConfig):
     temporal_patch_size: int = 2
 
 
-VisionConfig.model_type = "qwen2_vl"
+Qwen2VLVisionConfig.model_type = "qwen2_vl"
 
 
 class Config(PretrainedConfig):
@@ -74,7 +74,7 @@ class Config(PretrainedConfig):
     PARTS = {"vision_config": "qwen2_vl"}
 
     def _part(self, name: str, value: Any, model_type: str) -> PretrainedConfig:
-        return value if isinstance(value, PretrainedConfig) else VisionConfig(**(value or {}))
+        return value if isinstance(value, PretrainedConfig) else Qwen2VLVisionConfig(**(value or {}))
 
     def finish(self) -> None:
         if self.num_key_value_heads is None:

@@ -91,11 +91,11 @@ class PassageIndex:
 
     def search(self, vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Numbers (Q, count) and vectors (Q, count, E) of the best passages for vectors (Q, E)."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define search(vectors, count)")
 
     def texts(self, ids: np.ndarray) -> list[dict[str, list[str]]]:
         """`title` and `text` of the passages ids (Q, count), one dictionary a question."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define texts(ids)")
 
     def get_top_docs(
         self, question_hidden_states: np.ndarray, n_docs: int = 5

@@ -6,10 +6,10 @@ Differs from transformers in everything: convolutions with batch norm in stages 
 
 from typing import Any
 
-from phyla.blocks.conv import BatchNorm, ConvNorm, ConvResidual, Stem, freeze
+from phyla.blocks.conv import BatchNorm, ConvNorm, ConvResidual, Stem
 from phyla.blocks.pool import MeanPool
 from phyla.blocks.spec import Spec
-from phyla.blocks.stages import Features, Stage, StageMaps, Stages
+from phyla.blocks.stages import Stage, Stages
 from phyla.checkpoints.names import NameMap
 from phyla.config import StagedConfig
 from phyla.errors import ConfigError, nearest
@@ -103,45 +103,3 @@ family(
     "resnet", config=Config, build=build, names=NAMES, heads=HEADS, skeleton=VisionModel, public="ResNet",
     width=lambda c: c.hidden_sizes[-1],
 )  # fmt: skip
-
-# Names in `backbone` of old detectors: kind of layer, depths. Their files have the layout below.
-OLD = {
-    "resnet18": ("basic", [2, 2, 2, 2]),
-    "resnet34": ("basic", [3, 4, 6, 3]),
-    "resnet50": ("bottleneck", [3, 4, 6, 3]),
-    "resnet101": ("bottleneck", [3, 4, 23, 3]),
-    "resnet152": ("bottleneck", [3, 8, 36, 3]),
-}
-
-
-def old_config(name: str, out_indices: list[int], num_channels: int = 3) -> Config:
-    """The configuration that the string `backbone` of an old detector stands for; ConfigError for others."""
-    if name not in OLD:
-        raise ConfigError(
-            f"backbone must be one of {sorted(OLD)}, but is {name!r}.{nearest(name, OLD)} Other networks of "
-            "the library timm cannot be built from a name: give a backbone_config"
-        )
-    kind, depths = OLD[name]
-    sizes = [64, 128, 256, 512] if kind == "basic" else [256, 512, 1024, 2048]
-    return Config(
-        num_channels=num_channels, hidden_sizes=sizes, depths=depths, layer_type=kind, out_indices=out_indices
-    )
-
-
-def old_features(c: Config) -> Features:
-    """The feature extractor of an old detector: all its batch norms are frozen."""
-    return freeze(Features(body=build(c).but(pool=None), maps=StageMaps(c.out_indices)))
-
-
-def old_names(c: Config) -> NameMap:
-    """Names of `old_features` in the files of old detectors."""
-    lines = {"body.embed.parts.0.conv": "conv1", "body.embed.parts.0.norm": "bn1"}
-    for i, depth in enumerate(c.depths):
-        for j in range(depth):
-            at, theirs = f"body.layers.{i}.layers.{j}", f"layer{i + 1}.{j}"
-            for k in range(3):
-                lines[f"{at}.convs.{k}.conv"] = f"{theirs}.conv{k + 1}"
-                lines[f"{at}.convs.{k}.norm"] = f"{theirs}.bn{k + 1}"
-            lines[f"{at}.shortcut.conv"] = f"{theirs}.downsample.0"
-            lines[f"{at}.shortcut.norm"] = f"{theirs}.downsample.1"
-    return NameMap(lines)

@@ -165,7 +165,7 @@ class StatefulDecoder(Decoder):
         self, x: Tensor, ctx: Context, ids: Tensor | None = None, record_states: bool = False
     ) -> StackOutput:
         out: Any = super().run(x, ctx, ids, record_states)
-        if ctx.cache is not None:
+        if ctx.cache is not None and not ctx.cache.flat:
             out.state = [
                 torch.stack([ctx.slot(getattr(la, part).slot).tensors[name] for la in self.layers], -1)
                 for part, name in self.places()

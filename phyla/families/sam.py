@@ -33,7 +33,7 @@ from phyla.outputs import ModelOutput, SamImageSegmentationOutput
 from phyla.skeletons.prompted import PromptedModel
 
 
-class PromptEncoderConfig(PretrainedConfig):
+class SamPromptEncoderConfig(PretrainedConfig):
     """Keys and defaults of the public prompt_encoder_config."""
 
     hidden_size: int = 256
@@ -48,7 +48,7 @@ class PromptEncoderConfig(PretrainedConfig):
         self.image_embedding_size = self.image_size // self.patch_size
 
 
-class MaskDecoderConfig(PretrainedConfig):
+class SamMaskDecoderConfig(PretrainedConfig):
     """Keys and defaults of the public mask_decoder_config."""
 
     hidden_size: int = 256
@@ -63,7 +63,7 @@ class MaskDecoderConfig(PretrainedConfig):
     layer_norm_eps: float = 1e-6
 
 
-class VisionConfig(PretrainedConfig):
+class SamVisionConfig(PretrainedConfig):
     """Keys and defaults of the public vision_config."""
 
     hidden_size: int = 768
@@ -92,9 +92,9 @@ class VisionConfig(PretrainedConfig):
 
 
 KINDS = {
-    "vision_config": VisionConfig,
-    "prompt_encoder_config": PromptEncoderConfig,
-    "mask_decoder_config": MaskDecoderConfig,
+    "vision_config": SamVisionConfig,
+    "prompt_encoder_config": SamPromptEncoderConfig,
+    "mask_decoder_config": SamMaskDecoderConfig,
 }
 
 

@@ -57,5 +57,5 @@ HEADS: dict[str, Head] = {"SiglipTextModel": Backbone(output=BaseModelOutputWith
 
 family(
     "siglip_text_model", config=Config, build=build, names=NAMES, heads=HEADS, skeleton=TextModel,
-    public="SiglipText",
+    public="SiglipText", bases=("SiglipPreTrainedModel",),
 )  # fmt: skip

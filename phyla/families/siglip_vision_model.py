@@ -94,5 +94,5 @@ HEADS: dict[str, Head] = {"SiglipVisionModel": Backbone(output=BaseModelOutputWi
 
 family(
     "siglip_vision_model", config=Config, build=build, names=NAMES, heads=HEADS, skeleton=VisionModel,
-    public="SiglipVision",
+    public="SiglipVision", bases=("SiglipPreTrainedModel",),
 )  # fmt: skip

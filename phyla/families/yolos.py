@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from phyla.blocks import Block, Context, Encoder, LayerNorm, Linear, PatchEmbed, Pool, StackOutput, make
+from phyla.blocks import Block, Context, Encoder, LayerNorm, PatchEmbed, Pool, StackOutput, make
 from phyla.blocks.spec import Spec
 from phyla.checkpoints.names import NameMap, To
 from phyla.checkpoints.ops import Reshape
@@ -21,9 +21,9 @@ from phyla.families import vit
 from phyla.family import family
 from phyla.heads import Backbone, Call, Head, HeadModule
 from phyla.heads.boxes import detection_loss
+from phyla.heads.detect import Steps
 from phyla.outputs import BaseModelOutputWithPooling, ModelOutput, YolosObjectDetectionOutput
 from phyla.skeletons import VisionModel
-import itertools
 
 
 class Config(PretrainedConfig):
@@ -153,20 +153,6 @@ def names(c: Config) -> NameMap:
     }
     shape = Reshape((c.num_hidden_layers - 1, 1, -1, c.hidden_size))
     return plain.but(lines={**lines, "positions": To("encoder.mid_position_embeddings", shape)}, prefix="vit")
-
-
-class Steps(Block):
-    """Linear maps with a ReLU between them."""
-
-    def __init__(self, width: int, out: int, count: int = 3) -> None:
-        super().__init__()
-        sizes = [width] * count + [out]
-        self.layers = nn.ModuleList(Linear(a, b) for a, b in itertools.pairwise(sizes))
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers[:-1]:
-            x = F.relu(layer(x))
-        return self.layers[-1](x)
 
 
 class _Objects(HeadModule):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from phyla.blocks import Block, DualOutput, Linear, activation, make
 from phyla.heads.base import Call, Head, HeadModule
-from phyla.heads.contrast import Scalar
+from phyla.heads.contrast import Projected, Scalar
 from phyla.outputs import ClapAudioModelOutput, ClapOutput, ClapTextModelOutput, ModelOutput
 
 
@@ -74,17 +74,6 @@ class Agree(Head):
         return _Agree(config)
 
 
-class _Side(HeadModule):
-    """The pooled vector of one tower in the common space."""
-
-    def __init__(self, field: str, config: Any, width: int) -> None:
-        super().__init__()
-        self.field, self.out = field, project(config, width)
-
-    def forward(self, out: Any, call: Call) -> dict[str, Any]:
-        return {self.field: self.out(out.pooler_output)}
-
-
 @dataclass(frozen=True)
 class TextSide(Head):
     """A text tower with its projection."""
@@ -95,7 +84,7 @@ class TextSide(Head):
     field: ClassVar[str] = "text_embeds"
 
     def make(self, config: Any, width: int) -> HeadModule:
-        return _Side(self.field, config, width)
+        return Projected(self.field, project(config, width))
 
 
 @dataclass(frozen=True)

@@ -97,13 +97,12 @@ class Contrast(Head):
         return _Contrast(self, config)
 
 
-class _Projected(HeadModule):
+class Projected(HeadModule):
     """The pooled vector of one tower in the common space."""
 
-    def __init__(self, field: str, width: int, out: int) -> None:
+    def __init__(self, field: str, out: nn.Module) -> None:
         super().__init__()
-        self.field = field
-        self.out = Linear(width, out, bias=False)
+        self.field, self.out = field, out
 
     def forward(self, out: Any, call: Call) -> dict[str, Any]:
         return {self.field: self.out(out.pooler_output)}
@@ -119,7 +118,7 @@ class TextProjection(Head):
     field: ClassVar[str] = "text_embeds"
 
     def make(self, config: Any, width: int) -> HeadModule:
-        return _Projected(self.field, width, config.projection_dim)
+        return Projected(self.field, Linear(width, config.projection_dim, bias=False))
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from phyla.blocks.gradient import losses_in_training
 from phyla.errors import ArgumentError
 
 IGNORED = -100
@@ -15,6 +16,9 @@ def cross_entropy(logits: Tensor, labels: Tensor, total: int | Tensor | None = N
     logits (..., V), labels (...).
     """
     logits, labels = logits.float().flatten(0, -2), labels.flatten().to(logits.device)
+    losses = losses_in_training(logits, labels, IGNORED)
+    if losses is not None:
+        return losses.sum() / ((labels != IGNORED).sum() if total is None else total)
     if total is None:
         return F.cross_entropy(logits, labels, ignore_index=IGNORED)
     return F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum") / total
@@ -23,7 +27,8 @@ def cross_entropy(logits: Tensor, labels: Tensor, total: int | Tensor | None = N
 def next_token_loss(logits: Tensor, labels: Tensor, total: int | Tensor | None = None) -> Tensor:
     """Each position scores the next label: logits (B, S, V), labels (B, S)."""
     check_labels(logits.shape[:2], labels)
-    return cross_entropy(logits[:, :-1], labels[:, 1:], total)
+    # The labels move, not the scores: a slice of the scores would be copied, and so would its gradient.
+    return cross_entropy(logits, F.pad(labels[:, 1:], (0, 1), value=IGNORED), total)
 
 
 def check_labels(shape: torch.Size | tuple[int, ...], labels: Tensor) -> None:

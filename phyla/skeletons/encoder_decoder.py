@@ -82,6 +82,8 @@ class EncoderDecoderModel(PreTrainedModel):
         shifted[:, 0] = start
         return shifted.masked_fill(shifted == -100, padding if padding is not None else 0)
 
+    prepare_decoder_input_ids_from_labels = start_ids
+
     def forward(
         self,
         input_ids: IdTensor = None,

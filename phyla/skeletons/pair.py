@@ -279,6 +279,24 @@ def chosen(keep: int | Tensor) -> int | Tensor | None:
     return None if isinstance(keep, int) and keep == 0 else keep
 
 
+def for_decoder(
+    mask: Tensor | None,
+    vectors: Tensor | None,
+    segments: Tensor | None,
+    positions: Tensor | None,
+    heads: Tensor | None,
+    attentions: bool | None,
+    states: bool | None,
+    keep: int | Tensor,
+) -> dict[str, Any]:
+    """What is there of the arguments of the decoder, by the names of its own call."""
+    return given(
+        attention_mask=mask, inputs_embeds=vectors, token_type_ids=segments, position_ids=positions,
+        head_mask=heads, output_attentions=attentions, output_hidden_states=states,
+        logits_to_keep=chosen(keep),
+    )  # fmt: skip
+
+
 class TextPairModel(PairModel):
     """Token ids of an encoder and of a decoder to next-token scores."""
 
@@ -337,11 +355,9 @@ class TextPairModel(PairModel):
                 input_ids, attention_mask, inputs_embeds, token_type_ids, position_ids, head_mask,
                 output_attentions, output_hidden_states,
             )  # fmt: skip
-        inputs = given(
-            attention_mask=decoder_attention_mask, inputs_embeds=decoder_inputs_embeds,
-            token_type_ids=decoder_token_type_ids, position_ids=decoder_position_ids,
-            head_mask=decoder_head_mask, output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states, logits_to_keep=chosen(logits_to_keep),
+        inputs = for_decoder(
+            decoder_attention_mask, decoder_inputs_embeds, decoder_token_type_ids, decoder_position_ids,
+            decoder_head_mask, output_attentions, output_hidden_states, logits_to_keep,
         )  # fmt: skip
         return self.decode(
             decoder_input_ids, inputs, encoder_outputs, attention_mask, past_key_values, use_cache, labels,
@@ -395,11 +411,9 @@ class VisionPairModel(PairModel):
             encoder_outputs = self.encode(
                 pixel_values, interpolate_pos_encoding, output_attentions, output_hidden_states
             )
-        inputs = given(
-            attention_mask=decoder_attention_mask, inputs_embeds=decoder_inputs_embeds,
-            token_type_ids=decoder_token_type_ids, position_ids=decoder_position_ids,
-            head_mask=decoder_head_mask, output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states, logits_to_keep=chosen(logits_to_keep),
+        inputs = for_decoder(
+            decoder_attention_mask, decoder_inputs_embeds, decoder_token_type_ids, decoder_position_ids,
+            decoder_head_mask, output_attentions, output_hidden_states, logits_to_keep,
         )  # fmt: skip
         return self.decode(
             decoder_input_ids, inputs, encoder_outputs, None, past_key_values, use_cache, labels,
@@ -467,14 +481,12 @@ class SpeechPairModel(PairModel):
         if attention_mask is not None:
             frames = encoder_outputs[0].shape[1]
             memory_mask = self.backbone.encoder._get_feature_vector_attention_mask(frames, attention_mask)
-        given_inputs = given(
-            attention_mask=decoder_attention_mask, inputs_embeds=decoder_inputs_embeds,
-            token_type_ids=decoder_token_type_ids, position_ids=decoder_position_ids,
-            head_mask=decoder_head_mask, output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states, logits_to_keep=chosen(logits_to_keep),
+        heard = for_decoder(
+            decoder_attention_mask, decoder_inputs_embeds, decoder_token_type_ids, decoder_position_ids,
+            decoder_head_mask, output_attentions, output_hidden_states, logits_to_keep,
         )  # fmt: skip
         return self.decode(
-            decoder_input_ids, given_inputs, encoder_outputs, memory_mask, past_key_values, use_cache, labels,
+            decoder_input_ids, heard, encoder_outputs, memory_mask, past_key_values, use_cache, labels,
             num_items_in_batch, return_dict,
         )  # fmt: skip
 
