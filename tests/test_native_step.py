@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from phyla.blocks import matmul, stack
 from phyla.fast import native, products
 
 COMPILER = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="there is no compiler to build the kernels with")
+BUILT = COMPILER is not None  # without a compiler, every test holds for the modules that run instead
 
 SMALL = {"vocab_size": 99, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 6}
 CONFIGS = {
@@ -40,8 +41,8 @@ def kernels(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         found = native.load()
-    assert found is not None
-    return found
+    assert (found is not None) == BUILT
+    return found or native.Kernels(*(lambda *parts: None,) * len(native.Kernels._fields))
 
 
 @pytest.fixture
@@ -99,7 +100,7 @@ def test_equals_the_modules(counted, monkeypatch, kind, rows, dtype):
     model = model_of(kind, dtype)
     ids, mask = case(rows, sum(CHUNKS))
     found = stepwise(model, ids, mask, CHUNKS)
-    assert counted == [True] * len(CHUNKS)
+    assert counted == [BUILT] * len(CHUNKS)
     monkeypatch.setattr(stack, "native", None)
     monkeypatch.setattr(matmul, "native", None)
     wanted = stepwise(model, ids, mask, CHUNKS)
@@ -122,6 +123,8 @@ def test_a_row_has_the_bits_it_has_alone_whatever_the_threads(counted):
             model(ids[:, :140], past_key_values=cache, use_cache=True)
     counted.clear()
     before = torch.get_num_threads()
+    # The modules promise equal values, the kernels equal bits.
+    same = torch.equal if BUILT else partial(torch.allclose, rtol=1e-4, atol=1e-5)
     results = []
     try:
         for threads in (1, 2, 3):
@@ -138,11 +141,11 @@ def test_a_row_has_the_bits_it_has_alone_whatever_the_threads(counted):
             alone.reorder(torch.tensor([2]))
             with torch.inference_mode():
                 one = model.backbone(*call(model, ids[2:, 140:141], alone)).last_hidden_state
-            assert torch.equal(one[0], together[2])
+            assert same(one[0], together[2])
     finally:
         torch.set_num_threads(before)
-    assert all(torch.equal(results[0], y) for y in results)
-    assert counted == [True] * 6
+    assert all(same(results[0], y) for y in results)
+    assert counted == [BUILT] * 6
 
 
 def call(model, ids, cache):
@@ -171,8 +174,8 @@ def test_what_must_be_seen_is_not_passed_over(counted):
         return counted == [True]
 
     plain, taken = step()
-    assert taken
-    assert taken_whole()
+    assert taken == BUILT
+    assert taken_whole() == BUILT
     for asked in ({"output_attentions": True}, {"output_hidden_states": True}):
         assert not step(**asked)[1]
     q = model.backbone.layers[1].attn.q
@@ -188,11 +191,11 @@ def test_what_must_be_seen_is_not_passed_over(counted):
     assert not torch.allclose(changed.logits, plain.logits)
     q.site = None
     again, taken = step()
-    assert taken
+    assert taken == BUILT
     assert torch.equal(again.logits, plain.logits)
     q.weight = torch.nn.Parameter(q.weight.detach() * 2)
     moved, taken = step()
-    assert taken
+    assert taken == BUILT
     torch.testing.assert_close(moved.logits, changed.logits, rtol=1e-4, atol=1e-4)
     model.train()
     assert not step()[1]
@@ -218,6 +221,17 @@ WHOLE = {
     "norms after, tokens counted": phyla.RobertaConfig(
         **SMALL, intermediate_size=80, max_position_embeddings=256
     ),
+    "windows on both sides, two kinds of rotary": phyla.ModernBertConfig(
+        **SMALL,
+        intermediate_size=80,
+        local_attention=12,
+        max_position_embeddings=256,
+        pad_token_id=0,
+        cls_token_id=1,
+        sep_token_id=2,
+        bos_token_id=1,
+        eos_token_id=2,
+    ),
 }
 
 
@@ -242,7 +256,7 @@ def test_whole_texts_equal_the_modules(counted, monkeypatch, kind, length, dtype
             return model(ids, attention_mask=mask).last_hidden_state.float()
 
     found = states()
-    assert counted == [True]
+    assert counted == [BUILT]
     monkeypatch.setattr(stack, "native", None)
     monkeypatch.setattr(matmul, "native", None)
     wanted, real = states(), mask.bool()
@@ -276,7 +290,7 @@ def test_many_rows_of_any_shape(kernels, rows, outs, width, half, with_bias, see
         y = kernels[0](x, weight, used)
         strided = kernels[0](torch.cat((x, x), 1)[:, :width], weight, used)
     if y is None:
-        assert (half and width % 2) or rows > products.most_rows()[dtype]
+        assert not BUILT or (half and width % 2) or rows > products.most_rows()[dtype]
         return
     assert torch.equal(y, strided)
     wide = [None if t is None else t.double() for t in (x, weight, used)]
@@ -293,7 +307,8 @@ def test_many_rows_pass_on_what_is_not_finite(kernels, value):
         patch.setattr(products, "LEAST_WORK", 0)
         for dtype in (torch.float32, torch.bfloat16):
             y = kernels[0](x.to(dtype), weight.to(dtype), None)
-            assert y is not None
+            assert (y is not None) == BUILT
+            y = F.linear(x.to(dtype), weight.to(dtype)) if y is None else y
             assert not y[3].isfinite().any()
             assert y[4:].eq(64).all()
             assert y[:3].eq(64).all()

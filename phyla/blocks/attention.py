@@ -90,6 +90,11 @@ class Attention(Mixer):
         # Set by fast.pack: q, k and v as one product.
         self.joined: Any = None
 
+    @property
+    def rule(self) -> Mask:
+        """Which keys the queries of this call may see."""
+        return self.mask
+
     def idle(self, ctx: Context) -> bool:
         if not self.cross or ctx.memory is not None:
             return False
@@ -150,10 +155,23 @@ class Attention(Mixer):
             q, k, v = self._project_and_turn(x, ctx)
             first = 0
             if cache is not None:
+                if ctx.cache.flat:  # several texts side by side: each sees its own keys
+                    return self.o(cache.attend(self, q, k, v, x, ctx))
                 k, v, first = cache.update(k, v)
             causal = is_plain_causal(self.mask, ctx, k.shape[2])
+        return self.o(self.answer(q, k, v, first, causal, x, ctx))
+
+    def answer(
+        self, q: Tensor, k: Tensor, v: Tensor, first: int, causal: bool, x: Tensor, ctx: Context
+    ) -> Tensor:
+        """What queries find in keys and values from slot `first` on, heads joined (B, S, H * E).
+
+        causal: the mask is the lower triangle and nothing else. x: the input, for what is at `kv_site`.
+        """
         keys = k.shape[2]
-        bias = None if self.position is None else self.position.bias(q, k, first, self.scale, ctx)
+        bias = None
+        if self.position is not None and self.kv_site is None:
+            bias = self.position.bias(q, k, first, self.scale, ctx)
         record = ctx.cross_attentions if self.cross else ctx.attentions
         plain = record is None and ctx.implementation != "eager" and ctx.head_mask is None
         causal = causal and plain and bias is None and self.kv_site is None
@@ -163,11 +181,11 @@ class Attention(Mixer):
             if memory_mask is not None and memory_mask.dim() == 2:
                 mask = ctx.once("memory", lambda: memory_mask[:, None, None])
         else:
-            mask = None if causal else self_mask(self.mask, ctx, first, keys)
+            mask = None if causal else self_mask(self.rule, ctx, first, keys)
         if self.kv_site is not None:
             k, v, mask = self.kv_site(k, v, mask, x)
-            if self.position is not None:  # what stands in front of the keys takes the first positions
-                bias = self.position.bias(q, k, first, self.scale, ctx)
+            if self.position is not None:
+                bias = self.position.prefixed(q, k, first, self.scale, ctx, k.shape[2] - keys)
         dropout = self.attention_dropout if self.training else 0.0
         if plain:
             y = attend(q, k, v, mask, bias, causal, self.scale, dropout)
@@ -175,8 +193,7 @@ class Attention(Mixer):
             y, weights = self._attend_openly(q, k, v, mask, bias, dropout, ctx)
             if record is not None:
                 record.append(weights)
-        y = y.transpose(1, 2).reshape(x.shape[0], x.shape[1], -1)  # (B, S, H * E)
-        return self.o(y)
+        return y.transpose(1, 2).reshape(x.shape[0], x.shape[1], -1)  # (B, S, H * E)
 
     def _cross(self, x: Tensor, ctx: Context, cache: CrossCache | None) -> tuple[Tensor, Tensor, Tensor]:
         if cache is not None and cache.keys is not None and cache.values is not None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from phyla.blocks.act import activation
 from phyla.blocks.context import Context
-from phyla.blocks.matmul import is_inference_on_cpu
+from phyla.blocks.matmul import is_inference_on_cpu, linear, linear_act
 from phyla.blocks.spec import Block, Spec, make
 from phyla.errors import ArgumentError
 
@@ -60,11 +60,19 @@ class BatchNorm(Block):
         self.register_buffer("running_mean", torch.empty(width))
         self.register_buffer("running_var", torch.empty(width))
 
+    def gain_and_shift(self) -> tuple[Tensor, Tensor]:
+        """The running values as x * gain + shift, (C) each."""
+        gain = self.weight * torch.rsqrt(self.running_var + self.eps)
+        return gain, self.bias - self.running_mean * gain
+
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, ...)."""
         learns = self.training and not self.frozen
         if learns:
             self.num_batches_tracked.add_(1)
+        elif x.dim() == 4 and is_inference_on_cpu(x) and not x.is_contiguous():
+            gain, shift = self.gain_and_shift()
+            return torch.addcmul(shift[:, None, None], x, gain[:, None, None])
         return F.batch_norm(
             x, self.running_mean, self.running_var, self.weight, self.bias, learns, self.momentum, self.eps
         )
@@ -121,48 +129,81 @@ class ConvNorm(Block):
         bias: bool = False,
         norm: Spec | None = None,
         act: str | None = None,
+        dilation: int = 1,
     ) -> None:
         super().__init__()
-        same = kernel // 2 if isinstance(kernel, int) else (kernel[0] // 2, kernel[1] // 2)
-        self.conv = Conv2d(
-            width, out, kernel, stride, same if padding is None else padding, groups=groups, bias=bias
-        )
+        if padding is None:
+            sides = (kernel, kernel) if isinstance(kernel, int) else kernel
+            padding = (sides[0] // 2 * dilation, sides[1] // 2 * dilation)
+        self.conv = Conv2d(width, out, kernel, stride, padding, dilation, groups, bias)
         self.conv.he = True
         self.norm = make(norm)
-        self.act = None if act is None else activation(act)
+        self.act_name, self.act = act, None if act is None else activation(act)
 
     def forward(self, x: Tensor) -> Tensor:
         if self._folds(x):
-            y = self._folded(x)
-            return y if self.act is None else F.relu_(y) if self.act is F.relu else self.act(y)
+            return self._folded(x)
         y = self.conv(x)
         if self.norm is not None:
             y = self.norm(y)
         return y if self.act is None else self.act(y)
 
     def _folds(self, x: Tensor) -> bool:
-        """Whether scaling the weights costs less than a pass over the map, and nobody looks at it between."""
+        """Whether the norm can become part of the convolution: nobody looks at the map between them."""
         conv, norm = self.conv, self.norm
         return (
             type(norm) is BatchNorm
             and not norm.training
             and type(conv) is Conv2d
             and x.dtype == torch.float32 == conv.weight.dtype
-            and x.numel() >= conv.weight.numel()
             and is_inference_on_cpu(x)
             and not (conv._forward_hooks or conv._forward_pre_hooks)
             and not (norm._forward_hooks or norm._forward_pre_hooks)
         )
 
     def _folded(self, x: Tensor) -> Tensor:
-        """norm(conv(x)) as one convolution."""
-        conv, norm = self.conv, self.norm
-        gain = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-        mean = norm.running_mean if conv.bias is None else norm.running_mean - conv.bias
-        return F.conv2d(
-            x, conv.weight * gain[:, None, None, None], norm.bias - mean * gain, conv.stride, conv.padding,
-            conv.dilation, conv.groups,
-        )  # fmt: skip
+        """act(norm(conv(x))), the norm folded into the smaller of weights and map."""
+        conv, act = self.conv, self.act_name
+        gain, shift = self.norm.gain_and_shift()
+        if conv.bias is not None:
+            shift = torch.addcmul(shift, conv.bias, gain)
+        if x.numel() >= conv.weight.numel():
+            y = convolved(conv, x, conv.weight * gain[:, None, None, None], shift, act)
+            if act is None or act in FUSED_HERE:
+                return y
+        else:
+            y = convolved(conv, x, conv.weight, None, None)
+            y = torch.addcmul(shift[:, None, None], y, gain[:, None, None])
+        return y if self.act is None else F.relu_(y) if self.act is F.relu else self.act(y)
+
+
+FUSED_HERE = ("relu",)
+
+
+def convolved(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None, act: str | None) -> Tensor:
+    """The convolution x (B, C, Y, X) of other weights, with `act` behind it where it is in FUSED_HERE.
+
+    One that looks at one place at a time is a product of channels that lie last. Weights that are larger than
+    the map are read in their own layout rather than laid out anew.
+    """
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    if last and conv.kernel_size == (1, 1) and conv.padding == (0, 0) and conv.groups == 1:
+        (down, right), matrix = conv.stride, weight.flatten(1)
+        rows = x[:, :, ::down, ::right].permute(0, 2, 3, 1)  # (B, Y, X, C)
+        y = linear_act(rows, matrix, bias, act) if act in FUSED_HERE else None
+        fused = y is not None
+        y = (linear(rows, matrix, bias) if y is None else y).permute(0, 3, 1, 2)
+    else:
+        fused, large = False, last and weight.numel() > x.numel()
+        x = x.contiguous() if large else x
+        y = F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+        y = channels_last(y) if large else y
+    return F.relu_(y) if act == "relu" and not fused else y
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """The map (B, C, Y, X) laid out as a CPU's convolutions read it fastest; unchanged for gradients."""
+    return x.contiguous(memory_format=torch.channels_last) if is_inference_on_cpu(x) else x
 
 
 class ConvResidual(Block):
@@ -179,7 +220,10 @@ class ConvResidual(Block):
         y = x
         for conv in self.convs:
             y = conv(y)
-        y = y + (x if self.shortcut is None else self.shortcut(x))
+        straight = x if self.shortcut is None else self.shortcut(x)
+        # In place where nobody else holds the last convolution's result.
+        alone = len(self.convs) > 0 and not self.convs[-1]._forward_hooks and is_inference_on_cpu(y)
+        y = y.add_(straight) if alone else y + straight
         y = F.relu_(y) if self.act is F.relu and is_inference_on_cpu(y) else self.act(y)
         return y if self.site is None else self.site(y)
 
@@ -197,7 +241,7 @@ class Stem(Block):
 
     def forward(self, pixels: Tensor, hidden: Tensor | None = None, interpolate: bool = False) -> Tensor:
         check_pixels(pixels, self.channels)
-        x = pixels.to(next(self.parameters()).dtype)
+        x = channels_last(pixels.to(next(self.parameters()).dtype))
         for part in self.parts:
             x = part(x)
         if self.pool:

@@ -14,6 +14,7 @@ from phyla.blocks.attention import Attention
 from phyla.blocks.context import Context
 from phyla.blocks.embed import Tokens
 from phyla.blocks.linear import Linear
+from phyla.blocks.mask import Apart, Mask
 from phyla.blocks.position import Position
 from phyla.blocks.shapes import Bias, Keys, NewKeys, Queries
 from phyla.blocks.spec import Block, Spec, make
@@ -63,7 +64,19 @@ class Disentangled(Position):
         real = _real(ctx)
         return (q, k) if real is None else (q * real.to(q.dtype), k)
 
+    def prefixed(
+        self, q: Queries, k: Keys, first: int, scale: float, ctx: Context, count: int
+    ) -> Bias | None:
+        """Learned keys in front have no distance, and their padding needs no zeros."""
+        own = self._bias(q, k[:, :, count:], first, scale, ctx, None)
+        return None if own is None else F.pad(own, (count, 0))
+
     def bias(self, q: Queries, k: Keys, first: int, scale: float, ctx: Context) -> Bias | None:
+        return self._bias(q, k, first, scale, ctx, _real(ctx))
+
+    def _bias(
+        self, q: Tensor, k: Tensor, first: int, scale: float, ctx: Context, real: Tensor | None
+    ) -> Tensor | None:
         if not self.kinds:
             return None
         length, keys = q.shape[2], k.shape[2]
@@ -88,7 +101,6 @@ class Disentangled(Position):
             side = self._by_head(own[0](table) * scale, q)
             scores = torch.matmul(k, side.transpose(1, 2)).gather(3, turned.expand(batch, heads, -1, -1))
             total = scores.transpose(2, 3) if total is None else total + scores.transpose(2, 3)
-            real = _real(ctx)
             total = total if real is None else total * real.to(total.dtype)
         return total
 
@@ -134,6 +146,13 @@ class DisentangledAttention(Attention):
         super().__init__(width, heads, position, mask, bias=bias, out_bias=True, scale=scale, dropout=dropout)
         if position.shared and isinstance(self.position, Disentangled):
             self.position.borrowed = (self.q, self.k)
+
+    @property
+    def rule(self) -> Mask:
+        return self.mask if self.kv_site is None else Apart()
+
+    def _project_and_turn(self, x: Tensor, ctx: Context) -> tuple[Tensor, Tensor, Tensor]:
+        return super()._project_and_turn(x, ctx) if self.kv_site is None else self.project(x, x)
 
 
 def disentangled_scale(width: int, kinds: tuple[str, ...] | list[str]) -> float:

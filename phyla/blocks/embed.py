@@ -5,20 +5,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from phyla.blocks.context import Context
+from phyla.blocks.gradient import lookup
 from phyla.blocks.linear import Linear
 from phyla.blocks.spec import Block, Spec, make
 
 
 class Tokens(nn.Module):
-    """The table of token vectors, (V, width); a site-free module so that heads can share its weight."""
+    """The table of token vectors, (V, width), whose weight heads can share; its site sees (ids, vectors, table)."""
+
+    site: nn.Module | None
 
     def __init__(self, vocabulary: int, width: int, padding: int | None = None) -> None:
         super().__init__()
         self.padding = padding
         self.weight = nn.Parameter(torch.empty(vocabulary, width))
+        self.register_module("site", None)
 
     def forward(self, ids: Tensor) -> Tensor:
-        return F.embedding(ids, self.weight, self.padding)
+        y = lookup(ids, self.weight, self.padding)
+        return y if self.site is None else self.site(ids, y, self)
 
 
 class Embed(Block):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from phyla.blocks.act import activation
 from phyla.blocks.context import Context
-from phyla.blocks.linear import Linear
+from phyla.blocks.linear import Linear, activated
 from phyla.blocks.matmul import FEW_ROWS
 from phyla.blocks.residual import Mixer
 from phyla.blocks.shapes import NewStream, Stream
@@ -28,12 +28,12 @@ class FFN(Mixer):
         out: int | None = None,
     ) -> None:
         super().__init__()
-        self.act, self.inner_dropout = activation(act), dropout
+        self.act, self.act_name, self.inner_dropout = activation(act), act, dropout
         self.up = Linear(width, inner, bias=bias)
         self.down = Linear(inner, out or width, bias=bias)
 
     def mix(self, x: Stream, ctx: Context) -> NewStream:
-        h = self.act(self.up(x))  # (B, S, F)
+        h = activated(self.up, x, self.act_name, self.act)  # (B, S, F)
         if self.training and self.inner_dropout:
             h = F.dropout(h, self.inner_dropout)
         return self.down(h)

@@ -53,6 +53,11 @@ class Mutual(Full):
     """Every position; padding, which nobody real sees, sees all alike."""
 
 
+@dataclass(frozen=True)
+class Apart(Full):
+    """Every position; padding sees none, but for learned keys in front."""
+
+
 Mask = Full | Causal | Window
 
 
@@ -87,6 +92,8 @@ def _self_mask(mask: Mask, ctx: Context, first: int, keys: int) -> Tensor | None
     padding = given[:, None, None, first : first + keys]  # (B, 1, 1, K)
     if isinstance(mask, Mutual):
         padding = padding | ~given[:, None, ctx.start : ctx.start + ctx.length, None]
+    elif isinstance(mask, Apart):
+        padding = padding & given[:, None, ctx.start : ctx.start + ctx.length, None]
     return padding if rule is None else padding & rule
 
 

@@ -14,7 +14,12 @@ from phyla.blocks.spec import Block
 
 
 class Position(Block):
-    """A position object of attention: by default it neither rotates nor biases."""
+    """A position object of attention: by default it neither rotates nor biases.
+
+    by_slot: the bias depends on the slots of queries and keys rather than on what was counted along the rows.
+    """
+
+    by_slot = False
 
     def rotate(self, q: Queries, k: NewKeys, ctx: Context) -> tuple[Queries, NewKeys]:
         """Queries (B, H, S, E) and new keys (B, G, S, E) with their positions turned in."""
@@ -27,6 +32,12 @@ class Position(Block):
     def bias(self, q: Queries, k: Keys, first: int, scale: float, ctx: Context) -> Bias | None:
         """What to add to the scaled scores, broadcastable to (B, H, S, K), for slots first .. first+K-1."""
         return None
+
+    def prefixed(
+        self, q: Queries, k: Keys, first: int, scale: float, ctx: Context, count: int
+    ) -> Bias | None:
+        """As `bias`, where `count` of the keys are learned ones in front: they take the first positions."""
+        return self.bias(q, k, first, scale, ctx)
 
 
 class Rotary(Position):
@@ -108,12 +119,23 @@ class Alibi(Position):
     def bias(self, q: Queries, k: Keys, first: int, scale: float, ctx: Context) -> Bias:
         return ctx.once(self.signature, lambda: self._bias(q, first, k.shape[2], scale, ctx))
 
+    def prefixed(self, q: Queries, k: Keys, first: int, scale: float, ctx: Context, count: int) -> Bias:
+        def longer() -> Tensor:
+            own = self._bias(q, first, k.shape[2] - count, scale, ctx)
+            front = self._slope(torch.arange(-count, 0, device=q.device)[None], q, scale)
+            return torch.cat([front.expand(own.shape[0], -1, -1, -1), own], -1)
+
+        return ctx.once((self.signature, count), longer)
+
     def _bias(self, q: Tensor, first: int, keys: int, scale: float, ctx: Context) -> Tensor:
         given = ctx.attention_mask
         if given is not None and given.dim() == 2:
             index = ((given.long().cumsum(-1) - 1) * given)[:, first : first + keys]
         else:
             index = torch.arange(first, first + keys, device=q.device)[None]
+        return self._slope(index, q, scale)
+
+    def _slope(self, index: Tensor, q: Tensor, scale: float) -> Tensor:
         slopes = self.slopes
         if self.rounded:
             bias = slopes.bfloat16()[:, None, None] * index[:, None, None]  # (B, H, 1, K)
@@ -173,14 +195,20 @@ class BucketBias(Block):
 class StackBias(Position):
     """Takes the bias that the stack owns and has put into the call (T5: one table for all layers)."""
 
+    by_slot = True
+
     def bias(self, q: Queries, k: Keys, first: int, scale: float, ctx: Context) -> Bias:
         owner = ctx.memo["stack-bias"]
 
         def values() -> Tensor:
-            return owner(ctx.start, ctx.length, first, k.shape[2]).to(q.dtype)
+            start = ctx.start + ctx.memo.get("ahead", 0)  # learned keys that take positions of their own
+            return owner(start, ctx.length, first, k.shape[2]).to(q.dtype)
 
         shared = ctx.once("stack-bias-values", values)
-        return shared if shared.shape[-1] == k.shape[2] else values()
+        if shared.shape[-1] != k.shape[2]:
+            # The table is the first layer's; one with more or fewer learned keys has, as published, no bias.
+            shared = ctx.memo["stack-bias-values"] = shared.new_zeros(*shared.shape[:3], k.shape[2])
+        return shared
 
 
 class RelativeKeys(Position):
@@ -188,6 +216,8 @@ class RelativeKeys(Position):
 
     Shaw et al. 2018, arXiv:1803.02155, eq. 4; Huang et al. 2020, arXiv:2009.13658 (method 4) for `queries`.
     """
+
+    by_slot = True
 
     def __init__(self, max_positions: int, width: int, queries: bool = False) -> None:
         super().__init__()

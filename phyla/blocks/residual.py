@@ -27,6 +27,7 @@ class Mixer(Block):
         super().__init__()
         self.is_branch = False
         self.register_module("site", None)
+        self.register_module("mix_site", None)
 
     def attach(
         self,
@@ -57,9 +58,15 @@ class Mixer(Block):
         """Memory for `length` positions of `batch` rows, or None."""
         return None
 
+    def _flat(self, ctx: Context) -> bool:
+        """Whether the row holds several texts, which this mixer must tell apart (see blocks/flat.py)."""
+        return self.caches and ctx.cache is not None and getattr(ctx.cache, "flat", False)
+
     def change(self, h: Stream, x: Stream, ctx: Context) -> Stream:
         """What the branch adds to the stream x, given the normed stream h."""
-        y = self.mix(h, ctx)
+        y = ctx.cache.mix(self, h, ctx) if self._flat(ctx) else self.mix(h, ctx)
+        if self.mix_site is not None:
+            y = self.mix_site(y, x, self)
         if self.out_norm is not None:
             y = self.out_norm(y)
         if self.training and self.dropout_prob:
@@ -78,7 +85,7 @@ class Mixer(Block):
 
     def forward(self, x: Stream, ctx: Context) -> NewStream:
         if not self.is_branch:
-            y = self.mix(x, ctx)
+            y = ctx.cache.mix(self, x, ctx) if self._flat(ctx) else self.mix(x, ctx)
             return y if self.site is None else self.site(y, x, self)
         if self.idle(ctx):
             return x

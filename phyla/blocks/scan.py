@@ -11,11 +11,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from phyla.blocks.matmul import is_inference_on_cpu
 from phyla.blocks.shapes import State, Steps
 
 # Steps that a selective scan holds states of at once: more cost memory, fewer cost calls.
 SPAN, COMPILED_SPAN = 64, 256
 LOWEST = -1e30  # the exponent of an empty sum
+# (x, step, a, b, c, state) -> (y, last state), or None where it does not apply: see phyla/fast/recurrent.py.
+native: Callable[..., tuple[Tensor, Tensor] | None] | None = None
 
 
 def scan(decay: Tensor, entry: Steps, state: State | None = None) -> tuple[Steps, State]:
@@ -97,6 +100,10 @@ def selective_scan(
     x, step (B, S, I); a (I, N); b, c (B, S, N); state (B, I, N). Returns y (B, S, I) and the last h. States
     are held for a span of steps alone, in training too.
     """
+    if native is not None and is_inference_on_cpu(x):
+        found = native(x, step, a, b, c, state)
+        if found is not None:
+            return found
     span = COMPILED_SPAN if torch.compiler.is_compiling() else SPAN
     length = x.shape[1]
     if length <= span:

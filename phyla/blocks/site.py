@@ -2,7 +2,8 @@
 
 A site is an attribute `site` that is None until something is put there, so an empty one costs one `is None`.
 `Linear` calls `site(x, y, linear)`; a branch calls `site(y, x, branch)` on its output before the residual
-sum, and returns at once where `site.closes`; embeddings and layers call `site(x, ctx)` (those without one
+sum, and returns at once where `site.closes`; `mix_site(y, x, branch)` on the mixer's own output, before the
+branch's norm of it; embeddings and layers call `site(x, ctx)` (those without one
 `site(x)`); attention calls `kv_site(k, v, mask, x)`, x its input, before keys and values are used.
 """
 

@@ -78,7 +78,7 @@ class Parallel(Block):
         y = x
         for name in self.order:
             branch = getattr(self, name)
-            y = y + branch.change(branch.normed(h), x, ctx)
+            y = y + branch.change(branch.normed(h), y, ctx)
         if self.training and self.dropout_prob:
             y = x + F.dropout(y - x, self.dropout_prob)
         return y if self.site is None else self.site(y, ctx)

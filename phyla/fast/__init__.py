@@ -2,5 +2,6 @@
 
 nibbles.py: matrices of 4-bit codes and their product. ggml.py: quantised GGUF blocks as such matrices.
 packed.py: the modules that hold them. install.py: those modules in a model that is being loaded.
-pack.py: q, k, v and gate, up as one product each.
+pack.py: q, k, v and gate, up as one product each. native.py: small kernels built by the system's compiler;
+step.py, wide.py and plan.py: whole stacks of layers; recurrent.py: scans and LSTMs; products.py: products.
 """

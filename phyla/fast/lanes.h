@@ -4,6 +4,7 @@
 #define PHYLA_LANES_H
 
 #include <math.h>
+#include <sched.h>
 
 #include "vectors.h"
 
@@ -21,6 +22,31 @@ struct Norm {
 }  // extern "C"
 
 namespace {
+
+typedef int (*Asked)(void);  // omp_get_num_threads, omp_get_thread_num
+
+// Where the threads of a team meet.
+struct Meeting {
+    volatile long arrived, turn;
+};
+
+// Wait for all threads: at first by looking, then leaving the core to others that may be the ones waited for.
+inline void meet(Meeting &m, long threads) {
+    const long pauses = 4000;
+    if (threads == 1) return;
+    const long turn = __atomic_load_n(&m.turn, __ATOMIC_ACQUIRE);
+    if (__atomic_add_fetch(&m.arrived, 1, __ATOMIC_ACQ_REL) == threads) {
+        __atomic_store_n(&m.arrived, 0, __ATOMIC_RELAXED);
+        __atomic_store_n(&m.turn, turn + 1, __ATOMIC_RELEASE);
+        return;
+    }
+    for (long i = 0; __atomic_load_n(&m.turn, __ATOMIC_ACQUIRE) == turn; i++) {
+        if (i > pauses) sched_yield();
+#if defined(__x86_64__)
+        __builtin_ia32_pause();
+#endif
+    }
+}
 
 // 2^x in lanes, by the exponent's bits and a polynomial on [-1/2, 1/2]; relative error below 2e-7.
 inline Floats power(Floats x) {
@@ -68,24 +94,41 @@ inline Floats activated(Floats x, long act) {
     return x > 0 ? x : (Floats){};
 }
 
-// y = norm(x) for one row of `width`; sums in the order of `dots`.
+inline float sum_of(const float *x, long width) {
+    Floats sums[4] = {};
+    long k = 0;
+    for (; k + 4 * LANES <= width; k += 4 * LANES)
+        for (int i = 0; i < 4; i++) sums[i] += load(x + k + i * LANES);
+    for (; k + LANES <= width; k += LANES) sums[0] += load(x + k);
+    float y = across((sums[0] + sums[1]) + (sums[2] + sums[3]));
+    for (; k < width; k++) y += x[k];
+    return y;
+}
+
+// y = norm(x) for one row of `width`; every sum in one order.
 template <class T> void norm(const Norm &n, const float *x, long width, float *y) {
     if (n.kind == NO_NORM) {
         if (y != x) memcpy(y, x, width * sizeof(float));
         return;
     }
-    float mean = 0, square;
+    float square;
+    long k = 0;
     if (n.kind == LAYER_NORM) {
-        double sum = 0;
-        for (long k = 0; k < width; k++) sum += x[k];
-        mean = (float)(sum / width);
-        for (long k = 0; k < width; k++) y[k] = x[k] - mean;
+        const float mean = sum_of(x, width) / width;
+        for (; k + LANES <= width; k += LANES) save(y + k, load(x + k) - mean);
+        for (; k < width; k++) y[k] = x[k] - mean;
         x = y;
     }
     dots<float, 1>(x, width, x, width, &square);
     const float gain = 1.0f / sqrtf(square / width + n.eps);
     const T *w = (const T *)n.weight, *b = (const T *)n.bias;
-    for (long k = 0; k < width; k++) {
+    for (k = 0; k + LANES <= width; k += LANES) {
+        Floats v = load(x + k) * gain;
+        if (w) v *= load(w + k) + n.offset;
+        if (b) v += load(b + k);
+        save(y + k, v);
+    }
+    for (; k < width; k++) {
         const float v = x[k] * gain * (w ? widen(w[k]) + n.offset : 1.0f);
         y[k] = b ? v + widen(b[k]) : v;
     }

@@ -16,24 +16,45 @@ import subprocess
 import tempfile
 import threading
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
-from phyla.blocks import matmul, stack
+from phyla.blocks import flat, gradient, matmul, recurrence, scan, stack
+from phyla.blocks.processor import description
+from phyla.fast.flat import alike_of, flat_attention_of
 from phyla.fast.products import Product, product_of
+from phyla.fast.recurrent import Memory, Scan, memory_of, scan_of
 from phyla.fast.step import StackRunner, runner_of
+from phyla.fast.train import Training, training_of
 
 HEADERS = tuple(Path(__file__).with_name(name) for name in ("vectors.h", "lanes.h"))
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("gemv.cpp", "gemm.cpp", "step.cpp", "wide.cpp"))
+SOURCES = tuple(
+    Path(__file__).with_name(f"{name}.cpp")
+    for name in ("gemv", "gemm", "step", "wide", "train", "loss", "scan", "flat")
+)
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared")
 BUILD_SECONDS = 300
 _FAILURES = (OSError, AttributeError, RuntimeError, TypeError, ValueError, subprocess.SubprocessError)
+
+
+class Kernels(NamedTuple):
+    """One function for each slot that the blocks have."""
+
+    product: Product
+    stack: StackRunner
+    gradient: Training
+    scan: Scan
+    memory: Memory
+    flat: flat.FlatAttention
+    alike: Product
+
 
 _log = logging.getLogger(__name__)
 _lock = threading.Lock()
 _started = False
 _builder: threading.Thread | None = None
-_ready: tuple[Product, StackRunner] | None = None
+_ready: Kernels | None = None
 
 
 def enable(background: bool = True) -> None:
@@ -68,20 +89,37 @@ def wait() -> bool:
     return matmul.native is not None
 
 
-def load() -> tuple[Product, StackRunner] | None:
+def load() -> Kernels | None:
     """The kernels, built where they have to be; None (and why, in the debug log) where they cannot be had."""
     try:
         runtime = _runtime()
         parallel, count, number = (_address(runtime, name) for name in _NEEDED)
         library = ctypes.CDLL(str(_built()))
-        return product_of(library, parallel), runner_of(library, parallel, count, number)
+        return Kernels(
+            product_of(library, parallel),
+            runner_of(library, parallel, count, number),
+            training_of(library, parallel),
+            scan_of(library, parallel),
+            memory_of(library, parallel, count, number),
+            flat_attention_of(library, parallel),
+            alike_of(library, parallel),
+        )
     except _FAILURES as error:
         _log.debug("native kernels: not in use: %s", error)
         return None
 
 
 def _install() -> None:
-    matmul.native, stack.native = load() or (None, None)
+    _put(load())
+
+
+def _put(kernels: Kernels | None) -> None:
+    """Fill the blocks' slots."""
+    none: Any = (None,) * len(Kernels._fields)
+    k = kernels or Kernels(*none)
+    matmul.native, stack.native, gradient.native = k.product, k.stack, k.gradient
+    scan.native, recurrence.native, flat.native = k.scan, k.memory, k.flat
+    matmul.native_alike = k.alike
 
 
 def _prepare() -> None:
@@ -93,7 +131,7 @@ def _adopt() -> None:
     """Take what the builder has left, once."""
     global _builder, _ready
     if _builder is not None and _ready is not None:
-        matmul.native, stack.native = _ready
+        _put(_ready)
     _builder = _ready = None
 
 
@@ -129,23 +167,12 @@ def _address(library: ctypes.CDLL, name: str) -> int:
     return ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
 
 
-def _cpu() -> str:
-    """What -march=native depends on: the model and flags of the processor."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            text = file.read(8192).split("\n\n")[0]
-    except OSError:
-        return platform.processor()
-    kept = ("vendor_id", "cpu family", "model", "stepping", "flags", "Features", "CPU ")
-    return "\n".join(line for line in text.splitlines() if line.startswith(kept))
-
-
 def _target() -> Path:
     """Where the library for this source and this machine lies, whether it is built or not."""
     root = os.environ.get("XDG_CACHE_HOME", "")
     cache = Path(root) if os.path.isabs(root) else Path.home() / ".cache"
     sources = [path.read_text(encoding="utf-8") for path in (*HEADERS, *SOURCES)]
-    parts = (*sources, *FLAGS, platform.machine(), platform.system(), _cpu())
+    parts = (*sources, *FLAGS, platform.machine(), platform.system(), description())
     return cache / "phyla" / "kernels" / f"{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()}.so"
 
 

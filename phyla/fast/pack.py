@@ -82,6 +82,19 @@ class _JoinedDense(Joined):
         self.weight = weight
         self.places = [m.weight.data_ptr() for m in maps]
 
+    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+        if any(m.site is not None for m in self.maps):
+            return super().__call__(x)
+        return self.biased(x).split_with_sizes(self.sizes, -1)
+
+    def biased(self, x: Tensor) -> Tensor:
+        """All results side by side with their biases, (..., sum of outs); sites are not asked."""
+        biases = [m.bias for m in self.maps]
+        if all(b is None for b in biases):
+            return self.product(x)
+        whole = [x.new_zeros(n) if b is None else b for b, n in zip(biases, self.sizes, strict=True)]
+        return linear(x, self.weight, torch.cat(whole))
+
     def product(self, x: Tensor) -> Tensor:
         return linear(x, self.weight)
 

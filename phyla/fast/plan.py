@@ -15,16 +15,18 @@ from torch import Tensor, nn
 from phyla.blocks.attention import Attention
 from phyla.blocks.ffn import FFN, GatedFFN
 from phyla.blocks.linear import Linear
-from phyla.blocks.mask import Causal, Full
+from phyla.blocks.mask import Causal, Full, Window
 from phyla.blocks.norm import LayerNorm, RMSNorm
 from phyla.blocks.position import Rotary
 from phyla.blocks.stack import Layer, Stack
 
 WIDEST = 512  # elements of a head that the kernels have room for
+ALL = 1 << 40  # more keys than there are
 _ACTS = {
     "relu": 0, "silu": 1, "swish": 1, "gelu_new": 2, "gelu_pytorch_tanh": 2, "gelu_python_tanh": 2,
     "gelu": 3, "gelu_python": 3, "quick_gelu": 4,
 }  # fmt: skip
+SITES = ("site", "mix_site", "kv_site")
 _NORMS: dict[type, int] = {RMSNorm: 1, LayerNorm: 2}
 
 _long, _float, _pointer = ctypes.c_long, ctypes.c_float, ctypes.c_void_p
@@ -50,7 +52,7 @@ class LayerPart(ctypes.Structure):
         *((name, Map) for name in _MAP_NAMES),
         ("attn_multiplier", _float), ("ffn_multiplier", _float),
         ("keys", _pointer), ("values", _pointer),
-        ("capacity", _long), ("used", _long), ("first", _long), ("window", _long),
+        ("capacity", _long), ("used", _long), ("first", _long), ("window", _long), ("ahead", _long),
     ]  # fmt: skip
 
 
@@ -62,7 +64,7 @@ class StackPart(ctypes.Structure):
         )),
         ("scale", _float),
         *((name, _long) for name in ("turned", "paired", "angle_rows")),
-        ("cos", _pointer), ("sin", _pointer), ("mask", _pointer), ("mask_stride", _long), ("start", _long),
+        ("cos", _pointer), ("sin", _pointer), ("mask", _pointer), ("mask_stride", _long),
         ("x", _pointer), ("layer", ctypes.POINTER(LayerPart)),
     ]  # fmt: skip
 
@@ -75,12 +77,17 @@ class Plan:
         first = layers[0]
         self.attns: list[Attention] = [layer.attn for layer in layers]
         self.ffns: list[Any] = [layer.ffn for layer in layers]
-        self.position = first.attn.position
+        self.positions: list[Any] = list(
+            {
+                attn.position.signature: attn.position for attn in self.attns if attn.position is not None
+            }.values()
+        )
+        self.position = self.positions[0] if self.positions else None
         self.causal = isinstance(first.attn.mask, Causal)
         self.dtype = first.attn.q.weight.dtype
         modules = [m for layer in layers for m in layer.modules()]
         self.hooks = [d for m in modules for d in (m._forward_hooks, m._forward_pre_hooks) if d is not None]
-        self.sites = [(m._modules, n) for m in modules for n in ("site", "kv_site") if n in m._modules]
+        self.sites = [(m._modules, n) for m in modules for n in SITES if n in m._modules]
         self.places = [
             (m._parameters, name) for m in modules for name, p in m._parameters.items() if p is not None
         ]
@@ -101,12 +108,12 @@ class Plan:
         return [table[name].data_ptr() for table, name in self.places]
 
     def holds(self) -> bool:
-        """Whether parameters lie where they lay, and no site or hook has been filled."""
-        return (
-            not any(self.hooks)
-            and not any(table[name] is not None for table, name in self.sites)
-            and self.now() == self.pointers
-        )
+        """Whether parameters lie where they lay."""
+        return self.now() == self.pointers
+
+    def busy(self) -> bool:
+        """Whether something is at a site or hook, and wants to be asked."""
+        return any(self.hooks) or any(table[name] is not None for table, name in self.sites)
 
     def _layer(self, layer: Any) -> LayerPart:
         made = LayerPart()
@@ -120,7 +127,12 @@ class Plan:
         for name in _MAP_NAMES:
             owner = layer.attn if name in "qkvo" else layer.ffn
             setattr(made, name, _map(getattr(owner, name, None)))
-        made.window = getattr(layer.attn.mask, "window", None) or 0
+        mask = layer.attn.mask
+        if isinstance(mask, Window):
+            made.window, made.ahead = mask.radius + 1, mask.radius
+        else:
+            made.window = getattr(mask, "window", None) or 0
+            made.ahead = 0 if isinstance(mask, Causal) else ALL
         return made
 
 
@@ -154,7 +166,7 @@ def is_plain(stack: Stack) -> bool:
         if (
             type(attn) is not Attention
             or type(ffn) not in (FFN, GatedFFN)
-            or type(attn.mask) not in (Causal, Full)
+            or type(attn.mask) not in (Causal, Full, Window)
         ):
             return False
         position = attn.position
@@ -176,8 +188,8 @@ def is_plain(stack: Stack) -> bool:
             return False
         shapes.add((
             attn.num_heads, attn.num_kv_heads, attn.head_width, attn.scale, ffn.up.out_features,
-            ffn.spec.args["act"], type(ffn), type(attn.mask),
-            None if position is None else position.signature, *{t.dtype for t in tensors},
+            ffn.spec.args["act"], type(ffn), isinstance(attn.mask, Causal),
+            None if position is None else (position.width, position.layout), *{t.dtype for t in tensors},
         ))  # fmt: skip
     return (
         len(shapes) == 1 and tensors[0].dtype in (torch.float32, torch.bfloat16) and attn.head_width <= WIDEST
@@ -193,12 +205,12 @@ class Plans:
     def of(self, stack: Stack) -> Plan | None:
         """The plan, or None where the stack is not plain or something in it wants to be asked."""
         known = self.known.get(stack)
+        if known is not None and known.busy():
+            return None  # something is at a site now: it may go away again
         if known is not None and known.holds():
             return known
         if known is None and stack in self.known:
             return None
         plan = Plan(stack) if is_plain(stack) else None
-        if plan is not None and not plan.holds():
-            return None  # something is at a site now: it may go away again
         self.known[stack] = plan
-        return plan
+        return None if plan is not None and plan.busy() else plan

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from phyla.blocks import matmul
+from phyla.blocks.processor import is_foreign_to_blas
 
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor | None]
 
@@ -19,18 +20,10 @@ WHOLE_ROWS = 128  # rows above which the form of the weight decides in float32
 LEAST_WORK = 1 << 18  # multiplications below which a call costs more than it computes
 
 
-def _foreign_blas() -> bool:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            return "AuthenticAMD" in file.read(4096)
-    except OSError:
-        return False
-
-
 def most_rows() -> dict[torch.dtype, int]:
     """Rows up to which the kernels are the faster, by dtype."""
     return {
-        torch.float32: MANY if _foreign_blas() else matmul.FEW_ROWS,
+        torch.float32: MANY if is_foreign_to_blas() else matmul.FEW_ROWS,
         torch.bfloat16: matmul.FEW_ROWS if matmul.HAS_BFLOAT16 else MANY,
     }
 
@@ -45,21 +38,17 @@ def product_of(library: ctypes.CDLL, parallel: int) -> Product:
             ctypes.c_int, number, number, number, pointer, number, pointer, pointer, pointer, number,
             ctypes.c_uint, pointer,
         ]  # fmt: skip
-    dispatched = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
     most = most_rows()
 
     def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
         dtype = weight.dtype
-        # Anything that watches or changes what torch does must see torch's own operation.
         if (
             type(x) is not Tensor
             or type(weight) not in (Tensor, nn.Parameter)
             or x.dtype != dtype
             or dtype not in FEW
             or not (x.is_cpu and weight.is_cpu)
-            or dispatched()
-            or torch.is_autocast_enabled("cpu")
-            or torch._C._get_tracing_state() is not None
+            or matmul.is_watched()
             or weight.dim() != 2
         ):
             return None

@@ -6,7 +6,6 @@
 // not depend on the threads or on other rows of the batch.
 
 #include <math.h>
-#include <sched.h>
 
 #include "lanes.h"
 
@@ -22,7 +21,7 @@ struct Layer {
     Map q, k, v, o, gate, up, down;
     float attn_multiplier, ffn_multiplier;
     void *keys, *values;
-    long capacity, used, first, window;
+    long capacity, used, first, window, ahead;  // ahead: see wide.cpp
 };
 
 struct Stack {
@@ -31,47 +30,48 @@ struct Stack {
     long turned, paired, angle_rows;  // rotary elements of a head, (2i, 2i + 1) pairs or halves, 1 or B rows of angles
     const float *cos, *sin;           // (1 or B, length, turned)
     const uint8_t *mask;              // (B, mask_stride), 1 where a slot may be attended, or none
-    long mask_stride, start;
+    long mask_stride;
     float *x;
     const Layer *layer;
 };
-
-typedef int (*Asked)(void);
 
 }  // extern "C"
 
 namespace {
 
-enum { MOST_ROWS = 8, KEYS = 128, CHUNK_BYTES = 40960, PHASES = 5, PAUSES = 4000 };
+enum { MOST_ROWS = 8, KEYS = 128, CHUNK_BYTES = 40960, PHASES = 5 };
+
+struct Sizes {
+    long qkv, parts, inner, change, shared, stream, scratch, own;
+    explicit Sizes(const Stack &s) {
+        long longest = 0;
+        for (long i = 0; i < s.layers; i++) longest = s.layer[i].used > longest ? s.layer[i].used : longest;
+        const long chunks = (longest + s.length + KEYS - 1) / KEYS;
+        const long M = s.batch * s.length, E = s.head_width, queries = s.heads / s.kv_heads * s.length;
+        const long line = 16;
+        qkv = M * (s.heads + 2 * s.kv_heads) * E + line;
+        parts = s.batch * s.kv_heads * chunks * queries * (E + 2) + line;
+        inner = M * s.inner + line;
+        change = M * s.width + line;
+        shared = qkv + parts + inner + 2 * change + line;
+        const long widest = s.width > s.heads * E ? s.width : s.heads * E;
+        stream = M * widest + line;
+        scratch = queries * E + queries * KEYS + E + s.width + line;
+        own = 2 * stream + scratch + 2 * 64 * MOST_ROWS + line;
+    }
+};
 
 struct Team {
     const Stack *s;
+    const Sizes *size;
     Asked count, number;
     float *shared, *own;  // buffers of all threads, and of each
-    long own_size, failed;
-    volatile long next;  // see `take`
-    volatile long arrived, turn;
+    long own_size;
+    Meeting meeting;
     long *counters;  // work handed out, one for each phase of each layer
 };
 
 inline float *align(float *p) { return (float *)(((uintptr_t)p + 63) & ~(uintptr_t)63); }
-
-// Wait for all threads: at first by looking, then leaving the core to others that may be the ones waited for.
-void meet(Team &t, long threads) {
-    if (threads == 1) return;
-    const long turn = __atomic_load_n(&t.turn, __ATOMIC_ACQUIRE);
-    if (__atomic_add_fetch(&t.arrived, 1, __ATOMIC_ACQ_REL) == threads) {
-        __atomic_store_n(&t.arrived, 0, __ATOMIC_RELAXED);
-        __atomic_store_n(&t.turn, turn + 1, __ATOMIC_RELEASE);
-        return;
-    }
-    for (long i = 0; __atomic_load_n(&t.turn, __ATOMIC_ACQUIRE) == turn; i++) {
-        if (i > PAUSES) sched_yield();
-#if defined(__x86_64__)
-        __builtin_ia32_pause();
-#endif
-    }
-}
 
 // The next chunk of rows of weights of `width` elements, as [n, end); false where none is left.
 template <class T> bool take(long *counter, long outs, long width, long &n, long &end) {
@@ -230,30 +230,11 @@ template <class T> void join_stream(const Stack &s, const Norm &out, const Norm 
     }
 }
 
-struct Sizes {
-    long qkv, parts, inner, change, shared, stream, scratch, own;
-    Sizes(const Stack &s, long chunks) {
-        const long M = s.batch * s.length, E = s.head_width, queries = s.heads / s.kv_heads * s.length;
-        const long line = 16;
-        qkv = M * (s.heads + 2 * s.kv_heads) * E + line;
-        parts = s.batch * s.kv_heads * chunks * queries * (E + 2) + line;
-        inner = M * s.inner + line;
-        change = M * s.width + line;
-        shared = qkv + parts + inner + 2 * change + line;
-        const long widest = s.width > s.heads * E ? s.width : s.heads * E;
-        stream = M * widest + line;
-        scratch = queries * E + queries * KEYS + E + s.width + line;
-        own = 2 * stream + scratch + 2 * 64 * MOST_ROWS + line;
-    }
-};
-
 template <class T> void go(Team &t) {
     const Stack &s = *t.s;
     const long threads = t.count(), me = t.number(), M = s.batch * s.length, D = s.width, E = s.head_width;
     const long Q = s.heads * E, KV = s.kv_heads * E, row = Q + 2 * KV;
-    long longest = 0;
-    for (long i = 0; i < s.layers; i++) longest = s.layer[i].used > longest ? s.layer[i].used : longest;
-    const Sizes size(s, (longest + s.length + KEYS - 1) / KEYS);
+    const Sizes &size = *t.size;
     float *qkv = align(t.shared), *parts = qkv + size.qkv, *inner = parts + size.parts;
     float *attn_change = inner + size.inner, *ffn_change = attn_change + size.change;
     float *x = align(t.own + me * t.own_size), *h = x + size.stream, *scratch = h + size.stream, *ends = scratch + size.scratch;
@@ -273,21 +254,21 @@ template <class T> void go(Team &t) {
                     rows_of<T>(l.v, n - Q - KV, M, h, D, out);
                 for (long m = 0; m < M; m++) qkv[m * row + n] = out[m];
             }
-        meet(t, threads);
+        meet(t.meeting, threads);
         const long chunks = (l.used + s.length + KEYS - 1) / KEYS, items = s.batch * s.kv_heads * chunks;
         const long part = s.heads / s.kv_heads * s.length * (E + 2);
         for (long item; (item = __atomic_fetch_add(counter + 1, 1, __ATOMIC_RELAXED)) < items;) {
             const long c = item % chunks, g = item / chunks % s.kv_heads, b = item / chunks / s.kv_heads;
             attend<T>(s, l, qkv, b, g, c * KEYS, parts + item * part, scratch);
         }
-        meet(t, threads);
+        meet(t.meeting, threads);
         join(s, parts, chunks, h);
         while (take<T>(counter + 2, D, Q, n, end))
             for (; n < end; n++) {
                 rows_of<T>(l.o, n, M, h, Q, out);
                 for (long m = 0; m < M; m++) attn_change[m * D + n] = out[m];
             }
-        meet(t, threads);
+        meet(t.meeting, threads);
         join_stream<T>(s, l.attn_out, l.attn_post, l.attn_multiplier, attn_change, x, scratch);
         for (long m = 0; m < M; m++) norm<T>(l.ffn_pre, x + m * D, D, h + m * D);
         while (take<T>(counter + 3, s.inner, D, n, end)) {
@@ -310,13 +291,13 @@ template <class T> void go(Team &t) {
                 }
             }
         }
-        meet(t, threads);
+        meet(t.meeting, threads);
         while (take<T>(counter + 4, D, s.inner, n, end))
             for (; n < end; n++) {
                 rows_of<T>(l.down, n, M, inner, s.inner, out);
                 for (long m = 0; m < M; m++) ffn_change[m * D + n] = out[m];
             }
-        meet(t, threads);
+        meet(t.meeting, threads);
         join_stream<T>(s, l.ffn_out, l.ffn_post, l.ffn_multiplier, ffn_change, x, scratch);
     }
     if (me == 0) memcpy(s.x, x, M * D * sizeof(float));
@@ -337,10 +318,8 @@ int first(void) { return 0; }
 
 // 0, or 1 where there is no memory. count and number are omp_get_num_threads and omp_get_thread_num.
 extern "C" int phyla_stack(const Stack *s, unsigned threads, Parallel parallel, Asked count, Asked number) {
-    long longest = 0;
-    for (long i = 0; i < s->layers; i++) longest = s->layer[i].used > longest ? s->layer[i].used : longest;
-    const Sizes size(*s, (longest + s->length + KEYS - 1) / KEYS);
-    Team t = {s, count, number, 0, 0, size.own + 64, 0, 0, 0, 0, 0};
+    const Sizes size(*s);
+    Team t = {s, &size, count, number, 0, 0, size.own + 64, {0, 0}, 0};
     const long bytes = (size.shared + 64 + t.own_size * threads) * sizeof(float), counters = s->layers * PHASES * sizeof(long);
     char *memory = 0;
     if (posix_memalign((void **)&memory, 64, bytes + counters)) return 1;

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from phyla.blocks.cache import KVCache
 from phyla.blocks.context import Context
+from phyla.blocks.matmul import is_watched
 from phyla.blocks.stack import Stack
 from phyla.fast.plan import Plan, Plans, address
 from phyla.fast.wide import Wide
@@ -23,7 +24,6 @@ def runner_of(library: ctypes.CDLL, parallel: int, count: int, number: int) -> S
     pointer = ctypes.c_void_p
     function.restype = ctypes.c_int
     function.argtypes = [pointer, ctypes.c_uint, pointer, pointer, pointer]
-    dispatched = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
     plans, wide = Plans(), Wide(library, parallel)
 
     def run(stack: Stack, x: Tensor, ctx: Context) -> Tensor | None:
@@ -39,9 +39,8 @@ def runner_of(library: ctypes.CDLL, parallel: int, count: int, number: int) -> S
             or (mask is not None and (mask.dim() != 2 or mask.dtype != torch.bool))
             or x.dim() != 3
             or not x.numel()
-            or dispatched()
-            or torch.is_autocast_enabled("cpu")
-            or torch._C._get_tracing_state() is not None
+            or is_watched()
+            or getattr(ctx.cache, "flat", False)
         ):
             return None
         plan = plans.of(stack)
@@ -50,7 +49,7 @@ def runner_of(library: ctypes.CDLL, parallel: int, count: int, number: int) -> S
         slots = [ctx.slot(attn.slot) for attn in plan.attns]
         if ctx.cache is not None and not all(_fits(slot, plan, len(x)) for slot in slots):
             return None
-        few = x.shape[0] * x.shape[1] <= MOST_ROWS and ctx.cache is not None
+        few = x.shape[0] * x.shape[1] <= MOST_ROWS and ctx.cache is not None and len(plan.positions) < 2
         if few and all(slot.keys is not None for slot in slots):
             return step(plan, slots, x, ctx)
         return wide(plan, slots, x, ctx)

@@ -21,7 +21,8 @@ struct Turned {
 };
 
 struct Attended {
-    long is_bfloat16, batch, heads, kv_heads, head_width, length, keys_used, start, window, causal;
+    long is_bfloat16, batch, heads, kv_heads, head_width, length, keys_used, start;
+    long window, ahead;  // a query sees the last `window` keys (0: all), itself included, and so many after itself
     float scale;
     const void *q, *keys, *values;  // q (B, H, S, E); keys and values (B, G, capacity, E)
     long capacity;
@@ -212,18 +213,18 @@ template <class T> void attend(void *data) {
         for (long i = 0; i < QUERIES; i++) most[i] = -INFINITY, sum[i] = 0;
         const long low = a.start + first, high = low + count - 1;  // slots of the first and the last query
         long begin = a.window && low - a.window + 1 > 0 ? low - a.window + 1 : 0;
-        const long end = a.causal && high + 1 < a.keys_used ? high + 1 : a.keys_used;
+        const long end = high + 1 + a.ahead < a.keys_used ? high + 1 + a.ahead : a.keys_used;
         for (long c = begin; c < end; c += BLOCK) {
             const long n = c + BLOCK < end ? BLOCK : end - c;
             long j = 0;
             for (; j + ROWS <= n; j += ROWS) compare<T, ROWS>(keys + (c + j) * E, q, E, scores + j * QUERIES);
             for (; j < n; j++) compare<T, 1>(keys + (c + j) * E, q, E, scores + j * QUERIES);
-            const bool edge = (a.causal && c + n - 1 > low) || (a.window && c <= high - a.window);
+            const bool edge = c + n - 1 > low + a.ahead || (a.window && c <= high - a.window);
             if (edge || mask)
                 for (j = 0; j < n; j++)
                     for (long i = 0; i < QUERIES; i++) {
                         const long behind = low + i - (c + j);
-                        if ((a.causal && behind < 0) || (a.window && behind >= a.window) || (mask && !mask[c + j]))
+                        if (-behind > a.ahead || (a.window && behind >= a.window) || (mask && !mask[c + j]))
                             scores[j * QUERIES + i] = -INFINITY;
                     }
             for (int half = 0; half < 2; half++) {

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from phyla.blocks.cache import KVCache
 from phyla.blocks.context import Context
+from phyla.blocks.matmul import linear_act
 from phyla.fast.plan import LayerPart, Norm, Plan, address
 
 _long, _float, _pointer = ctypes.c_long, ctypes.c_float, ctypes.c_void_p
@@ -30,7 +31,7 @@ class _Attended(ctypes.Structure):
     _fields_ = [
         *((name, _long) for name in (
             "is_bfloat16", "batch", "heads", "kv_heads", "head_width", "length", "keys_used", "start",
-            "window", "causal",
+            "window", "ahead",
         )),
         ("scale", _float), *((name, _pointer) for name in ("q", "keys", "values")), ("capacity", _long),
         ("mask", _pointer), ("mask_stride", _long), ("out", _pointer),
@@ -73,13 +74,15 @@ class Wide:
         normed = _Normed(is_bfloat16=half, rows=rows, width=width, x=x.data_ptr(), h=h.data_ptr())
         normed.pre = plan.layers[0].attn_pre
         self._run("norm", normed)
-        angles = None
-        if plan.position is not None:
-            angles = tuple(t.contiguous() for t in plan.position.angles(ctx, torch.float32))
+        angles = {
+            position.signature: tuple(t.contiguous() for t in position.angles(ctx, torch.float32))
+            for position in plan.positions
+        }
         mask = None if ctx.attention_mask is None else ctx.attention_mask.contiguous()
         last = len(plan.attns) - 1
         for i, (layer, attn, ffn) in enumerate(zip(plan.layers, plan.attns, plan.ffns, strict=True)):
-            change = attn.o(self._attend(plan, layer, attn, slots[i], h, angles, mask))
+            turns = None if attn.position is None else angles[attn.position.signature]
+            change = attn.o(self._attend(plan, layer, attn, slots[i], h, turns, mask))
             normed.change, normed.multiplier = change.data_ptr(), layer.attn_multiplier
             normed.out, normed.post, normed.pre = layer.attn_out, layer.attn_post, layer.ffn_pre
             self._run("norm", normed)
@@ -138,7 +141,7 @@ class Wide:
         out = h.new_empty(batch, length, heads * width)
         attended = _Attended(
             is_bfloat16=half, batch=batch, heads=heads, kv_heads=groups, head_width=width, length=length,
-            keys_used=used + length, start=used, window=layer.window, causal=plan.causal, scale=made.scale,
+            keys_used=used + length, start=used, window=layer.window, ahead=layer.ahead, scale=made.scale,
             q=queries.data_ptr(), keys=keys.data_ptr(), values=values.data_ptr(), capacity=keys.shape[2],
             out=out.data_ptr(),
         )  # fmt: skip
@@ -157,6 +160,9 @@ class Wide:
             else:
                 gate, up = ffn.gate(h), ffn.up(h)
         else:
+            fused = linear_act(h, ffn.up.weight, ffn.up.bias, ffn.act_name)
+            if fused is not None:
+                return fused
             gate = ffn.up(h)
         out = h.new_empty(*h.shape[:2], size)
         self._run("gate", _Gated(
