@@ -23,6 +23,15 @@ FEW = (
     "unipelt",
 )
 LEFT = ("h.",)
+# Cases with heads, in packs of their own.
+HEADS = {
+    "albert": ("masked_lm",), "bart": ("classification", "seq2seq_lm"), "beit": ("image_classification",),
+    "bert": ("causal_lm", "classification_id2label", "dependency_parsing", "head_alone", "masked_lm",
+             "multilabel", "multiple_choice", "parallel_two_heads", "qa", "stack_head_setup", "tagging"),
+    "gpt2": ("causal_lm", "classification"), "roberta": ("dependency_parsing",),
+    "t5": ("classification", "qa", "seq2seq_lm"), "vit": ("image_classification", "parallel_two_heads"),
+    "whisper": ("seq2seq_lm",),
+}  # fmt: skip
 
 
 def main(folder: str, *types: str) -> None:
@@ -43,10 +52,12 @@ def main(folder: str, *types: str) -> None:
                 print(f"left out {family.name}/{name}: {faults[0][:120]}", flush=True)
             else:
                 kept.append(meta.parent)
-        if kept:
-            path = TARGET / f"{family.name}.tar.xz"
-            write_pack(kept, path)
-            print(f"{family.name}: {len(kept)} cases, {path.stat().st_size} bytes", flush=True)
+        heads = [family / f"h.{name}" for name in HEADS.get(family.name, ())]
+        for stem, cases in ((family.name, kept), (f"{family.name}-heads", heads)):
+            if cases:
+                path = TARGET / f"{stem}.tar.xz"
+                write_pack(cases, path)
+                print(f"{stem}: {len(cases)} cases, {path.stat().st_size} bytes", flush=True)
 
 
 if __name__ == "__main__":

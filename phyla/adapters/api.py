@@ -1,16 +1,16 @@
 """The methods that every model has: adding, activating, training and merging adapters."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import nn
 
-from phyla.adapters.composition import Fuse, blocks_of, names_of, parse_composition
+from phyla.adapters.composition import Fuse, blocks_of, copies, names_of, parse_composition
 from phyla.adapters.config import config_of
-from phyla.adapters.registry import Adapters, Entry
+from phyla.adapters.registry import Adapters, Entry, module_key, repeated, rows_in
 from phyla.errors import AdapterError
 from phyla.model import PreTrainedModel
 
@@ -24,10 +24,18 @@ def adapters_of(model: PreTrainedModel) -> Adapters:
     return found
 
 
-def init(model: PreTrainedModel, adapters_config: Any = None, interface: Any = None) -> None:
-    """Nothing: every model of phyla takes adapters as it is."""
-    if not isinstance(model, PreTrainedModel):
-        raise AdapterError(f"adapters.init takes a model of phyla, but got {type(model).__name__}")
+def init(model: nn.Module, adapters_config: Any = None, interface: Any = None) -> None:
+    """Nothing for models of phyla, which take adapters as they are; other models get them by an interface."""
+    if isinstance(model, PreTrainedModel):
+        return
+    if interface is None:
+        raise AdapterError(
+            f"{type(model).__name__} is no model of phyla: say where its parts are with "
+            "interface=AdapterModelInterface(...)"
+        )
+    from phyla.adapters.interface import equip
+
+    equip(model, interface)
 
 
 def add_adapter(
@@ -91,8 +99,16 @@ def has_adapters(self: PreTrainedModel) -> bool:
 
 def freeze_model(self: PreTrainedModel, freeze: bool = True) -> None:
     """Stop (or allow) training of everything but adapters and heads."""
-    for parameter in self.backbone.parameters():
+    for parameter in base_parameters(self):
         parameter.requires_grad_(not freeze)
+
+
+def base_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
+    """What is neither adapter nor head: the backbone's, or those of a whole model from outside."""
+    if isinstance(model, PreTrainedModel):
+        yield from model.backbone.parameters()
+        return
+    yield from (p for name, p in model.named_parameters() if not name.startswith("adapters."))
 
 
 def train_adapter(self: PreTrainedModel, adapter_setup: Any, train_embeddings: bool = False) -> None:
@@ -164,8 +180,6 @@ def add_adapter_fusion(
 
 def delete_adapter_fusion(self: PreTrainedModel, adapter_names: Any) -> None:
     """Take a fusion away."""
-    from phyla.adapters.registry import module_key
-
     adapters = adapters_of(self)
     name = adapter_names if isinstance(adapter_names, str) else (
         adapter_names.name if isinstance(adapter_names, Fuse) else ",".join(adapter_names)
@@ -175,6 +189,7 @@ def delete_adapter_fusion(self: PreTrainedModel, adapter_names: Any) -> None:
     if any(isinstance(b, Fuse) and b.name == name for b in blocks_of(adapters.setup)):
         adapters.activate(None)
     del adapters.fusions[module_key(name)], adapters.fusion_configs[name]
+    adapters.ready.clear()
 
 
 def merge_adapter(self: PreTrainedModel, name: str) -> None:
@@ -218,7 +233,7 @@ def adapter_summary(self: PreTrainedModel, as_dict: bool = False) -> Any:
             "active": entry.name in active,
             "train": any(p.requires_grad for p in entry.parameters()),
         })  # fmt: skip
-    trained = any(p.requires_grad for p in self.backbone.parameters())
+    trained = any(p.requires_grad for p in base_parameters(self))
     rows.append({"name": "Full model", "#param": total, "%param": 100.0, "train": trained})
     if as_dict:
         return rows
@@ -241,13 +256,11 @@ class AdapterSetup(AbstractContextManager):
     current: ContextVar[Any] = ContextVar("adapter_setup", default=None)
 
     def __init__(self, adapter_setup: Any, head_setup: Any = None, ignore_empty: bool = False) -> None:
-        if head_setup is not None:
-            raise AdapterError("flexible heads are not implemented: leave head_setup out")
-        self.setup = parse_composition(adapter_setup)
+        self.setup, self.heads = parse_composition(adapter_setup), head_setup
         self.tokens: list[Any] = []
 
     def __enter__(self) -> "AdapterSetup":
-        self.tokens.append(self.current.set((self.setup,)))
+        self.tokens.append(self.current.set((self.setup, self.heads)))
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -257,15 +270,96 @@ class AdapterSetup(AbstractContextManager):
 def call(self: PreTrainedModel, forward: Any, args: tuple, named: dict[str, Any]) -> Any:
     """Run a model that has adapters."""
     adapters = adapters_of(self)
-    other = AdapterSetup.current.get()
-    if other is None or other[0] == adapters.setup:
+    with adapters.turn, _asked(adapters):
         return adapters.call(forward, self, args, named)
+
+
+@contextmanager
+def _asked(adapters: Adapters) -> Iterator[None]:
+    """The setup that an AdapterSetup around the call asks for, while it runs."""
+    other = AdapterSetup.current.get()
+    if other is None or adapters.settled or other[0] == adapters.setup:
+        yield
+        return
     setup, skip = adapters.setup, adapters.skip_layers
     adapters.activate(other[0])
     try:
-        return adapters.call(forward, self, args, named)
+        yield
     finally:
         adapters.activate(setup, skip)
+
+
+def run_generation(self: PreTrainedModel, function: Any, args: tuple, named: dict[str, Any]) -> Any:
+    """`generate` of a model that has adapters; adapter_names, task_ids and Parallel hold throughout."""
+    adapters = adapters_of(self)
+    names, tasks = named.pop("adapter_names", None), named.pop("task_ids", None)
+
+    def run() -> Any:
+        count = copies(adapters.setup)
+        given, more = args, named
+        if count > 1 and not adapters.facts.copied:
+            rows = rows_in((args, named))
+            given, more = repeated(args, count, rows), repeated(named, count, rows)
+            for name in ("row_settings", "seed"):  # one for each row
+                if isinstance(more.get(name), list | tuple):
+                    more[name] = list(more[name]) * count
+        for item in adapters.calling():
+            given, more = item.generate(self, given, more)
+        with _during(adapters), _lead(self, adapters.prompts()):
+            return adapters.with_tasks(tasks, lambda: function(self, *given, **more))
+
+    with adapters.turn, _asked(adapters):
+        return adapters.with_rows(names, rows_in((args, named)), run)
+
+
+@contextmanager
+def _lead(model: PreTrainedModel, site: Any) -> Iterator[None]:
+    """Let generation know of the positions that prompts take in front."""
+    if site is None or "prompt_lead" in dir(type(model)):
+        yield
+        return
+    model.__dict__["prompt_lead"] = site.count
+    try:
+        yield
+    finally:
+        del model.__dict__["prompt_lead"]
+
+
+@contextmanager
+def _during(adapters: Adapters) -> Iterator[None]:
+    """The calls inside find rows that are copied and a setup that stays."""
+    before = adapters.settled, adapters.facts.copied
+    adapters.settled = adapters.facts.copied = True
+    try:
+        yield
+    finally:
+        adapters.settled, adapters.facts.copied = before
+
+
+def adapter_fusion_to(
+    self: PreTrainedModel, adapter_names: Any, device: Any = None, dtype: torch.dtype | None = None
+) -> None:
+    """Move the layers of a fusion (a Fuse, a list or `a,b`) to a device or dtype."""
+    adapters = adapters_of(self)
+    name = adapter_names if isinstance(adapter_names, str) else (
+        adapter_names.name if isinstance(adapter_names, Fuse) else ",".join(adapter_names)
+    )  # fmt: skip
+    if name not in adapters.fusion_configs:
+        raise AdapterError(f"the model has no fusion {name!r}; it has {list(adapters.fusion_configs)}")
+    adapters.fusions[module_key(name)].to(device=device, dtype=dtype)
+
+
+def apply_to_adapter_layers(self: PreTrainedModel, function: Any) -> None:
+    """Call function(layer number, part) for every part of every adapter."""
+    for entry in adapters_of(self).entries.values():
+        for place, part in entry.items():  # type: ignore[operator]
+            function(place.layer, part)
+
+
+def iter_layers(self: PreTrainedModel) -> Iterator[tuple[int, nn.Module]]:
+    """Numbers and modules of the layers that adapters count by; encoders come before decoders."""
+    for layer in adapters_of(self).where.layers:
+        yield layer.index, layer.module
 
 
 def iterate_adapters(self: PreTrainedModel) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+import phyla.adapters.combine as combine
 from phyla.adapters.api import _like, adapters_of
 from phyla.adapters.lora import Low
 from phyla.adapters.registry import Entry
@@ -19,17 +20,21 @@ STRATEGIES = ("linear", "lora_linear_only_negate_b", "lora_delta_w_svd")
 def average_adapter(
     self: PreTrainedModel, adapter_name: str, adapter_list: Any, weights: list[float] | None = None,
     combine_strategy: str = "linear", normalize_weights: bool = True, overwrite_ok: bool = False,
-    set_active: bool = False, svd_rank: int | None = None,
+    set_active: bool = False, svd_rank: int | None = None, density: float | None = None,
+    majority_sign_method: str = "total",
 ) -> None:  # fmt: skip
     """Add an adapter whose parameters are the weighted average of others' (a list, or {name: weight}).
 
     combine_strategy: "linear"; "lora_linear_only_negate_b" (A by |weight|, B by weight); "lora_delta_w_svd"
-    (the product B A, cut to svd_rank).
+    (the product B A, cut to svd_rank). Of LoRA alone, as PEFT combines them: "cat", "svd", "task_arithmetic",
+    "magnitude_prune", "ties", "dare_linear", "dare_ties", and with `_svd` the last four on the products;
+    density: the share of entries that pruning keeps. A negative weight takes an adapter off.
     """
     if isinstance(adapter_list, Mapping):
         adapter_list, weights = list(adapter_list), list(adapter_list.values())
-    if combine_strategy not in STRATEGIES:
-        raise AdapterError(f"combine_strategy must be one of {list(STRATEGIES)}, but is {combine_strategy!r}")
+    if combine_strategy not in (*STRATEGIES, *combine.STRATEGIES):
+        known = [*STRATEGIES, *combine.STRATEGIES]
+        raise AdapterError(f"combine_strategy must be one of {known}, but is {combine_strategy!r}")
     adapters = adapters_of(self)
     entries = [adapters.get(name) for name in adapter_list]
     values = [1 / len(entries)] * len(entries) if weights is None else [float(w) for w in weights]
@@ -42,6 +47,14 @@ def average_adapter(
             raise AdapterError("weights that are normalised must not sum to 0")
         values = [v / sum(values) for v in values]
     config = entries[0].config
+    if combine_strategy in combine.STRATEGIES:
+        rank = combine.rank_of(combine_strategy, [combine.factors_of(e) for e in entries], svd_rank)
+        made = adapters.make(adapter_name, combine.of_rank(config, rank), _like(self))
+        combine.combine(made, entries, values, combine_strategy, density, majority_sign_method)
+        adapters.add(made, overwrite_ok)
+        if set_active:
+            adapters.activate(adapter_name)
+        return
     if combine_strategy == "lora_delta_w_svd":
         config = config.replace(r=svd_rank or config["r"])
     elif any(e.config.to_dict() != config.to_dict() for e in entries):

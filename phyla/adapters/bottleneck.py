@@ -6,16 +6,16 @@ Houlsby et al. 2019 (arXiv:1902.00751), Pfeiffer et al. 2020 (arXiv:2005.00052),
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from phyla.adapters.composition import Fuse, last_of
+from phyla.adapters.composition import Fuse, Rows, Stack, last_of
 from phyla.adapters.config import ADAPTER_CONFIG_MAP, ARCHITECTURES, AdapterConfig, known
-from phyla.adapters.dialect import branch_flag
+from phyla.adapters.dialect import branch_flag, spot_of
 from phyla.adapters.interpret import Facts, Flow, Method, run
 from phyla.adapters.phm import Bank, PHMLinear, rule_of, weights_of
 from phyla.adapters.places import Place, Survey
@@ -239,14 +239,17 @@ class Bottleneck(nn.Module):
             nn.init.normal_(self.gate.weight, 0.0, 0.02)
             nn.init.zeros_(self.gate.bias)
 
-    def before(self, h: Tensor, x: Tensor, norm: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """(the bottleneck's input, its residual, a fusion's query) for the branch's output h and stream x."""
+    def before(self, h: Tensor, x: Tensor, norm: Any, alone: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """(the bottleneck's input, its residual, a fusion's query) for the branch's output h and stream x.
+
+        alone: the stream is not added to h.
+        """
         config = self.config
         if config.is_parallel:
             return x, h, x
         residual = h
         if config.original_ln_before:
-            total = h + x
+            total = h if alone else h + x
             if config.residual_before_ln == "post_add":
                 residual = total
             inside = total if norm is None else norm(total)
@@ -301,6 +304,15 @@ def attach(config: BnConfig, places: Survey, entry: Any) -> Iterator[tuple[Place
         for flag, place in layer.branches()
         if config[branch_flag(layer.model_type, flag)]
     ]
+    if places.allowed is None:
+        # One that takes the norm upon itself stands where it can, whatever public files of the family have.
+        found = [
+            (
+                layer,
+                replace(place, slot=spot_of(layer, place.role).slot) if config.original_ln_after else place,
+            )
+            for layer, place in found
+        ]
     bank = None
     if config.phm_layer and found and (config.shared_phm_rule or config.shared_W_phm):
         tensors = rule_of(config) if config.shared_phm_rule else {}
@@ -322,27 +334,50 @@ class BranchSite(nn.Module, Method):
     """
 
     def __init__(
-        self, setup: Any, parts: dict[str, list[Bottleneck]], facts: Facts, fusions: dict[str, Any], norm: Any
-    ) -> None:
+        self, setup: Any, parts: dict[str, list[Bottleneck]], facts: Facts, fusions: dict[str, Any],
+        norm: Any,
+        reads: str = "stream",
+    ) -> None:  # fmt: skip
         super().__init__()
         self.setup, self.parts, self.facts, self.fusions = setup, parts, facts, fusions
-        self.norm = [norm]
-        ends = {part.config.original_ln_after for part in _ends(setup, parts)}
-        if len(ends) > 1:
-            raise AdapterError("adapters side by side must agree in original_ln_after, but do not")
+        self.norm, self.reads = [norm], reads
+        self.finished: tuple[bool, ...] = ()  # of the outermost block's children, where they differ
+        ends = _open(setup, parts)
+        if len(ends) > 1 or (isinstance(setup, Rows) and False in ends):
+            if isinstance(setup, str | Stack | Fuse):
+                raise AdapterError("adapters side by side must agree in original_ln_after, but do not")
+            kinds = [_open(child, parts) for child in setup.children]
+            if any(len(kind) > 1 for kind in kinds):
+                raise AdapterError("adapters side by side must agree in original_ln_after, but do not")
+            self.finished, ends = tuple(kind == {False} for kind in kinds), {False}
         self.open = ends != {False}
         self.closes = not self.open and norm is not None
 
     def forward(self, y: Tensor, x: Tensor, branch: Any) -> Tensor:
+        if self.reads == "exchanged":
+            (h,) = run(self.setup, (x,), (y,), self, self.facts)
+            assert h is not None
+            return (h if self.open or self.closes else h - y) + (0 if self.closes else y - x)
+        if self.reads == "normed":
+            x = branch.normed(x)
         (h,) = run(self.setup, (y,), (x,), self, self.facts)
         assert h is not None
         return h if self.open or self.closes else h - x
+
+    def finish(self, block: Any, child: Any, flow: Flow, fixed: Flow) -> Flow:
+        if not self.finished or block is not self.setup:
+            return flow
+        if self.finished[next(i for i, c in enumerate(block.children) if c is child)]:
+            return flow
+        h, x = flow[0], fixed[0]
+        assert h is not None and x is not None
+        return (h + x if self.norm[0] is None else self.norm[0](h + x),)
 
     def leaf(self, name: str, flow: Flow, fixed: Flow) -> Flow:
         h, x = flow[0], fixed[0]
         assert h is not None and x is not None
         for part in self.parts.get(name, ()):
-            inside, residual, _ = part.before(h, x, self.norm[0])
+            inside, residual, _ = part.before(h, x, self.norm[0], self.reads == "nothing")
             h, _ = part(inside, residual)
         return (h,)
 
@@ -358,7 +393,7 @@ class BranchSite(nn.Module, Method):
                 f"there is no fusion of {block.name!r} here: add it with add_adapter_fusion, before its use"
             )
         last = self.parts[last_of(children[-1])][-1]
-        _, residual, query = last.before(h, x, self.norm[0])
+        _, residual, query = last.before(h, x, self.norm[0], self.reads == "nothing")
         if fusion.config.query_before_ln:
             query = h
         ups = []
@@ -368,16 +403,23 @@ class BranchSite(nn.Module, Method):
             for name in names[:-1]:
                 (start,) = run(name, (start,), fixed, self, facts)
             part = self.parts[last_of(child)][-1]
-            into, rest, _ = part.before(start, x, self.norm[0])
+            into, rest, _ = part.before(start, x, self.norm[0], self.reads == "nothing")
             ups.append(part(into, rest)[1])
         return (fusion(query, torch.stack(ups, 2), residual),)
 
 
+def _open(setup: Any, parts: dict[str, list[Bottleneck]]) -> set[bool]:
+    """Whether what leaves a setup still wants the residual sum and the norm (several: both kinds occur)."""
+    return {part.config.original_ln_after for part in _ends(setup, parts)}
+
+
 def _ends(setup: Any, parts: dict[str, list[Bottleneck]]) -> Iterator[Bottleneck]:
     """The parts whose output leaves the site."""
+    if setup is None:
+        return
     if isinstance(setup, str):
         yield from parts.get(setup, [])[-1:]
-    elif type(setup).__name__ in ("Stack", "Fuse"):
+    elif isinstance(setup, Stack | Fuse):
         for child in reversed(setup.children):
             found = list(_ends(child, parts))
             if found:

@@ -149,6 +149,22 @@ class MultiTask(AdapterCompositionBlock):
     """Each row goes to the child that its number in `task_ids` of the call says."""
 
 
+class Rows(AdapterCompositionBlock):
+    """A setup for each row of the batch: what `adapter_names=[...]` of a call activates while it runs.
+
+    children: the setups that occur, None for rows without adapters; index: the number of each row's child.
+    """
+
+    def __init__(self, *setups: Any) -> None:
+        super().__init__(*setups)
+        seen: dict[Any, int] = {}
+        self.index = tuple(seen.setdefault(child, len(seen)) for child in self.children)
+        self.children = list(seen)
+
+    def options(self) -> dict[str, Any]:
+        return {"index": self.index}
+
+
 BLOCKS: dict[str, type[AdapterCompositionBlock]] = {
     c.__name__: c for c in (Stack, Fuse, Split, BatchSplit, Parallel, Average, MultiTask)
 }
@@ -162,6 +178,7 @@ CHILDREN: dict[type, tuple[type, ...]] = {
     Parallel: (Stack, BatchSplit, Average),
     Average: (Stack, Split, BatchSplit),
     MultiTask: (Stack, Average, Fuse),
+    Rows: (Stack, Fuse, Split, Average),
 }
 
 
@@ -171,7 +188,7 @@ class Meaning:
     _rows: ClassVar[frozenset] = frozenset({Stack, BatchSplit, Parallel, MultiTask})
     table: ClassVar[dict[str, frozenset]] = {
         "bottleneck": frozenset(BLOCKS.values()),
-        "invertible": frozenset({Stack, BatchSplit, Parallel, MultiTask, Average, Fuse}),
+        "invertible": _rows | {Average, Fuse},
         "prefix": _rows,
         "lora": _rows | {Average},
         "reft": _rows | {Average},
@@ -190,6 +207,16 @@ def names_of(setup: Any) -> Iterator[str]:
 def last_of(setup: Any) -> str:
     """The adapter that works last."""
     return setup if isinstance(setup, str) else setup.last()
+
+
+def rows_of(names: Any) -> Any:
+    """The setup that `adapter_names` of a call means: names, None or "__base__", or small compositions."""
+    if isinstance(names, str) or not isinstance(names, Sequence) or not names:
+        raise AdapterError(
+            f"adapter_names must be a list with a name (or None) for each row, but is {names!r}"
+        )
+    made = Rows(*(None if name == "__base__" else name for name in names))
+    return made if any(child is not None for child in made.children) else None
 
 
 def copies(setup: Any) -> int:
@@ -218,6 +245,8 @@ def check_nesting(setup: Any) -> None:
     """AdapterError where a block holds another one that has no meaning in it."""
     for block in blocks_of(setup):
         for child in block.children:
+            if isinstance(block, Rows) and child is None:
+                continue
             if not isinstance(child, str) and type(child) not in CHILDREN[type(block)]:
                 allowed = ", ".join(c.__name__ for c in CHILDREN[type(block)])
                 raise AdapterError(

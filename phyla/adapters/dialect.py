@@ -40,8 +40,47 @@ RULES = {
     "xmod": _DENSE,
 }
 
+
+@dataclass(frozen=True)
+class Spot:
+    """Where in a branch public bottlenecks stand, and what they take for the stream and the norm behind them.
+
+    reads: `stream`, what the residual sum starts from; `normed`, the mixer's input; `nothing`; `exchanged`:
+    the branch's output and the stream have changed places. norm: of this branch, or `last:attn.out_norm` that
+    of the tower's last layer; empty for none.
+    """
+
+    slot: str = "site"
+    reads: str = "stream"
+    norm: str = "post_norm"
+
+
+_SANDWICH = {
+    "attn": Spot("mix_site", norm="last:attn.out_norm"),
+    "ffn": Spot("mix_site", norm="last:ffn.out_norm"),
+}
+SPOTS: dict[str, dict[str, Spot]] = {
+    "albert": {"attn": Spot(reads="exchanged")},
+    "gemma2": _SANDWICH,
+    "gemma3_text": _SANDWICH,
+    "modernbert": {
+        "attn": Spot(reads="normed", norm="last:ffn.pre_norm"),
+        "ffn": Spot(reads="normed", norm=""),
+    },
+    "phi": {"ffn": Spot(reads="nothing")},
+}
+
+# Families whose files undo invertible adapters before the output matrix; theirs stand right behind the table.
+INVERTED = {"gemma2", "gemma3_text", "modernbert", "phi", "qwen2", "qwen3"}
+
 # Families whose files call the LoRA of `down` intermediate and that of `up` output.
 SWAPPED = {"llama", "mistral"}
+
+# Models of two whole models: their files repeat in both what adapters share.
+NESTED = {"encoder-decoder"}
+
+# Families whose files scale a projection before its bias (IA3 on queries, keys and values).
+BIAS_BEHIND = {"deberta"}
 
 # Names of groups of prefixes that differ from the usual ones, by (group, tower).
 PREFIXES: dict[str, dict[tuple[str, str], str]] = {
@@ -56,6 +95,20 @@ PREFIXES: dict[str, dict[tuple[str, str], str]] = {
 def branch_flag(model_type: str, flag: str) -> str:
     """The configuration's flag that asks for a bottleneck at a branch."""
     return "mh_adapter" if flag == "cross_adapter" and RULES.get(model_type, Rules()).cross_is_attn else flag
+
+
+def spot_of(layer: LayerPlaces, role: str) -> Spot:
+    """Where the bottlenecks of a branch stand."""
+    return SPOTS.get(layer.model_type, {}).get(role, Spot())
+
+
+def norm_of(spot: Spot, layer: LayerPlaces, branch: Any, where: Survey) -> Any:
+    """The norm that a spot names, or None."""
+    if not spot.norm.startswith("last:"):
+        return getattr(branch, spot.norm, None) if spot.norm else None
+    last = [other for other in where.layers if other.tower == layer.tower][-1].module
+    name, _, slot = spot.norm.removeprefix("last:").partition(".")
+    return getattr(getattr(last, name), slot)
 
 
 class Dialect:
@@ -106,6 +159,31 @@ class Dialect:
             return f"{self.below[place.layer]}.{rest}"
         linear = next(p for p in layer.linears if p.path == f"{place.path}.{how}")
         return ".".join(self.linear(linear).split(".")[: -int(rest)])
+
+    @property
+    def owners(self) -> list[str]:
+        """The public paths of the models inside of a model of two; nothing for others."""
+        return [self._owner(tower) for tower in self.where.towers] if self.model_type in NESTED else []
+
+    def _owner(self, tower: str) -> str:
+        """What all public names of a tower begin with."""
+        names = [
+            public.split(".") for path, (public, _) in self.lines.items() if path.startswith(tower + ".")
+        ]
+        common = []
+        for pieces in zip(*names, strict=False):
+            if len(set(pieces)) > 1:
+                break
+            common.append(pieces[0])
+        return ".".join(common)
+
+    def pool(self, key: str) -> tuple[str, str]:
+        """(path of what holds a group of prefixes, the group's public name), given our key `group@tower`."""
+        group = self.group(key)
+        if not self.owners:
+            return "", group
+        inside = self.owners[0 if group == "encoder_prefix" else -1]
+        return f"{inside}.", "self_prefix" if group == "encoder_prefix" else group
 
     def attention(self, place: Place) -> str:
         """The public path of what holds an attention's prefixes."""

@@ -32,9 +32,38 @@ def add_missing(entry: Entry, dialect: Dialect, name: str) -> None:
                 if f"{other.path}.weight" in line.ours and other.path not in there:
                     there.add(other.path)
                     made = Low(part.config, other.module, part.pair)  # type: ignore[arg-type]
+                    made.bias_behind = part.bias_behind
                     like = next(part.parameters())
                     entry.parts.append(made.to(like.device, like.dtype))
                     entry.places.append(other)
+
+
+class RowGate(torch.nn.Module):
+    """Gates of the file's blocks of rows, (..., in) -> (..., out): each of our rows has its block's."""
+
+    def __init__(self, blocks: torch.nn.Linear, index: Tensor) -> None:
+        super().__init__()
+        self.blocks = blocks  # shared by the parts of one matrix
+        self.register_buffer("index", index, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(x)[..., self.index]
+
+
+def _gate_rows(
+    members: list[tuple[Any, Low]], line: Any, shapes: list[torch.Size], enabled: list[str], rest: dict
+) -> None:
+    weight, bias = rest["gate.weight"], rest["gate.bias"]
+    blocks = torch.nn.Linear(weight.shape[1], weight.shape[0]).to(members[0][1].lora_B)
+    blocks.load_state_dict({"weight": weight, "bias": bias})
+    block = sum(s[0] for s in shapes) // 3
+    number = torch.zeros(3 * block, 1)  # rows of blocks that are not adapted are zero: any gate will do
+    for i, letter in enumerate(enabled):
+        number[ORDER.index(letter) * block : (ORDER.index(letter) + 1) * block] = i
+    rows = line.op.load([number], [torch.Size((s[0], 1)) for s in shapes])
+    by_path = dict(zip((ours.rpartition(".")[0] for ours in line.ours), rows, strict=True))
+    for place, part in members:
+        part.gate = RowGate(blocks, by_path[place.path][:, 0].long())  # type: ignore[assignment]
 
 
 def _expressible(path: str, config: Any, sizes: list[int]) -> None:
@@ -90,13 +119,23 @@ def read_fused(
                 step = tensors["lora_B"].shape[1]
                 keep = slice(index * step, (index + 1) * step)
                 a, b = a[keep], b[:, keep]
-        if "gate.weight" in rest and role != "ffn":
-            at = enabled.index(place.part)
-            gates = {k: rest[k][at : at + 1] for k in ("gate.weight", "gate.bias")}
+        if "gate.weight" in rest and _mixed(line):
+            gates = {}
+        elif "gate.weight" in rest and role != "ffn":
+            leaves = ("gate.weight", "gate.bias")
+            if place.part in enabled:
+                at = enabled.index(place.part)
+                gates = {k: rest[k][at : at + 1] for k in leaves}
+            else:  # its rows change nothing
+                gates = {k: part.state_dict()[k] for k in leaves}
         else:
             gates = {}
         values = {"lora_B": b} if a is None else {"lora_A": a, "lora_B": b}
+        if "gate.weight" in rest and _mixed(line):
+            part.gate = None
         part.from_file({**values, **{k: v for k, v in rest.items() if k in part.state_dict()}, **gates})
+    if "gate.weight" in rest and _mixed(line):
+        _gate_rows(members, line, shapes, enabled, rest)
 
 
 def write_fused(path: str, members: list[tuple[Any, Low]], dialect: Dialect) -> dict[str, Tensor]:
@@ -141,6 +180,15 @@ def write_fused(path: str, members: list[tuple[Any, Low]], dialect: Dialect) -> 
         found = {"lora_B": high.contiguous()}
         if config.composition_mode != "scale":
             found["lora_A"] = present[0].lora_A.detach()
+        if isinstance(present[0].gate, RowGate):
+            rest = {k: v for k, v in rest.items() if not k.startswith("gate.")}
+            rest |= {f"gate.{k}": v for k, v in present[0].gate.blocks.state_dict().items()}
+        elif role != "ffn":
+            named = [p for place, p in members if place.part in config.attn_matrices]
+            named.sort(key=lambda p: next(ORDER.index(place.part) for place, q in members if q is p))
+            for leaf in ("gate.weight", "gate.bias"):
+                if leaf in rest:
+                    rest[leaf] = torch.cat([p.state_dict()[leaf] for p in named])
         return found | rest
     found = {"lora_B": torch.cat([p.lora_B.detach() for p in present])}
     if config.composition_mode != "scale":

@@ -17,6 +17,7 @@ from phyla.adapters.composition import Fuse, blocks_of, from_json, names_of, par
 from phyla.adapters.config import AdapterConfig, ConfigUnion, config_of
 from phyla.adapters.dialect import SWAPPED, Dialect
 from phyla.adapters.fused import add_missing, read_fused, write_fused
+from phyla.adapters.head_setup import names_in
 from phyla.adapters.registry import Adapters, Entry, check_name, module_key
 from phyla.checkpoints.atomic import atomic_write, write_temporary
 from phyla.checkpoints.json_file import read_json
@@ -31,13 +32,18 @@ ADAPTER = ("adapter_config.json", "pytorch_adapter.bin", "adapter.safetensors")
 FUSION = (
     "adapter_fusion_config.json", "pytorch_model_adapter_fusion.bin", "model_adapter_fusion.safetensors",
 )  # fmt: skip
+PEFT = ("adapter_config.json", "adapter_model.bin", "adapter_model.safetensors")
 SETUP = "adapter_setup.json"
 _OLD_ACTS = {"gelu": "gelu_new", "gelu_orig": "gelu"}
 _OLD_KEYS = ("text_task_adapters", "text_lang_adapters")
 
 
-def dialect_of(model: PreTrainedModel) -> Dialect:
+def dialect_of(model: PreTrainedModel) -> Any:
     """The public keys of a model's adapters."""
+    if not isinstance(model, PreTrainedModel):
+        from phyla.adapters.interface import OuterDialect
+
+        return OuterDialect(model, adapters_of(model).where)
     return Dialect(model, adapters_of(model).where)
 
 
@@ -61,11 +67,14 @@ def slots(entry: Entry, dialect: Dialect, name: str) -> list[tuple[str, Any, str
         elif type(part).__name__ == "Prompt":
             found.append((f"prompt_tuning.prompt_tunings.{name}", part, "tail"))
         else:
-            tower = dialect.tower(place)
+            tower = "" if dialect.owners else dialect.tower(place)
             found.append((f"{tower + '.' if tower else ''}invertible_adapters.{name}", part, "tail"))
     for key, module in entry.shared_by_key():
         if "@" in key:
-            path = f"prefix_tuning.prefix_tunings.{name}.{dialect.group(key)}"
+            ahead, group = dialect.pool(key)
+            path = f"{ahead}prefix_tuning.prefix_tunings.{name}.{group}"
+            found.append((path, module, "exact" if ahead else "tail"))
+            continue
         else:
             path = f"shared_parameters.{name}"
         found.append((path, module, "tail"))
@@ -164,6 +173,9 @@ def tensors_of_entry(entry: Entry, dialect: Dialect, prefixed: bool) -> dict[str
         target = part[1] if isinstance(part, tuple) else part
         values = target.to_file() if hasattr(target, "to_file") else target.state_dict()
         found |= {f"{path}.{leaf}": value for leaf, value in values.items()}
+        if how == "tail":  # models of two whole models have it in both
+            for owner in dialect.owners:
+                found |= {f"{owner}.{path}.{leaf}": value for leaf, value in values.items()}
     for path, members in fused.items():
         found |= {f"{path}.{leaf}": v for leaf, v in write_fused(path, members, dialect).items()}
     # Public files repeat the prefixes at every attention, also at those that do without them.
@@ -171,7 +183,10 @@ def tensors_of_entry(entry: Entry, dialect: Dialect, prefixed: bool) -> dict[str
     for place in (p for layer in dialect.where.layers for p in layer.keys_values if groups):
         for key, module in groups:
             pool = f"{dialect.attention(place)}.prefix_tuning.pool"
-            at = f"{pool}.prefix_tunings.{entry.name}.{dialect.group(key)}"
+            ahead, group = dialect.pool(key)
+            at = f"{pool}.prefix_tunings.{entry.name}.{group}"
+            if not dialect.attention(place).startswith(ahead):
+                continue
             found |= {f"{at}.{leaf}": value for leaf, value in module.state_dict().items()}
     ahead = dialect.prefix + "." if prefixed and dialect.prefix else ""
     return {ahead + key: value.detach().clone() for key, value in found.items()}
@@ -191,6 +206,12 @@ def _swap(config: AdapterConfig, model_type: str) -> AdapterConfig:
 
 
 def _header(model: PreTrainedModel, name: str) -> dict[str, Any]:
+    if not isinstance(model, PreTrainedModel):
+        layer = adapters_of(model).where.layers[0]
+        return {
+            "hidden_size": layer.width, "model_class": type(model).__name__, "model_name": None,
+            "model_type": layer.model_type, "name": name, "version": VERSION,
+        }  # fmt: skip
     config = model.config
     hidden = getattr(config.get_text_config(), "hidden_size", None) or model.width
     return {
@@ -234,22 +255,44 @@ def _folder(path: Any) -> Path:
 
 def save_adapter(
     self: PreTrainedModel, save_directory: Any, adapter_name: str, with_head: bool = True,
-    meta_dict: dict | None = None, use_safetensors: bool = True,
+    meta_dict: dict | None = None, use_safetensors: bool = True, format: str | None = None,
 ) -> None:  # fmt: skip
-    """Write an adapter into a folder, in the public format; use_safetensors=False writes a .bin."""
+    """Write an adapter into a folder, in the public format; use_safetensors=False writes a .bin.
+
+    format: "adapterhub", "peft", or None: that of the adapter's configuration.
+    """
     entry, dialect = adapters_of(self).get(adapter_name), dialect_of(self)
-    if entry.config.architecture == "peft":
-        raise AdapterError(f"{adapter_name!r} came from a PEFT folder; saving those is not implemented")
-    facts = {**_header(self, adapter_name), "config": _swap(entry.config, self.config.model_type).to_dict()}
+    if (format or entry.config.architecture) == "peft":
+        from phyla.adapters.peft import write_peft
+
+        _write(Path(save_directory), PEFT, *write_peft(self, adapter_name), use_safetensors)
+        return
+    if format not in (None, "adapterhub") or entry.config.architecture == "peft":
+        raise AdapterError(
+            f"format must be adapterhub or peft, and peft for PEFT's configurations, but is {format!r} for "
+            f"{adapter_name!r}"
+        )
+    facts = {**_header(self, adapter_name), "config": _swap(entry.config, dialect.model_type).to_dict()}
     if any(getattr(c, "subtract_projection", None) is False for c in entry.config.parts()):
         facts["subtract_projection"] = False
     facts |= meta_dict or {}
     tensors = tensors_of_entry(entry, dialect, _prefixed(self))
     _write(Path(save_directory), ADAPTER, facts, tensors, use_safetensors)
+    if not isinstance(self, PreTrainedModel):
+        self.adapter_interface.save(save_directory, dialect.model_type)
+    elif with_head:
+        _heads().save_beside(self, Path(save_directory), adapter_name, use_safetensors)
+
+
+def _heads() -> Any:
+    """Files of heads; they stand on this module."""
+    import phyla.adapters.heads.files as files
+
+    return files
 
 
 def _prefixed(model: PreTrainedModel) -> bool:
-    return model.head_spec.task not in ("base-model", "backbone")
+    return isinstance(model, PreTrainedModel) and model.head_spec.task not in ("base-model", "backbone")
 
 
 def load_adapter(
@@ -264,6 +307,9 @@ def load_adapter(
     """
     folder = _folder(adapter_name_or_path)
     facts, tensors = _read_any(folder)
+    head = None
+    if with_head and isinstance(self, PreTrainedModel):
+        head = _heads().beside(self, folder, load_as or facts.get("name"), load_as, id2label)
     if "peft_type" in facts:
         from phyla.adapters.peft import read_peft
 
@@ -271,15 +317,17 @@ def load_adapter(
         adapters_of(self).add(entry)
     else:
         entry = _load_hub(self, facts, tensors, config, load_as, leave_out)
+    if head is not None:
+        head.install(self, False)
     if set_active:
-        adapters_of(self).activate(entry.name)
+        self.set_active_adapters(entry.name)
     return entry.name
 
 
 def _read_any(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     facts = read_json(folder / ADAPTER[0], AdapterError)
     if "peft_type" in facts:
-        return _read(folder, (ADAPTER[0], "adapter_model.bin", "adapter_model.safetensors"))
+        return _read(folder, PEFT)
     return _read(folder, ADAPTER)
 
 
@@ -292,13 +340,14 @@ def _load_hub(
     adapters: Adapters = adapters_of(model)
     stored = facts["name"]
     found = config_of(config) if config is not None else config_of(_modern(facts["config"]))
-    found = _swap(found, model.config.model_type)
+    outside = adapters.where.allowed is not None
+    found = _swap(found, adapters.where.layers[0].model_type if outside else model.config.model_type)
     found = _old_scaling(found, facts)
     if facts.get("subtract_projection") is False:
         found = found.replace(subtract_projection=False)
     if leave_out:
         found = found.replace(leave_out=sorted({*found["leave_out"], *leave_out}))
-    entry = adapters.make(check_name(load_as or stored), found, _like(model))
+    entry = adapters.make(check_name(load_as or stored), found, _like(model), reading=True)
     dialect = dialect_of(model)
     add_missing(entry, dialect, stored)
     extra = read_entry(entry, tensors, dialect, stored)
@@ -337,9 +386,9 @@ def _old_scaling(config: AdapterConfig, facts: dict[str, Any]) -> AdapterConfig:
 
 def save_adapter_fusion(
     self: PreTrainedModel, save_directory: Any, adapter_names: Any, meta_dict: dict | None = None,
-    with_head: str | None = None, use_safetensors: bool = True,
+    with_head: bool | str | None = None, use_safetensors: bool = True,
 ) -> None:  # fmt: skip
-    """Write the layers of a fusion (not its adapters) into a folder."""
+    """Write the layers of a fusion (not its adapters) into a folder; with_head=True: and the head so named."""
     adapters, dialect = adapters_of(self), dialect_of(self)
     name = adapter_names if isinstance(adapter_names, str) else (
         adapter_names.name if isinstance(adapter_names, Fuse) else ",".join(adapter_names)
@@ -355,6 +404,8 @@ def save_adapter_fusion(
     facts = {**_header(self, name), "config": adapters.fusion_configs[name].to_dict()}
     facts |= {"adapter_names": name.split(",")} | (meta_dict or {})
     _write(Path(save_directory), FUSION, facts, tensors, use_safetensors)
+    if with_head:
+        self.save_head(save_directory, name if with_head is True else with_head, use_safetensors)
 
 
 def _fusion_layers(adapters: Adapters, dialect: Dialect, name: str) -> list[tuple[str, Any]]:
@@ -373,7 +424,10 @@ def load_adapter_fusion(
     with_head: bool = True, use_safetensors: bool | None = None,
 ) -> str:  # fmt: skip
     """Read the layers of a fusion, whose adapters must be there; its name."""
-    facts, tensors = _read(Path(adapter_fusion_name_or_path), FUSION)
+    folder = Path(adapter_fusion_name_or_path)
+    facts, tensors = _read(folder, FUSION)
+    with_head = with_head and isinstance(self, PreTrainedModel)
+    head = _heads().beside(self, folder, load_as or facts["name"], load_as) if with_head else None
     adapters, dialect = adapters_of(self), dialect_of(self)
     stored = facts["name"]
     names = facts.get("adapter_names") or stored.split(",")
@@ -386,8 +440,10 @@ def load_adapter_fusion(
     except RuntimeError as error:
         del adapters.fusions[module_key(key)], adapters.fusion_configs[key]
         raise ShapeMismatchError(f"{path}: {str(error).splitlines()[-1].strip()}") from None
+    if head is not None:
+        head.install(self, set_active)
     if set_active:
-        adapters.activate(Fuse(*names, name=None if key == ",".join(names) else key))
+        self.set_active_adapters(Fuse(*names, name=None if key == ",".join(names) else key))
     return key
 
 
@@ -395,16 +451,27 @@ def save_adapter_setup(
     self: PreTrainedModel, save_directory: Any, adapter_setup: Any, head_setup: Any = None,
     meta_dict: dict | None = None, use_safetensors: bool = True,
 ) -> None:  # fmt: skip
-    """Write a composition with its adapters and fusions, each in a folder of its own."""
-    if head_setup is not None:
-        raise AdapterError("flexible heads are not implemented: leave head_setup out")
+    """Write a composition with its adapters and fusions, each in a folder of its own.
+
+    head_setup: the heads to write as well: a name, a list or a BatchSplit of names, or True for the head of a
+    class such as `XForTask`.
+    """
     folder, setup = Path(save_directory), parse_composition(adapter_setup)
     for name in dict.fromkeys(names_of(setup)):
         save_adapter(self, folder / name, name, meta_dict=meta_dict, use_safetensors=use_safetensors)
     for block in blocks_of(setup):
         if isinstance(block, Fuse):
             save_adapter_fusion(self, folder / block.name, block, use_safetensors=use_safetensors)
-    facts = {"adapter_setup": to_json(setup), "head_setup": None, "version": VERSION}
+    if head_setup is True:
+        self.save_head(folder, use_safetensors=use_safetensors)
+    else:
+        for name in names_in(head_setup):
+            self.save_head(folder / check_name(name), name, use_safetensors)
+    plain = head_setup is None or isinstance(head_setup, bool | str | list)
+    facts = {
+        "adapter_setup": to_json(setup), "head_setup": head_setup if plain else to_json(head_setup),
+        "version": VERSION,
+    }  # fmt: skip
     atomic_write(folder / SETUP, (json.dumps(facts, indent=2, sort_keys=True) + "\n").encode())
 
 
@@ -413,20 +480,26 @@ def load_adapter_setup(
     set_active: bool = False,
     use_safetensors: bool | None = None,
 ) -> tuple[Any, Any]:  # fmt: skip
-    """Read a composition with its adapters and fusions; (setup, None)."""
+    """Read a composition with its adapters, fusions and heads; (setup, setup of the heads or None)."""
     folder = Path(adapter_setup_name_or_path)
     facts = read_json(folder / SETUP, AdapterError)
-    if facts.get("head_setup") is not None:
-        raise AdapterError("flexible heads are not implemented: this setup has head_setup")
-    setup = from_json(facts["adapter_setup"])
+    setup, heads = from_json(facts["adapter_setup"]), facts.get("head_setup")
+    heads = from_json(heads) if isinstance(heads, dict) else heads
     for name in dict.fromkeys(names_of(setup)):
         load_adapter(self, folder / check_name(name))
     for block in blocks_of(setup):
         if isinstance(block, Fuse):
             load_adapter_fusion(self, folder / block.name)
+    if heads is True:
+        self.load_head(folder)
+    else:
+        for name in names_in(heads):
+            self.load_head(folder / check_name(name), set_active=False)
     if set_active:
-        adapters_of(self).activate(setup)
-    return setup, None
+        self.set_active_adapters(setup)
+    if names_in(None if heads is True else heads):
+        self.active_head = heads
+    return setup, heads
 
 
 def save_all_adapters(
@@ -436,7 +509,7 @@ def save_all_adapters(
     """Write every adapter into a folder of its own."""
     for name in adapters_of(self).names():
         save_adapter(
-            self, Path(save_directory) / name, name, meta_dict=meta_dict, use_safetensors=use_safetensors
+            self, Path(save_directory) / name, name, with_head, meta_dict, use_safetensors
         )
 
 

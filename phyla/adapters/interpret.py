@@ -1,12 +1,12 @@
 """What a composition of adapters computes at one site, whatever the method."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from phyla.adapters.composition import Average, BatchSplit, Fuse, MultiTask, Parallel, Split, Stack
+from phyla.adapters.composition import Average, BatchSplit, Fuse, MultiTask, Parallel, Rows, Split, Stack
 from phyla.errors import AdapterError
 
 Flow = tuple[Tensor | None, ...]
@@ -14,9 +14,52 @@ Flow = tuple[Tensor | None, ...]
 
 @dataclass
 class Facts:
-    """What adapters must know of the running call: task numbers of the rows."""
+    """What adapters must know of the running call: the rows' task numbers, which rows a child of Rows has."""
 
     task_ids: Tensor | None = None
+    copied: bool = False  # whether the rows of the inputs were copied for Parallel already
+    known: dict[Any, Any] = field(default_factory=dict)
+
+    def groups(self, node: Rows, rows: int, device: torch.device) -> tuple[list[Tensor], Tensor]:
+        """(rows of each child, where each row stands when the children's rows are put together).
+
+        Several rows of a tensor may belong to one row of the batch (beams, windows): they follow each other.
+        """
+        key = ("groups", node.index, rows, device)
+        if key not in self.known:
+            index, times = node.index, _times(node, rows)
+            at = [[r for r, child in enumerate(index) if child == c] for c in range(len(node.children))]
+            wide = [[r * times + i for r in group for i in range(times)] for group in at]
+            order = [r for group in wide for r in group]
+            back = sorted(range(rows), key=order.__getitem__)
+            with torch.inference_mode(False):  # training may use them later
+                lists = [torch.tensor(g, device=device) for g in (*wide, back)]
+            self.keep(key, (lists[:-1], lists[-1]))
+        return self.known[key]
+
+    def children(self, node: Rows, rows: int, device: torch.device) -> Tensor:
+        """The child's number of each row."""
+        key = ("children", node.index, rows, device)
+        if key not in self.known:
+            times = _times(node, rows)
+            with torch.inference_mode(False):
+                self.keep(key, torch.tensor(node.index, device=device).repeat_interleave(times))
+        return self.known[key]
+
+    def keep(self, key: Any, value: Any) -> None:
+        """Remember something for later calls, a few dozen things at most."""
+        if len(self.known) > 63:
+            self.known.clear()
+        self.known[key] = value
+
+
+def _times(node: Rows, rows: int) -> int:
+    """How many rows of a tensor one row of the batch has."""
+    if rows % len(node.index):
+        raise AdapterError(
+            f"adapter_names must name an adapter for each row, but has {len(node.index)} for {rows} rows"
+        )
+    return rows // len(node.index)
 
 
 class Method:
@@ -36,6 +79,14 @@ class Method:
         """The flows with shapes that fit together."""
         return flows
 
+    def level_rows(self, flows: list[Flow], parts: list[tuple[Flow, Flow]]) -> list[Flow]:
+        """As `level`, where children have rows of their own, with (flow, fixed) of each."""
+        return self.level(flows, *parts[0])
+
+    def finish(self, block: Any, child: Any, flow: Flow, fixed: Flow) -> Flow:
+        """What a child of a block whose children stand side by side made, in the form of its siblings."""
+        return flow
+
     def fuse(self, block: Fuse, flow: Flow, fixed: Flow, facts: Facts) -> Flow:
         """The fused flow."""
         raise AdapterError(f"{type(self).__name__} has no meaning in Fuse")
@@ -43,6 +94,8 @@ class Method:
 
 def run(node: Any, flow: Flow, fixed: Flow, method: Method, facts: Facts, inverse: bool = False) -> Flow:
     """The flow after a setup."""
+    if node is None:
+        return flow
     if isinstance(node, str):
         return method.leaf(node, flow, fixed)
     if isinstance(node, Stack):
@@ -52,12 +105,12 @@ def run(node: Any, flow: Flow, fixed: Flow, method: Method, facts: Facts, invers
     if isinstance(node, Fuse):
         return method.fuse(node, flow, fixed, facts)
     if isinstance(node, Average):
-        flows = [run(child, flow, fixed, method, facts, inverse) for child in node.children]
-        flows = method.level(flows, flow, fixed)
+        flows = _each(node, flow, fixed, method, facts, inverse)
         return tuple(_weighted(items, node.weights) for items in zip(*flows, strict=True))
     if isinstance(node, MultiTask):
-        flows = [run(child, flow, fixed, method, facts, inverse) for child in node.children]
-        return _by_task(method.level(flows, flow, fixed), facts)
+        return _by_task(_each(node, flow, fixed, method, facts, inverse), facts)
+    if isinstance(node, Rows):
+        return _by_row(node, flow, fixed, method, facts, inverse)
     if isinstance(node, BatchSplit | Parallel):
         sizes = node.batch_sizes if isinstance(node, BatchSplit) else [1] * len(node.children)
         dim, cut = 0, _rows(sizes, _first(flow, fixed).shape[0])
@@ -70,15 +123,42 @@ def run(node: Any, flow: Flow, fixed: Flow, method: Method, facts: Facts, invers
             )
     else:
         raise AdapterError(f"{type(node).__name__} is no composition")
-    flows, start = [], 0
+    flows, parts, start = [], [], 0
     for child, size in zip(node.children, cut, strict=True):
         end = start + size
         part, rest = _slice(flow, dim, start, end), _slice(fixed, dim, start, end)
-        flows.append(run(child, part, rest, method, facts, inverse))
+        flows.append(method.finish(node, child, run(child, part, rest, method, facts, inverse), rest))
+        parts.append((part, rest))
         start = end
-    flows = method.level(flows, flow, fixed)
+    flows = method.level_rows(flows, parts)
     return tuple(
         None if any(item is None for item in items) else torch.cat(items, dim)
+        for items in zip(*flows, strict=True)
+    )
+
+
+def _each(node: Any, flow: Flow, fixed: Flow, method: Method, facts: Facts, inverse: bool) -> list[Flow]:
+    """Every child's flow for all rows."""
+    flows = [
+        method.finish(node, child, run(child, flow, fixed, method, facts, inverse), fixed)
+        for child in node.children
+    ]
+    return method.level(flows, flow, fixed)
+
+
+def _by_row(node: Rows, flow: Flow, fixed: Flow, method: Method, facts: Facts, inverse: bool) -> Flow:
+    """Each child on its own rows, wherever those stand; the results in the rows' order."""
+    first = _first(flow, fixed)
+    groups, back = facts.groups(node, first.shape[0], first.device)
+    flows, parts = [], []
+    for child, rows in zip(node.children, groups, strict=True):
+        part = tuple(None if t is None else t.index_select(0, rows) for t in flow)
+        rest = tuple(None if t is None else t.index_select(0, rows) for t in fixed)
+        flows.append(method.finish(node, child, run(child, part, rest, method, facts, inverse), rest))
+        parts.append((part, rest))
+    flows = method.level_rows(flows, parts)
+    return tuple(
+        None if any(item is None for item in items) else torch.cat(items).index_select(0, back)
         for items in zip(*flows, strict=True)
     )
 

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from phyla.adapters.bottleneck import Act, BnConfig
+from phyla.adapters.dialect import INVERTED
 from phyla.adapters.interpret import Facts, Flow, Method, run
-from phyla.adapters.places import Place, Survey
+from phyla.adapters.places import HookedPlace, Place, Survey
 from phyla.blocks.context import Context
 from phyla.blocks.matmul import linear as product
 from phyla.errors import AdapterError
@@ -91,9 +92,13 @@ def attach(config: BnConfig, places: Survey, entry: Any) -> Iterator[tuple[Place
         return
     if config.inv_adapter not in KINDS:
         raise AdapterError(f"inv_adapter must be one of {sorted(KINDS)}, but is {config.inv_adapter!r}")
-    tokens = [p for p in places.embeds if hasattr(p.module, "tokens")]
+    tokens = [p for p in places.embeds if hasattr(p.module, "tokens") or isinstance(p, HookedPlace)]
     if places.with_cross:
         tokens = [p for p in places.embeds if "decoder" not in p.path.split(".")]
+    if places.with_cross and not tokens:  # encoders of sound have it behind their final norm
+        tower = next(t for t in places.towers if "decoder" not in t.split("."))
+        norm = getattr(places.model.get_submodule(tower), "norm", None)
+        tokens = [] if norm is None else [HookedPlace(f"{tower}.norm", norm, "embed", tower=tower)]
     if not tokens:
         raise AdapterError("an invertible adapter needs an embedding of tokens, but this model has none")
     for embed in tokens[:1]:
@@ -104,9 +109,11 @@ def attach(config: BnConfig, places: Survey, entry: Any) -> Iterator[tuple[Place
         else:
             place, width = embed, width_of(embed, places)
         part = KINDS[config.inv_adapter](config, width)
-        # Undoing it before the output matrix, as the paper has it, is not what public files had:
-        # the library that wrote them applies it at the embedding alone in models with a head of their own.
         yield place, part
+        # Undoing it before the output matrix, as the paper has it, is what public files of few families had:
+        # the library that wrote the others applies it at the embedding alone in models with their own head.
+        if places.layers[0].model_type in INVERTED:
+            yield from ((scores, part) for scores in places.scores)
 
 
 def width_of(embed: Place, places: Survey) -> int:
@@ -115,16 +122,21 @@ def width_of(embed: Place, places: Survey) -> int:
 
 
 class EmbedSite(nn.Module, Method):
-    """The site of an embedding: (x, ctx) -> x."""
+    """The site of an embedding: (x, ctx) -> x. scale: a factor in x that comes behind the adapter."""
 
-    def __init__(self, setup: Any, parts: dict[str, list[Nice]], facts: Facts) -> None:
+    def __init__(
+        self, setup: Any, parts: dict[str, list[Nice]], facts: Facts, scale: float | None = None
+    ) -> None:
         super().__init__()
         self.setup, self.parts, self.facts, self.inverse = setup, parts, facts, False
+        self.scale = scale
 
     def forward(self, x: Tensor, ctx: Context | None = None) -> Tensor:
-        (y,) = run(self.setup, (x,), (), self, self.facts, self.inverse)
+        (y,) = run(
+            self.setup, (x if self.scale is None else x / self.scale,), (), self, self.facts, self.inverse
+        )
         assert y is not None
-        return y
+        return y if self.scale is None else y * self.scale
 
     def leaf(self, name: str, flow: Flow, fixed: Flow) -> Flow:
         x = flow[0]

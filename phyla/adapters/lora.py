@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from phyla.adapters.config import ARCHITECTURES, AdapterConfig, known
+from phyla.adapters.dialect import BIAS_BEHIND
+from phyla.adapters.grouped import Grouped
 from phyla.adapters.interpret import Flow, Method, run
 from phyla.adapters.places import Place, Survey
 from phyla.errors import AdapterError
@@ -126,12 +128,15 @@ class SharedPair(nn.Module):
 class Low(nn.Module):
     """The part at one projection (in -> out), for all configurations above."""
 
+    whole = False  # parts that see input and output themselves: see phyla/adapters/peft
+
     def __init__(self, config: LoRAConfig, linear: nn.Linear, pair: SharedPair | None = None) -> None:
         super().__init__()
         inputs, outputs, rank = linear.in_features, linear.out_features, config.r
         self.config = config
         self.scaling = config.alpha / rank
         self.scales = config.composition_mode == "scale"
+        self.bias_behind = False  # whether scaling leaves the bias alone, as files of some families have it
         # DoRA as its paper and PEFT have it: alpha / r counts in the norm, and the bias is not scaled.
         self.scaled_norm = False
         object.__setattr__(self, "pair", pair)  # shared by all places: its owner is the adapter
@@ -195,7 +200,7 @@ class Low(nn.Module):
             raise AdapterError("a gated adapter depends on its input and cannot be merged into a weight")
         if self.scales:
             factor = self.lora_B[:, 0] * self.scaling
-            return weight * factor[:, None], None if bias is None else bias * factor
+            return weight * factor[:, None], bias if bias is None or self.bias_behind else bias * factor
         delta = self.matrix(weight)
         total = weight + delta * self.scaling
         if self.m is None:
@@ -213,7 +218,8 @@ class Low(nn.Module):
             gate = torch.sigmoid(self.gate(x))
             scaling = gate.mean(1, keepdim=True) if gate.dim() > 2 else gate
         if self.scales:
-            return y * (h * scaling) - y
+            pure = y - linear.bias if self.bias_behind and linear.bias is not None else y
+            return pure * (h * scaling) - pure
         if self.m is None:
             return h * scaling
         if self.scaled_norm:
@@ -275,7 +281,9 @@ def attach(config: LoRAConfig, places: Survey, entry: Any) -> Iterator[tuple[Pla
         pair = SharedPair(config.r, max(s[0] for s in shapes), max(s[1] for s in shapes))
         entry.share("", pair)
     for place in chosen:
-        yield place, Low(config, place.module, pair)
+        made = Low(config, place.module, pair)
+        made.bias_behind = place.role != "ffn" and places.layers[place.layer].model_type in BIAS_BEHIND
+        yield place, made
 
 
 class LinearSite(nn.Module, Method):
@@ -285,11 +293,19 @@ class LinearSite(nn.Module, Method):
         super().__init__()
         self.setup, self.parts, self.facts = setup, parts, facts
         self.linear: Any = [None]
+        self.batched = Grouped(setup, parts, facts, Low)
 
     def forward(self, x: Tensor, y: Tensor, linear: nn.Linear) -> Tensor:
+        change = self.batched(x, y)
+        if change is not None:
+            return y + change
         self.linear = [linear]
         change, _ = run(self.setup, (None, None), (x, y), self, self.facts)
         return y if change is None else y + change
+
+    def level_rows(self, flows: list[Flow], parts: list[tuple[Flow, Flow]]) -> list[Flow]:
+        zeros: Any = [torch.zeros_like(rest[1]) for _, rest in parts]  # type: ignore[arg-type]
+        return [(z if f[0] is None else f[0], f[1]) for f, z in zip(flows, zeros, strict=True)]
 
     def leaf(self, name: str, flow: Flow, fixed: Flow) -> Flow:
         change, hidden = flow
@@ -299,6 +315,10 @@ class LinearSite(nn.Module, Method):
         if not parts and change is None:
             return torch.zeros_like(y), hidden
         for part in parts:
+            if part.whole:
+                more = part(x, y if change is None else y + change, self.linear[0])  # type: ignore[operator]
+                change = more if change is None else change + more
+                continue
             if not part.scales and hidden is not None:
                 # Public adapters feed the first low-rank path into the second: B2 A2 B1 A1 x.
                 hidden = part.hidden(hidden)

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor, nn
+
 from phyla.blocks.linear import Linear
 from phyla.blocks.residual import Mixer
 from phyla.model import PreTrainedModel
@@ -33,6 +35,64 @@ class Place:
         """What tells places apart."""
         return self.path, self.slot
 
+    def put(self, site: Any) -> None:
+        """Fill the place, or empty it with None."""
+        self.module._modules[self.slot] = site
+
+    def held(self) -> Any:
+        """What is there."""
+        return self.module._modules[self.slot]
+
+
+@dataclass
+class HookCall:
+    """What a forward hook calls: a site, with what it wants of the call; an object, so that copies work."""
+
+    site: Any
+    kind: str
+
+    def __call__(self, module: Any, args: tuple, output: Any) -> Any:
+        value = output[0] if isinstance(output, tuple) else output
+        value = self.site(args[0], value, module) if self.kind == "linear" else self.site(value)
+        return (value, *output[1:]) if isinstance(output, tuple) else value
+
+
+@dataclass(frozen=True)
+class HookedPlace(Place):
+    """A place behind a module that has no sites of its own: a forward hook stands for one."""
+
+    def put(self, site: Any) -> None:
+        held = self.module.__dict__.setdefault("_hooked_sites", {})
+        old = held.pop(self.slot, None)
+        if old is not None:
+            old[1].remove()
+        if site is not None:
+            held[self.slot] = (site, self.module.register_forward_hook(self.call_of(site)))
+
+    def call_of(self, site: Any) -> Any:
+        """The hook that runs a site."""
+        return HookCall(site, self.kind)
+
+    def held(self) -> Any:
+        found = self.module.__dict__.get("_hooked_sites", {}).get(self.slot)
+        return None if found is None else found[0]
+
+
+class LinearSlice:
+    """Some rows of a linear map, as if they were one of its own: one part of a joint q, k, v projection."""
+
+    def __init__(self, linear: nn.Linear, start: int, end: int) -> None:
+        self.linear, self.start, self.end = linear, start, end
+        self.in_features, self.out_features = linear.in_features, end - start
+
+    @property
+    def weight(self) -> Tensor:
+        return self.linear.weight[self.start : self.end]
+
+    @property
+    def bias(self) -> Tensor | None:
+        return None if self.linear.bias is None else self.linear.bias[self.start : self.end]
+
 
 @dataclass
 class LayerPlaces:
@@ -53,7 +113,8 @@ class LayerPlaces:
     @property
     def stream(self) -> Place:
         """The layer's output."""
-        return Place(self.path, self.module, "stream", layer=self.index, tower=self.tower)
+        kind = Place if "site" in self.module._modules else HookedPlace
+        return kind(self.path, self.module, "stream", layer=self.index, tower=self.tower)
 
     def branches(self) -> Iterator[tuple[str, Place]]:
         """The places of bottleneck adapters by the flag that asks for them."""
@@ -74,6 +135,9 @@ class Survey:
     scores: list[Place]
     towers: list[str]
     with_cross: bool
+    config: Any = None
+    model: Any = field(default=None, repr=False)
+    allowed: tuple[str, ...] | None = None  # methods that a model from outside takes; None: all
 
     def group(self, layer: LayerPlaces, role: str) -> str:
         """The public name of the prefixes of one attention: encoder_prefix, self_prefix, cross_prefix."""
@@ -108,8 +172,9 @@ def survey(model: PreTrainedModel) -> Survey:
     layers = [_layer(i, path, module, owners) for i, (path, module) in enumerate(found)]
     towers = list(dict.fromkeys(layer.tower for layer in layers))
     return Survey(
-        layers, embeds, list(_scores(model)), towers, any(layer.cross is not None for layer in layers)
-    )
+        layers, embeds, list(_scores(model)), towers, any(layer.cross is not None for layer in layers),
+        model.config, model,
+    )  # fmt: skip
 
 
 def _layer(index: int, path: str, module: Any, owners: dict[str, str]) -> LayerPlaces:

@@ -154,13 +154,18 @@ def attach(config: PrefixTuningConfig, places: Survey, entry: Any) -> Iterator[t
 class KeyValueSite(nn.Module, Method):
     """The site of keys and values while prefixes are active: (k, v, mask, x) -> (k, v, mask)."""
 
-    def __init__(self, setup: Any, parts: dict[str, list[PrefixAt]], facts: Facts) -> None:
+    def __init__(
+        self, setup: Any, parts: dict[str, list[PrefixAt]], facts: Facts, by_slot: bool = False
+    ) -> None:
         super().__init__()
+        self.by_slot = by_slot  # see Position
         self.setup, self.parts, self.facts = setup, parts, facts
+        self.ragged = False  # whether rows of the running call have prefixes of several lengths
 
     def forward(
         self, k: Tensor, v: Tensor, mask: Tensor | None, x: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None]:
+        self.ragged = False
         pk, pv, real = run(self.setup, (None, None, None), (x,), self, self.facts)
         if pk is None or pv is None or real is None:
             return k, v, mask
@@ -179,7 +184,24 @@ class KeyValueSite(nn.Module, Method):
             )
         elif self.uneven():
             mask = torch.cat([real, real.new_ones(real.shape[0], 1, 1, k.shape[2] - length)], -1)
-        return k, v, mask
+        return (
+            self._behind(k, v, mask, real)
+            if self.ragged and self.by_slot and mask is not None
+            else (k, v, mask)
+        )
+
+    def _behind(self, k: Tensor, v: Tensor, mask: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What shorter prefixes leave empty, behind all keys: in front it would count as positions."""
+        count = k.shape[2]
+        shift = (~real).sum(-1).view(-1, 1)
+        index = (torch.arange(count, device=k.device)[None] + shift) % count  # (B, K)
+        wide = index[:, None, :, None]
+        mask = mask.expand(len(index), -1, -1, -1)
+        return (
+            k.gather(2, wide.expand(-1, k.shape[1], -1, k.shape[3])),
+            v.gather(2, wide.expand(-1, v.shape[1], -1, v.shape[3])),
+            mask.gather(3, index[:, None, None].expand(-1, mask.shape[1], mask.shape[2], -1)),
+        )
 
     def uneven(self) -> bool:
         """Whether rows may have prefixes of several lengths."""
@@ -200,15 +222,26 @@ class KeyValueSite(nn.Module, Method):
         return k, v, real
 
     def level(self, flows: list[Flow], flow: Flow, fixed: Flow) -> list[Flow]:
+        return self.level_rows(flows, [(flow, fixed)] * len(flows))
+
+    def level_rows(self, flows: list[Flow], parts: list[tuple[Flow, Flow]]) -> list[Flow]:
         there = [f for f in flows if f[0] is not None]
         if not there:
             return flows
-        if len(there) < len(flows):
-            raise AdapterError("every adapter of the block must have a prefix here, but some have none")
         longest = max(f[0].shape[2] for f in there)  # type: ignore[union-attr]
+        self.ragged = self.ragged or any(f[0] is None or f[0].shape[2] < longest for f in flows)
         made: list[Flow] = []
-        for k, v, real in there:
-            assert k is not None and v is not None and real is not None
+        for (k, v, real), (_, fixed) in zip(flows, parts, strict=True):
+            if k is None or v is None or real is None:  # no prefix here: nothing of it may be attended
+                like, x = there[0], fixed[0]
+                assert x is not None and like[0] is not None and like[1] is not None
+                shape = (x.shape[0], like[0].shape[1], longest)
+                made.append((
+                    like[0].new_zeros(*shape, like[0].shape[-1]),
+                    like[1].new_zeros(*shape, like[1].shape[-1]),
+                    torch.zeros(x.shape[0], 1, 1, longest, dtype=torch.bool, device=x.device),
+                ))  # fmt: skip
+                continue
             short = longest - k.shape[2]
             made.append((F.pad(k, (0, 0, short, 0)), F.pad(v, (0, 0, short, 0)), F.pad(real, (short, 0))))
         return made

@@ -5,20 +5,26 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from phyla.adapters.config import ARCHITECTURES, AdapterConfig, known
 from phyla.adapters.interpret import Facts, Flow, Method, run
 from phyla.adapters.invertible import width_of
 from phyla.adapters.places import Place, Survey
+from phyla.blocks.cache import Cache
 from phyla.blocks.context import Context
+from phyla.blocks.mask import Mutual
 from phyla.errors import AdapterError
 
 
 @known("prompt_tuning")
 @dataclass
 class PromptTuningConfig(AdapterConfig):
-    """prompt_length vectors before all tokens, or behind the first (combine="prefix_after_bos")."""
+    """prompt_length vectors before all tokens, or behind the first (combine="prefix_after_bos").
+
+    prompt_init: "random_uniform", or "from_string": the vectors of the tokens of prompt_init_text.
+    """
 
     architecture: ClassVar[str | None] = "prompt_tuning"
     prompt_length: int = 10
@@ -41,17 +47,19 @@ class Prompt(nn.Module):
 
     def __init__(self, config: PromptTuningConfig, width: int) -> None:
         super().__init__()
-        if config.prompt_init != "random_uniform":
-            raise AdapterError(
-                "prompt_init must be random_uniform: a prompt from a text needs that text's token vectors; "
-                "copy them into model.get_adapter(name) after adding it"
-            )
         if config.combine not in ("prefix", "prefix_after_bos"):
             raise AdapterError(f"combine must be prefix or prefix_after_bos, but is {config.combine!r}")
         self.skip = 1 if config.combine == "prefix_after_bos" else 0
         self.prompt_embedding = nn.Embedding(config.prompt_length, width)
         scale = config.random_uniform_scale
         nn.init.uniform_(self.prompt_embedding.weight, -scale, scale)
+
+    @torch.no_grad()
+    def start_from(self, ids: list[int], table: Tensor) -> None:
+        """Begin with the vectors of these tokens, repeated or cut to the prompt's length."""
+        count = self.prompt_embedding.num_embeddings
+        chosen = (ids * (count // len(ids) + 1))[:count]
+        self.prompt_embedding.weight.copy_(table[torch.tensor(chosen, device=table.device)])
 
     def to_file(self) -> dict[str, Tensor]:
         """Tensors by public name."""
@@ -67,49 +75,174 @@ def attach(config: PromptTuningConfig, places: Survey, entry: Any) -> Iterator[t
     if places.with_cross or len(places.embeds) != 1:
         raise AdapterError("prompt tuning needs a model with one embedding, but this one has several or none")
     embed = places.embeds[0]
-    yield embed, Prompt(config, width_of(embed, places))
+    lift = getattr(embed.module, "lift", None)
+    made = Prompt(config, width_of(embed, places) if lift is None else lift.in_features)
+    if config.prompt_init == "from_string":
+        if not entry.reading:
+            made.start_from(_tokens(config.prompt_init_text, places), embed.module.tokens.weight)
+    elif config.prompt_init != "random_uniform":
+        raise AdapterError(
+            f"prompt_init must be random_uniform or from_string, but is {config.prompt_init!r}"
+        )
+    yield embed, made
+
+
+def _tokens(text: str | None, places: Survey) -> list[int]:
+    """The ids of a text by the tokenizer of the checkpoint that the model is of."""
+    from phyla.preprocessing.text.auto import AutoTokenizer
+
+    if not text:
+        raise AdapterError('prompt_init="from_string" needs prompt_init_text')
+    config = places.config
+    source = getattr(config, "tokenizer_name_or_path", None) or getattr(config, "_name_or_path", None)
+    if not source:
+        raise AdapterError(
+            'prompt_init="from_string" needs the tokenizer of the model: set '
+            "model.config.tokenizer_name_or_path to its folder or name"
+        )
+    return list(AutoTokenizer.from_pretrained(source)(text)["input_ids"])
 
 
 class PromptSite(nn.Module, Method):
-    """The site of an embedding while prompts are active: (x, ctx) -> longer x; ctx is made to fit."""
+    """The site of an embedding while prompts are active: (x, ctx) -> longer x; ctx is made to fit.
 
-    def __init__(self, setup: Any, parts: dict[str, list[Prompt]], facts: Facts) -> None:
+    Prompts take the first positions of a row and its tokens those behind, also in calls with a cache that
+    holds prompts already. open: prompts see padding, and padding nothing but prompts, as in files of families
+    whose padding hides both ways.
+    """
+
+    def __init__(
+        self, setup: Any, parts: dict[str, list[Prompt]], facts: Facts, lift: Any = None, open: bool = False
+    ) -> None:
         super().__init__()
-        self.setup, self.parts, self.facts = setup, parts, facts
+        self.setup, self.parts, self.facts, self.open = setup, parts, facts, open
+        self.lift, self.ragged = (
+            [lift],
+            False,
+        )  # ragged: rows of the running call have prompts of several lengths
         skips = {p.skip for found in parts.values() for p in found}
-        lengths = {p.prompt_embedding.num_embeddings for found in parts.values() for p in found}
-        if len(skips) > 1 or len(lengths) > 1:
-            raise AdapterError("prompts side by side must have one length and one place, but have several")
+        if len(skips) > 1:
+            raise AdapterError("prompts side by side must stand in one place, but have several")
         self.skip = skips.pop()
+        self.count = max(p.prompt_embedding.num_embeddings for found in parts.values() for p in found)
 
     def forward(self, x: Tensor, ctx: Context | None = None) -> Tensor:
-        if ctx is not None and (ctx.start or ctx.cache is not None):
-            raise AdapterError("prompt tuning does not work with a cache: call with use_cache=False")
-        (prompts,) = run(self.setup, (None,), (x,), self, self.facts)
-        assert prompts is not None
-        added = prompts.shape[1]
+        if ctx is not None and ctx.start:
+            self._move(ctx)
+            return x
+        self.ragged = False
+        prompts, real = run(self.setup, (None, None), (x,), self, self.facts)
+        if prompts is None or real is None:
+            return x
+        if ctx is None and self.ragged:
+            raise AdapterError(
+                "prompts of several lengths need a mask, but this model's embedding knows of none"
+            )
+        if self.lift[0] is not None:
+            prompts = self.lift[0](prompts)
         if ctx is not None:
-            self._lengthen(ctx, added)
+            self._lengthen(ctx, real)
         return torch.cat([x[:, : self.skip], prompts.to(x.dtype), x[:, self.skip :]], 1)
 
-    def _lengthen(self, ctx: Context, added: int) -> None:
-        """Make masks and positions of the call fit the longer rows."""
+    def _lengthen(self, ctx: Context, real: Tensor) -> None:
+        """Make mask and positions fit the longer rows; real (B, P): which prompt vectors count."""
+        skip, (batch, added) = self.skip, real.shape
         mask = ctx.attention_mask
-        if mask is not None:
-            if mask.dim() != 2:
-                raise AdapterError("prompt tuning needs a mask of (batch, positions)")
-            ctx.attention_mask = torch.cat(
-                [mask[:, : self.skip], mask.new_ones(mask.shape[0], added), mask[:, self.skip :]], 1
-            )
+        if mask is not None and mask.dim() != 2:
+            raise AdapterError("prompt tuning needs a mask of (batch, positions)")
+        if mask is not None or not isinstance(self.setup, str):
+            mask = real.new_ones(batch, ctx.length) if mask is None else mask
+            given = mask = torch.cat([mask[:, :skip], real, mask[:, skip:]], 1)
+            if self.open:
+                apart = given[:, None, :, None] & given[:, None, None, :]  # (B, 1, S, S)
+                apart[:, :, skip : skip + added] = True
+                apart[:, :, :, skip : skip + added] = real[:, None, None]
+                mask = apart
+            ctx.attention_mask = mask
+        own = real.long().cumsum(1) - 1
+        at = ctx.positions
+        front = at[:, :skip].expand(batch, -1)
+        first = front[:, -1:] + 1 if skip else 0
+        ctx.positions = torch.cat(
+            [front, own.clamp(min=0) + first, at[:, skip:] + real.sum(1, keepdim=True)], 1
+        )
         ctx.length += added
-        last = ctx.positions[:, -1:]
-        more = torch.arange(1, added + 1, device=ctx.positions.device)[None] + last
-        ctx.positions = torch.cat([ctx.positions, more], 1)
+        if ctx.cache is not None:
+            ctx.cache.prompts = real
         ctx.memo.clear()
+
+    def _move(self, ctx: Context) -> None:
+        """Make positions count the prompts that the cache holds; the mask does already."""
+        real = prompts_in(ctx.cache, ctx.cache.batch)
+        if real is not None:
+            ctx.positions = ctx.positions + real.sum(1, keepdim=True)
+            ctx.memo.clear()
 
     def leaf(self, name: str, flow: Flow, fixed: Flow) -> Flow:
         x = fixed[0]
         assert x is not None
         for part in self.parts.get(name, ()):
-            flow = (part.prompt_embedding.weight[None].expand(x.shape[0], -1, -1),)
+            made = part.prompt_embedding.weight[None].expand(x.shape[0], -1, -1)
+            flow = (made, torch.ones(made.shape[:2], dtype=torch.bool, device=x.device))
         return flow
+
+    def level(self, flows: list[Flow], flow: Flow, fixed: Flow) -> list[Flow]:
+        return self.level_rows(flows, [(flow, fixed)] * len(flows))
+
+    def level_rows(self, flows: list[Flow], parts: list[tuple[Flow, Flow]]) -> list[Flow]:
+        made: list[Flow] = []
+        self.ragged = self.ragged or len({0 if f[0] is None else f[0].shape[1] for f in flows}) > 1
+        longest = max((f[0].shape[1] for f in flows if f[0] is not None), default=0)
+        for (prompts, real), (_, fixed) in zip(flows, parts, strict=True):
+            x = fixed[0]
+            assert x is not None
+            if prompts is None or real is None:
+                width = x.shape[-1] if self.lift[0] is None else self.lift[0].in_features
+                prompts, real = (
+                    x.new_zeros(x.shape[0], 0, width),
+                    x.new_zeros(x.shape[0], 0, dtype=torch.bool),
+                )
+            short = longest - prompts.shape[1]
+            made.append((F.pad(prompts, (0, 0, short, 0)), F.pad(real, (short, 0))))
+        return made
+
+
+def prompts_in(cache: Any, rows: int) -> Tensor | None:
+    """(rows, P): which prompt vectors in front of a cache's rows count; None where it holds no prompts."""
+    real = getattr(cache, "prompts", None)
+    return None if real is None else real.repeat_interleave(rows // len(real), 0)
+
+
+def fit_call(site: PromptSite, named: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call, fit for prompts: those in the cache count in the mask, not in positions."""
+    mask, ids = named.get("attention_mask"), named.get("input_ids", named.get("inputs_embeds"))
+    cache = named.get("past_key_values")
+    cached = cache.length if isinstance(cache, Cache) else 0
+    if ids is None or (mask is not None and mask.dim() != 2):
+        return named
+    length, count = ids.shape[1], site.count
+    if not cached:
+        if mask is not None and mask.shape[1] == length + count:
+            named = {**named, "attention_mask": mask[:, count:]}  # generation made room for the prompts
+        return named
+    real = prompts_in(cache, ids.shape[0])
+    if real is None:
+        return named
+    if mask is None:
+        mask = torch.ones(ids.shape[0], cached + length, dtype=torch.long, device=ids.device)
+    elif mask.shape[1] == cached + length - real.shape[1]:
+        mask = torch.cat([mask.new_ones(real.shape), mask], 1)
+    bare = mask[:, real.shape[1] :]
+    if named.get("position_ids") is None:
+        slots = torch.arange(bare.shape[1] - length, bare.shape[1], device=ids.device)[None]
+        lead = bare.int().argmax(-1, keepdim=True)  # padding in front of each row
+        named = {**named, "position_ids": (slots - lead).clamp(min=0)}
+    skip, front = site.skip, real.to(mask.dtype)
+    whole = torch.cat([bare[:, :skip], front, bare[:, skip:]], 1)
+    return {**named, "attention_mask": whole}
+
+
+def hides_both_ways(places: Survey) -> bool:
+    """Whether padding in this model neither is seen nor sees."""
+    masks = (getattr(layer.attn.module, "mask", None) for layer in places.layers if layer.attn is not None)
+    return any(isinstance(mask, Mutual) for mask in masks)

@@ -18,6 +18,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
+import phyla.adapters as adapters
 import phyla.adapters.composition as composition
 from phyla.testing.goldens import DTYPES
 from phyla.testing.parity import follow
@@ -66,15 +67,15 @@ def check(case: Case, library: Any, saving: bool = True) -> list[str]:
         faults += list(generation_faults(case, model, recorded))
         if saving:
             faults += list(saving_faults(case, model))
+            faults += list(head_faults(case, model))
     return faults
 
 
 def load_base(case: Case, library: Any) -> Any:
     """The model without adapters, from a checkpoint in the public format."""
     base = case.base
-    name = case.facts["cls"]
-    if not hasattr(library, name):
-        name = base["base_cls"]
+    cls = getattr(library, case.facts["cls"], None) or getattr(adapters, case.facts["cls"], None)
+    cls = cls or getattr(library, base["base_cls"])
     with tempfile.TemporaryDirectory() as folder:
         weights = {
             tensor: case.stored[tensor]
@@ -86,7 +87,7 @@ def load_base(case: Case, library: Any) -> Any:
         (Path(folder) / "config.json").write_text(json.dumps(base["config"]))
         if base.get("generation_config"):
             (Path(folder) / "generation_config.json").write_text(json.dumps(base["generation_config"]))
-        return getattr(library, name).from_pretrained(folder, attn_implementation="eager").eval()
+        return cls.from_pretrained(folder, attn_implementation="eager").eval()
 
 
 def replay(case: Case, model: Any, recorded: dict[str, torch.Tensor]) -> None:
@@ -94,7 +95,7 @@ def replay(case: Case, model: Any, recorded: dict[str, torch.Tensor]) -> None:
     steps = case.facts["reload"]
     made = [s for s in case.facts["steps"] if "average_adapter" in s]
     if steps is None or made:
-        _rebuild(case, model)
+        _rebuild(case, model, recorded)
         return
     for step in steps:
         ((name, arguments),) = step.items()
@@ -102,10 +103,14 @@ def replay(case: Case, model: Any, recorded: dict[str, torch.Tensor]) -> None:
             put_unsaved(model, recorded)
             activate(model, arguments)
         elif name == "load_adapter_setup":
-            setup, _ = model.load_adapter_setup(case.folder / arguments[0])
+            setup, heads = model.load_adapter_setup(case.folder / arguments[0])
             put_unsaved(model, recorded)
             model.set_active_adapters(setup)
-        elif name in ("load_adapter", "load_adapter_fusion"):
+            if heads:
+                model.active_head = heads
+        elif name == "active_head":
+            model.active_head = arguments
+        elif name in ("load_adapter", "load_adapter_fusion", "load_head"):
             getattr(model, name)(case.folder / arguments[0])
         elif name == "PeftModel.from_pretrained":
             model.load_adapter(case.folder / arguments, set_active=True)
@@ -115,7 +120,7 @@ def replay(case: Case, model: Any, recorded: dict[str, torch.Tensor]) -> None:
             raise NotImplementedError(f"step {name}")
 
 
-def _rebuild(case: Case, model: Any) -> None:
+def _rebuild(case: Case, model: Any, recorded: dict[str, torch.Tensor]) -> None:
     """Where the files alone are not enough: make the adapters as the steps say, with the files' weights."""
     for step in case.facts["steps"]:
         ((name, arguments),) = step.items()
@@ -125,6 +130,7 @@ def _rebuild(case: Case, model: Any) -> None:
             direft = isinstance(config, str) and config.startswith("direft")
             model.load_adapter(folder, config=config if direft else None)
         elif name == "active":
+            put_unsaved(model, recorded)
             activate(model, arguments)
         elif name == "average_adapter":
             model.average_adapter(arguments[0], arguments[1], **arguments[2])
@@ -233,7 +239,10 @@ def generation_faults(case: Case, model: Any, recorded: dict[str, torch.Tensor])
 
 def saving_faults(case: Case, model: Any) -> Iterator[str]:
     """Faults of the files that the library saves: other keys, shapes or values than those it read."""
-    if case.facts["reload"] is None or case.facts["kind"] == "peft":
+    if case.facts["kind"] == "peft":
+        yield from peft_saving_faults(case, model)
+        return
+    if case.facts["reload"] is None:
         return
     if any("average_adapter" in s for s in case.facts["steps"]):
         return
@@ -266,16 +275,64 @@ def saving_faults(case: Case, model: Any) -> Iterator[str]:
                 yield f"saves another config: {_first_difference(old, new)}"
 
 
+def head_faults(case: Case, model: Any) -> Iterator[str]:
+    """Faults of the heads' files that the library saves."""
+    for folder in sorted(p.parent for p in case.folder.rglob("head_config.json")):
+        old = json.loads((folder / "head_config.json").read_text())
+        if not hasattr(model, "heads") or old["name"] not in model.heads:
+            yield f"has no head {old['name']}"
+            continue
+        with tempfile.TemporaryDirectory() as target:
+            model.save_head(target, old["name"], (folder / "model_head.safetensors").exists())
+            new = json.loads((Path(target) / "head_config.json").read_text())
+            before, after = _tensors(folder, "model_head"), _tensors(Path(target), "model_head")
+            wrong = [k for k in before if k not in after or not torch.equal(before[k], after[k])]
+            if wrong or set(after) - set(before):
+                yield f"saves the head {old['name']} with other tensors: {wrong[:2]}"
+            for key in ("config", "name", "model_type", "model_class", "hidden_size"):
+                if old[key] != new[key]:
+                    yield f"saves the head {old['name']} with {key} {new[key]!r} for {old[key]!r}"
+
+
+def peft_saving_faults(case: Case, model: Any) -> Iterator[str]:
+    """As `saving_faults` for a PEFT folder; copies of one tensor under several names count once."""
+    names = [s["PeftModel.from_pretrained"] for s in case.facts["reload"] if "PeftModel.from_pretrained" in s]
+    with tempfile.TemporaryDirectory() as target:
+        model.save_adapter(target, model.adapters.names()[0], format="peft")
+        before, after = (
+            safetensors.torch.load_file(Path(folder) / "adapter_model.safetensors")
+            for folder in (case.folder / names[0], target)
+        )
+        facts = json.loads((Path(target) / "adapter_config.json").read_text())
+    copies = (".original_module.", ".modules_to_save.")
+    for key, value in before.items():
+        plain = key.replace(".base_layer.", ".")
+        if any(c in key for c in copies) or key.endswith("embed_tokens.base_layer.weight"):
+            continue
+        if key not in after and plain not in after and not key.endswith("base_layer.weight"):
+            yield f"saves no {key}"
+        elif key in after and not torch.equal(value, after[key]):
+            yield f"saves another value of {key}"
+    known = {k.replace(".base_layer.", ".") for k in before}
+    added = [k for k in after if k.replace(".base_layer.", ".") not in known]
+    if added:
+        yield f"saves {added[0]}, which the file had not"
+    old = json.loads((case.folder / names[0] / "adapter_config.json").read_text())
+    for key in ("peft_type", "r", "rank_pattern", "alpha_pattern", "num_virtual_tokens", "bias"):
+        if old.get(key) != facts.get(key):
+            yield f"saves {key}: {facts.get(key)!r} in the place of {old.get(key)!r}"
+
+
 def _first_difference(old: dict, new: dict) -> str:
     keys = [k for k in sorted({*old, *new}) if old.get(k, "-") != new.get(k, "-")]
     return ", ".join(f"{k}: {old.get(k, '-')!r} / {new.get(k, '-')!r}" for k in keys[:3])
 
 
-def _tensors(folder: Path) -> dict[str, torch.Tensor]:
-    safe = folder / "adapter.safetensors"
+def _tensors(folder: Path, name: str = "adapter") -> dict[str, torch.Tensor]:
+    safe = folder / f"{name}.safetensors"
     if safe.exists():
         return safetensors.torch.load_file(safe)
-    return torch.load(folder / "pytorch_adapter.bin", weights_only=True)
+    return torch.load(folder / f"pytorch_{name}.bin", weights_only=True)
 
 
 def write_pack(folders: list[Path], path: Path) -> None:
