@@ -79,6 +79,10 @@ class GenerationError(PhylaError, ValueError):
     """Generation settings or prompts that cannot work."""
 
 
+class QueueFull(PhylaError, RuntimeError):
+    """An engine whose waiting line is full; wait for a result before submitting more."""
+
+
 class NonFiniteLogitsError(PhylaError, ValueError):
     """A model gave NaN or infinity where scores of tokens are due; the message names step and row."""
 

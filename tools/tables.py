@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import phyla
+from phyla.adapters.composition import BLOCKS, Meaning
 from phyla.registry import Row, families
 from phyla.testing.goldens import read_names
 
@@ -38,6 +39,19 @@ Made by `make docs` from the registry, the packed goldens and the table of publi
 | row | model_type | classes | goldens | options | preprocessors | missing |
 |---|---|---|---|---|---|---|
 """
+
+
+ADAPTERS = """# Adapters: method by family, method by block
+
+Made by `make docs` from tools/adapter_matrix.json, which tests/test_adapters.py runs through, and from the
+rules that activation checks. Each `yes` stands for: it attaches; where it should be neutral at the start,
+outputs stay; only its parameters get gradients, and all do; saved and loaded it computes the same; one batch
+with and without it equals single runs; merged equals unmerged, where it can be merged; inactive it leaves
+nothing behind. The families are a sample of all kinds; the methods see sites, not families.
+
+{table}
+{notes}
+{composed}"""
 
 
 def families_page() -> str:
@@ -93,7 +107,35 @@ def models_page() -> str:
     return MODELS.format(summary=summary) + "".join(line for line, _, _ in found)
 
 
-PAGES = {"families.md": families_page, "models.md": models_page}
+def adapters_page() -> str:
+    """docs/adapters_matrix.md."""
+    matrix = json.loads((ROOT / "tools" / "adapter_matrix.json").read_text())
+    notes: dict[str, int] = {}
+
+    def cell(method: str, family: str) -> str:
+        short, marks = method.split("|")[0].split("[")[0], ["yes"]
+        for table in ("without", "unsaved", "uneven"):
+            why = matrix[table].get(short, {}).get(family)
+            if why is not None:
+                number = notes.setdefault(why, len(notes) + 1)
+                marks = ["–" if table == "without" else marks[0], *marks[1:], f"({number})"]
+        return " ".join(marks)
+
+    methods = matrix["methods"]
+    head = " | ".join(f"`{m.split('[')[0] if '|' not in m else 'union'}`" for m in methods)
+    rows = [f"| {f} | " + " | ".join(cell(m, f) for m in methods) + " |\n" for f in matrix["families"]]
+    table = f"| family | {head} |\n|{'---|' * (len(methods) + 1)}\n" + "".join(rows)
+    blocks = list(BLOCKS)
+    kinds = [
+        f"| {kind} | " + " | ".join("yes" if BLOCKS[b] in allowed else "error" for b in blocks) + " |\n"
+        for kind, allowed in sorted(Meaning.table.items())
+    ]
+    composed = f"| method | {' | '.join(blocks)} |\n|{'---|' * (len(blocks) + 1)}\n" + "".join(kinds)
+    listed = "".join(f"{number}. {why}\n" for why, number in notes.items())
+    return ADAPTERS.format(table=table, notes=listed, composed=composed)
+
+
+PAGES = {"adapters_matrix.md": adapters_page, "families.md": families_page, "models.md": models_page}
 
 if __name__ == "__main__":
     for name, page in PAGES.items():

@@ -104,7 +104,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "xtc_threshold": _FRACTION, "top_n_sigma": _number(0, open_low=True),
     "mirostat_tau": _number(0, open_low=True), "mirostat_eta": _number(0, 1, open_low=True),
     "num_assistant_tokens": _number(1), "prompt_lookup_num_tokens": _POSITIVE,
-    "max_matching_ngram_size": _POSITIVE, "assistant_early_exit": _POSITIVE,
+    "prefill_chunk_size": _POSITIVE, "max_matching_ngram_size": _POSITIVE, "assistant_early_exit": _POSITIVE,
     "assistant_confidence_threshold": _FRACTION, "token_healing": _FLAG, "low_memory": _FLAG,
     "num_assistant_tokens_schedule": (
         lambda v: v in ("constant", "heuristic", "heuristic_transient"),

@@ -21,6 +21,7 @@ DEFAULTS: dict[str, Any] = {
     "do_sample": False, "num_beams": 1, "num_beam_groups": 1, "penalty_alpha": None, "dola_layers": None,
     # cache
     "use_cache": True, "cache_implementation": None, "cache_config": None, "return_legacy_cache": None,
+    "prefill_chunk_size": None,
     # scores of the next token
     "temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": None, "typical_p": 1.0,
     "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "diversity_penalty": 0.0,

@@ -39,7 +39,10 @@ def contrastive_search(forward: Forward, task: Task, alpha: float, top_k: int, l
         read = _one_by_one if low_memory else _side_by_side
         next_out, next_states = read(forward, ids[:, : length + 1], tokens, last)
         likeness = _likeness(states, next_states, unseen)  # (rows, k)
-        chosen = ((1 - alpha) * chances - alpha * likeness).argmax(-1)
+        # where fewer than k tokens are allowed, the others fill up the k: none of them may win
+        forbidden = scores.gather(1, tokens) == -torch.inf
+        worth = (1 - alpha) * chances - alpha * likeness
+        chosen = worth.masked_fill(forbidden, -torch.inf).argmax(-1)
         token = tokens.gather(1, chosen[:, None])[:, 0]
         states = torch.cat([states, next_states[every, chosen][:, None]], 1)
         if unseen is not None:

@@ -3,6 +3,7 @@ strategies.
 """
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,13 +18,14 @@ class Forward:
     """Calls a model on the ids that it has not seen yet and keeps what it needs from step to step.
 
     `length` is the number of positions to make room for; `flags` are call options such as output_attentions;
-    `memory` is the public kind of cache and its settings.
+    `memory` is the public kind of cache and its settings; `chunk` the most positions read at once.
     """
 
     def __init__(self, model: nn.Module, prompt: Prompt, length: int, use_cache: bool, pad_id: int,
                  flags: dict[str, bool] | None = None,
-                 memory: tuple[str | None, Any] = (None, None)):  # fmt: skip
+                 memory: tuple[str | None, Any] = (None, None), chunk: int | None = None):  # fmt: skip
         self.model, self.rows, self.memory = model, prompt.rows, memory
+        self.chunk = chunk
         self.takes = accepted(model.forward)
         # a model may add what each of its steps needs besides (blanks to fill, ...)
         self.complete = getattr(model, "next_inputs", dict)
@@ -36,7 +38,10 @@ class Forward:
         self.cache = None
         if use_cache:
             self.cache = prompt.cache if prompt.cache is not None else self._new_cache(length)
-            self.fed = self.cache.length if self.cache is not None and prompt.cache is not None else 0
+            if prompt.cache is not None:
+                if hasattr(self.cache, "bind"):
+                    self.cache.bind(model, prompt.rows, length)
+                self.fed = self.cache.length
         if self.cache is None and "inputs_embeds" in self.first:
             raise GenerationError(
                 f"a prompt of inputs_embeds needs use_cache=True and a {type(model).__name__} with a cache"
@@ -66,13 +71,31 @@ class Forward:
         """The model's output for the ids (rows, length) it has not seen; logits of the last `keep` positions
         at least.
         """
+        for part in self._parts(ids):
+            self._feed(part, 1)
+        return self._feed(ids, keep)
+
+    def _parts(self, ids: Tensor) -> Iterator[Tensor]:
+        """What of a long prompt is read before its last chunk; inputs that have no positions forbid it."""
+        chunk, self.chunk = self.chunk, None  # new ids after the prompt come at once
+        whole = set(self.first) - {"position_ids", "token_type_ids"}
+        if chunk is None or self.cache is None or whole or self.hidden_positions:
+            return
+        first = {k: v[..., v.shape[-1] - (ids.shape[1] - self.fed) :] for k, v in self.first.items()}
+        start = self.fed
+        for end in range(start + chunk, ids.shape[1], chunk):
+            self.first = {k: v[..., self.fed - start : end - start] for k, v in first.items()}
+            yield ids[:, :end]
+        self.first = {k: v[..., self.fed - start :] for k, v in first.items()}
+
+    def _feed(self, ids: Tensor, keep: int) -> Any:
         inputs = {**self.steady, **self.first}
         if "inputs_embeds" not in inputs or self.prefix:
             fresh = ids[:, self.fed :]
             if self.foreign_pad is not None:
                 fresh = fresh.masked_fill(fresh == self.foreign_pad, 0)
             inputs[f"{self.prefix}input_ids"] = fresh
-            if self.fed and fresh.shape[1] > 1:
+            if self.fed and fresh.shape[1] > 1 and not self._fits(inputs, fresh.shape[1]):
                 self._widen(inputs, fresh.shape[1])
         if self.mask is not None:
             reach = ids.shape[1] + self.hidden_positions
@@ -117,6 +140,11 @@ class Forward:
             if name in self.first:
                 self.first[name] = self.first[name] - (self.fed - ids)
             self.fed = ids
+
+    def _fits(self, inputs: dict[str, Any], count: int) -> bool:
+        """Whether there is a position for each of `count` new ids already (chunks of a prompt)."""
+        places = inputs.get(f"{self.prefix}position_ids")
+        return places is not None and places.shape[-1] == count
 
     def _widen(self, inputs: dict[str, Any], count: int) -> None:
         """Inputs of one new position for `count` of them: the types stay, the positions go on."""

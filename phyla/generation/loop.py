@@ -1,5 +1,6 @@
 """`generate`: one call from settings and prompt to token ids."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,6 +30,19 @@ from phyla.generation.strategies import Sources, forward_class, needed_states, p
 from phyla.generation.task import Task, make_task
 
 
+def adapted(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a model's adapters prepare a call: rows of their own (`adapter_names`), copies of the rows."""
+
+    @functools.wraps(function)
+    def call(model: nn.Module, *args: Any, **named: Any) -> Any:
+        if "adapters" in getattr(model, "_modules", ()):
+            return model._generate_with_adapters(function, args, named)  # type: ignore[operator]
+        return function(model, *args, **named)
+
+    return call
+
+
+@adapted
 def generate(
     model: nn.Module,
     inputs: Any = None,
@@ -48,6 +62,7 @@ def generate(
     seed: int | Sequence[int] | None = None,
     truncate: str | None = None,
     row_settings: Sequence[dict[str, Any]] | None = None,
+    grammar: Any = None,
     **settings: Any,
 ) -> Any:
     """Token ids (batch * num_return_sequences, length) that continue the prompt `inputs`, ids (batch,
@@ -68,7 +83,9 @@ def generate(
     each returned row, which then does not depend on the other rows; without it torch's global generator is
     used. truncate="left" cuts a prompt that is too long for the context at its
     start. `row_settings` has a dict for each row of the prompt with what it samples by, beside the others.
-    `tokenizer` serves stop_strings, token_healing and drafts of another vocabulary (with
+    `grammar` (a Grammar, a JSON Schema, or a list with one for each row) is what the new text must be; it is
+    whole also where the length ends it.
+    `tokenizer` serves grammars, stop_strings, token_healing and drafts of another vocabulary (with
     `assistant_tokenizer`). A draft is `assistant_model`, prompt_lookup_num_tokens or assistant_early_exit;
     sampling with a `seed` and a draft gives the same again, but not what it gives without. `streamer` gets
     the prompt, then the tokens of each step (rows,).
@@ -113,7 +130,15 @@ def generate(
         encoder_decoder = bool(getattr(model.config, "is_encoder_decoder", False))
         task = make_task(config, prompt, limit, beams is not None, seed, encoder_decoder)
         task.streamer = streamer
-        end, custom = task.start + limit, logits_processor or []
+        end, custom = task.start + limit, list(logits_processor or [])
+        if grammar is not None:
+            from phyla.generation.parsing import grammar_processor
+
+            if row_settings is not None and isinstance(grammar, (list, tuple)):
+                raise GenerationError("row_settings go with one grammar for all rows, not with a list")
+            custom.append(
+                grammar_processor(model, config, grammar, tokenizer, prompt.rows, task.start, limit)
+            )
         task.processors = build_processors(
             model, config, prompt, end, custom, prefix_allowed_tokens_fn, guidance, task.generators
         )
@@ -128,7 +153,7 @@ def generate(
             flags["output_hidden_states"] = True
         forward = forward_class(strategy)(
             model, prompt, prompt.positions + limit, config.use_cache is not False, task.pad_id, flags,
-            (config.cache_implementation, config.cache_config),
+            (config.cache_implementation, config.cache_config), config.prefill_chunk_size,
         )  # fmt: skip
         if beams is None:
             given = {*asked, *(generation_config._given if generation_config is not None else ())}

@@ -68,8 +68,6 @@ def check_supported(config: GenerationConfig, mode: GenerationMode) -> None:
     for name in _ABSENT:
         if getattr(config, name) != DEFAULTS[name]:
             raise GenerationError(f"{name} is not supported; supported are {SUPPORTED}")
-    if config.return_legacy_cache:
-        raise GenerationError("return_legacy_cache=True is not supported: past_key_values is a cache object")
     if config.cache_implementation not in (None, *IMPLEMENTATIONS):
         raise GenerationError(
             f"cache_implementation must be one of {IMPLEMENTATIONS}, but is {config.cache_implementation!r}"

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from phyla.blocks.cache import Cache
 from phyla.errors import ArgumentError, GenerationError, UnknownArgumentError, nearest
 from phyla.generation.config import DEFAULTS, GenerationConfig
 from phyla.generation.logits import id_list
@@ -111,7 +112,7 @@ def read_prompt(model: nn.Module, inputs: Any, named: dict[str, Any], config: Ge
 def _decoder_only(
     model: nn.Module, named: dict[str, Any], config: GenerationConfig, device: torch.device
 ) -> Prompt:
-    cache = named.pop("past_key_values", None)
+    cache = _cache(named.pop("past_key_values", None))
     embeds = named.get("inputs_embeds")
     if embeds is not None and (embeds.ndim != 3 or embeds.shape[1] == 0):
         raise ArgumentError(
@@ -151,7 +152,7 @@ def _decoder_only(
 
 def _encoder_decoder(model: nn.Module, named: dict[str, Any], config: GenerationConfig,
                      device: torch.device) -> Prompt:  # fmt: skip
-    main, cache = main_input(model), named.pop("past_key_values", None)
+    main, cache = main_input(model), _cache(named.pop("past_key_values", None))
     decoder_ids = named.pop("decoder_input_ids", None)
     reads = accepted(getattr(model, "encode", model.forward)) or ()
     if decoder_ids is None and main != "input_ids" and "input_ids" not in reads:
@@ -203,6 +204,13 @@ def _encoder_decoder(model: nn.Module, named: dict[str, Any], config: Generation
         source_ids=source_ids,
         source_mask=None if source_ids is None else mask,
     )
+
+
+def _cache(past: Any) -> Any:
+    """The caller's cache; a tuple of each layer's keys and values becomes one."""
+    if isinstance(past, tuple | list) and past and isinstance(past[0], tuple | list):
+        return Cache.from_legacy_cache(past)
+    return past
 
 
 def _start_ids(named: dict[str, Any], config: GenerationConfig, device: torch.device) -> Tensor:

@@ -64,6 +64,7 @@ class Record:
             f"{prefix}hidden_states": [] if hidden_states else None,
         }
         self.encoder_decoder = encoder_decoder
+        self.legacy_cache = False  # tuples of tensors in place of the cache
 
     def step(self, out: Any, logits: Tensor, scores: Tensor) -> None:
         """Keep what one step gave."""
@@ -91,7 +92,10 @@ class Record:
         if beams is not None:
             kinds = (GenerateBeamDecoderOnlyOutput, GenerateBeamEncoderDecoderOutput)
             kept |= beams
-        return kinds[self.encoder_decoder](sequences=sequences, past_key_values=forward.cache, **kept)
+        past = forward.cache
+        if self.legacy_cache and hasattr(past, "to_legacy_cache"):
+            past = past.to_legacy_cache()
+        return kinds[self.encoder_decoder](sequences=sequences, past_key_values=past, **kept)
 
 
 def make_task(
@@ -115,6 +119,7 @@ def make_task(
             bool(config.output_hidden_states),
             encoder_decoder,
         )
+        record.legacy_cache = bool(config.return_legacy_cache)
     return Task(
         ids=buffer, given=given, start=start, limit=limit, repeats=repeats, pad_id=pad_id,
         eos=end_tokens(config, ids.device), do_sample=bool(config.do_sample),

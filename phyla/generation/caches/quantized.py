@@ -1,21 +1,12 @@
-"""Kinds of memory for keys and values under the public names: elsewhere (offloaded), or in few bits
-(quantised).
-
-Every other public name stands for the model's own memory, which is allocated ahead and slides where layers
-do.
-"""
+"""Keys and values in few bits: each group of numbers has its least value and its step beside it."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from phyla.blocks.cache import Cache, KVCache
 from phyla.errors import GenerationError, UnknownArgumentError, nearest
 
-OWN = ("dynamic", "static", "sliding_window", "hybrid", "mamba")
-AWAY = ("offloaded", "offloaded_static")
-IMPLEMENTATIONS = (*OWN, *AWAY, "quantized")
 _BITS = (2, 4, 8)
 
 
@@ -44,20 +35,7 @@ class QuantizedCacheConfig:
         return dict(self.__dict__)
 
 
-class OffloadedKV(KVCache):
-    """Keys and values that lie in main memory and visit the device while they are looked at."""
-
-    def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, int]:
-        """As `KVCache.update`."""
-        keys, values, first = super().update(k.cpu(), v.cpu())
-        return keys.to(k.device), values.to(v.device), first
-
-    def reorder(self, index: Tensor) -> None:
-        """As `KVCache.reorder`."""
-        super().reorder(index.cpu())
-
-
-class _Packed:
+class PackedNumbers:
     """Numbers (..., width) in few bits: each group's least value and step beside them."""
 
     def __init__(self, values: Tensor, bits: int, group: int):
@@ -78,9 +56,9 @@ class _Packed:
         codes = codes.flatten(-2)[..., : self.shape[-1]].unflatten(-1, (-1, self.group))
         return (codes * self.step + self.low).flatten(-2).to(self.dtype)
 
-    def rows(self, index: Tensor) -> "_Packed":
+    def rows(self, index: Tensor) -> "PackedNumbers":
         """The rows `index`."""
-        new = object.__new__(_Packed)
+        new = object.__new__(PackedNumbers)
         new.__dict__.update(self.__dict__)
         new.shape = torch.Size((len(index), *self.shape[1:]))
         new.low, new.step, new.codes = (
@@ -96,7 +74,7 @@ class QuantizedKV:
 
     def __init__(self, config: QuantizedCacheConfig, batch: int):
         self.config, self.batch = config, batch
-        self.packed: list[tuple[_Packed, _Packed]] = []
+        self.packed: list[tuple[PackedNumbers, PackedNumbers]] = []
         self.recent: tuple[Tensor, Tensor] | None = None
 
     def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, int]:
@@ -113,8 +91,16 @@ class QuantizedKV:
         self.recent = (k, v)
         return keys, values, 0
 
-    def _pack(self, values: Tensor) -> _Packed:
-        return _Packed(values, self.config.nbits, self.config.q_group_size)
+    def read(self) -> tuple[Tensor, Tensor] | None:
+        """As `KVCache.read`; packed positions come nearly as they were."""
+        if self.recent is None:
+            return None
+        old = [(a.whole(), b.whole()) for a, b in self.packed]
+        keys, values = (torch.cat([*(pair[i] for pair in old), self.recent[i]], 2) for i in (0, 1))
+        return keys, values
+
+    def _pack(self, values: Tensor) -> PackedNumbers:
+        return PackedNumbers(values, self.config.nbits, self.config.q_group_size)
 
     def reorder(self, index: Tensor) -> None:
         """As `KVCache.reorder`."""
@@ -132,25 +118,6 @@ class QuantizedKV:
         if self.recent is not None:
             kept = max(0, length - size * len(self.packed))
             self.recent = (self.recent[0][:, :, :kept], self.recent[1][:, :, :kept])
-
-
-def new_cache(model: Any, kind: str | None, settings: Any, batch: int, length: int) -> Cache | None:
-    """An empty memory of a public kind for `length` positions of `batch` rows; None where the model keeps
-    none.
-    """
-    cache: Cache | None = model.new_cache(batch, length)
-    if cache is None or kind is None or kind in OWN:
-        return cache
-    config = read_settings(settings) if kind == "quantized" else None
-    slots: list[Any] = getattr(cache, "slots", [])
-    for i, slot in enumerate(slots):
-        if type(slot) is not KVCache:
-            continue
-        if config is None:
-            slots[i] = OffloadedKV(slot.batch, slot.capacity, slot.window)
-        elif slot.window is None:  # what slides is small
-            slots[i] = QuantizedKV(config, slot.batch)
-    return cache
 
 
 def read_settings(settings: Any) -> QuantizedCacheConfig:

@@ -1,0 +1,84 @@
+"""The next token of each row: its own processors, sampling settings and generator."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from phyla.errors import GenerationError
+from phyla.generation import warpers
+from phyla.generation.config import GenerationConfig
+from phyla.generation.engine.request import Handle, Row
+from phyla.generation.modes import GenerationMode, check_supported, generation_mode
+from phyla.generation.plan import build_processors
+from phyla.generation.prompt import Prompt
+from phyla.generation.search import draw, not_finite
+
+_ABSENT = ("guidance_scale", "token_healing", "dola_layers", "penalty_alpha", "assistant_early_exit")
+
+
+def check_settings(config: GenerationConfig) -> None:
+    """Raise GenerationError for settings that need more than one token a row and step."""
+    mode = generation_mode(config)
+    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+        raise GenerationError(f"the engine decodes greedily or samples; {mode.value} needs generate")
+    for name in _ABSENT:
+        if getattr(config, name):
+            raise GenerationError(f"the engine has no {name}: use generate")
+    check_supported(config, mode)
+
+
+def prepare_row(model: Any, row: Row, custom: list, allowed: Any) -> None:
+    """Give a row the processors that its settings ask for."""
+    ids = torch.tensor([row.ids], device=model.device)
+    prompt = Prompt(ids, ids, None, ids.shape[1], source_ids=ids)
+    handle, generators = row.handle, [row.generator] if row.generator is not None else []
+    row.processors = build_processors(
+        model, handle.config, prompt, row.fixed + handle.limit, custom, allowed, None, generators
+    )
+
+
+def pick(rows: list[Row], logits: Tensor) -> list[int | Exception]:
+    """A token for each row from its scores (rows, V), or what is wrong with them."""
+    tokens: list[int | Exception] = [0] * len(rows)
+    for numbers in _alike(rows):
+        first, scores = rows[numbers[0]], logits[numbers]
+        if first.processors:
+            ids = torch.tensor([first.ids], device=logits.device)
+            if len(numbers) > 1:  # warpers look at scores alone
+                ids = ids[:, :1].expand(len(numbers), -1)
+            scores = first.processors(ids, scores)
+        best, chosen = scores.max(-1)
+        finite = best.isfinite() & logits[numbers].amax(-1).isfinite()
+        if first.handle.config.do_sample:
+            generators = [rows[n].generator for n in numbers]
+            safe = scores.masked_fill(~finite[:, None], 0.0)
+            chosen = draw(safe, [g for g in generators if g is not None])
+        marks = (
+            scores.log_softmax(-1).gather(1, chosen[:, None])[:, 0] if _wants_marks(first.handle) else None
+        )
+        sound = finite.tolist()
+        for place, (number, token) in enumerate(zip(numbers, chosen.tolist(), strict=True)):
+            step = len(rows[number].tokens)
+            if not sound[place] and not first.handle.config.remove_invalid_values:
+                alone = slice(place, place + 1)
+                tokens[number] = not_finite(step, finite[alone], logits[numbers][alone], scores[alone])
+                continue
+            tokens[number] = token
+            if marks is not None:
+                rows[number].logprobs.append(float(marks[place]))
+    return tokens
+
+
+def _wants_marks(handle: Handle) -> bool:
+    return bool(handle.config.output_scores)
+
+
+def _alike(rows: list[Row]) -> list[list[int]]:
+    """Numbers of rows that can be served by one list of processors."""
+    groups: dict[Any, list[int]] = {}
+    for number, row in enumerate(rows):
+        plain = all(type(step).__module__ == warpers.__name__ for step in row.processors)
+        key = (row.handle.config.to_json_string(), bool(row.processors)) if plain else number
+        groups.setdefault(key, []).append(number)
+    return list(groups.values())

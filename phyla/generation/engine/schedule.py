@@ -1,0 +1,190 @@
+"""Who takes part in the next step, with which tokens: a budget, pages that may run out, old before new."""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from phyla.blocks.cache import _copied
+from phyla.blocks.flat import Segment, Text
+from phyla.generation.engine.pages import PagePool, page_keys
+from phyla.generation.engine.request import Row, Status
+
+
+class Scheduler:
+    """Rows that wait and rows that run; `plan` picks the segments of a step.
+
+    A text grows by whole pages while its prompt is read, so that what a step computes for it depends on
+    nothing but its own ids. When pages run out, the newest running row gives its own back and waits again;
+    what it had generated is kept, and read anew as it was written: token by token.
+    """
+
+    def __init__(self, pool: PagePool, most_tokens: int, most_rows: int, share: bool, paged: bool) -> None:
+        self.pool, self.most_tokens, self.most_rows = pool, most_tokens, most_rows
+        self.share, self.paged = share, paged
+        self.waiting: deque[Row] = deque()
+        self.running: list[Row] = []
+        self.copies: list[tuple[int, int]] = []  # pages (from, to) to copy before the step
+        self.fresh: list[int] = []  # pages that this step makes known
+        self.preempted = 0
+        self.shared = 0  # positions that were there already
+
+    def add(self, row: Row) -> None:
+        """Let a row wait for its turn."""
+        if self.share:
+            row.keys = page_keys(b"", row.ids[: row.fixed - 1], self.pool.size)
+        self.waiting.append(row)
+
+    def plan(self) -> list[tuple[Row, Segment]]:
+        """The segments of the next step, in order of their tokens."""
+        self.copies, self.fresh = [], []
+        parts: list[tuple[Row, int, int]] = []
+        budget = self.most_tokens
+        for row in list(self.running):  # those that write first: they wait least
+            if row.pending == 1 and budget and row in self.running and self._grow(row, 1, parts):
+                parts.append((row, row.done, 1))
+                budget -= 1
+        for row in list(self.running):
+            if row.pending > 1 and row in self.running:
+                budget -= self._read(row, budget, parts)
+        while self.waiting and budget > 0 and len(self.running) < self.most_rows:
+            row = self.waiting[0]
+            needed = -(-row.pending // self.pool.size) if self.paged else 0
+            if self.running and needed > self.pool.available:
+                break
+            self.waiting.popleft()
+            self._admit(row)
+            budget -= self._read(row, budget, parts)
+        return self._placed(parts)
+
+    def _admit(self, row: Row) -> None:
+        row.handle.status = Status.RUNNING
+        self.running.append(row)
+        for key in row.keys:
+            page = self.pool.find(key)
+            if page is None:
+                break
+            row.text.pages.append(self.pool.share(page))
+            row.done += self.pool.size
+            row.named += 1
+            self.shared += self.pool.size
+
+    def _read(self, row: Row, budget: int, parts: list[tuple[Row, int, int]]) -> int:
+        """Take what the budget allows of a row's unread ids; how many those are."""
+        done, taken = row.done, 0
+        while done < len(row.ids):
+            count = self._next(row, done)
+            # a step is never empty: a page larger than the whole budget goes alone
+            if count > budget - taken and (parts or taken):
+                break
+            if not self._grow(row, done + count - row.done, parts):
+                break
+            parts.append((row, done, count))
+            done, taken = done + count, taken + count
+            self._name(row, done)
+        return taken
+
+    def _next(self, row: Row, done: int) -> int:
+        """How many ids from `done` on are read as one: to the end of the page, generated ones singly."""
+        if done >= row.fixed:
+            return 1
+        return min(self.pool.size - done % self.pool.size, row.fixed - done)
+
+    def _name(self, row: Row, done: int) -> None:
+        while row.named < len(row.keys) and (row.named + 1) * self.pool.size <= done:
+            page = row.text.pages[row.named]
+            if self.pool.find(row.keys[row.named]) is None:
+                self.pool.name(page, row.keys[row.named])
+                self.fresh.append(page)
+            row.named += 1
+
+    def _grow(self, row: Row, count: int, parts: list[tuple[Row, int, int]]) -> bool:
+        """Make room for `count` ids behind those that are done; False where the row lost its own turn."""
+        if not self.paged:
+            return True
+        size, pages = self.pool.size, row.text.pages
+        at = row.done // size
+        if row.done % size and at < len(pages) and self.pool.owners[pages[at]] > 1:
+            if not self._free_one(row, parts):
+                return False
+            copy = self.pool.take()  # others own it as well: write into a copy
+            self.copies.append((pages[at], copy))
+            self.pool.release(pages[at])
+            pages[at] = copy
+        while len(pages) * size < row.done + count:
+            if not self._free_one(row, parts):
+                return False
+            pages.append(self.pool.take())
+        return True
+
+    def _free_one(self, row: Row, parts: list[tuple[Row, int, int]]) -> bool:
+        """See to a free page, by sending away the newest row that is not in this step, else this one."""
+        while not self.pool.available:
+            busy = {id(other) for other, _, _ in parts}
+            others = [r for r in self.running if id(r) not in busy and r is not row]
+            newer = others and self.running.index(others[-1]) > self.running.index(row)
+            if not newer:
+                if id(row) not in busy and len(self.running) > 1:
+                    self.preempt(row)
+                return False
+            self.preempt(others[-1])
+        return True
+
+    def preempt(self, row: Row) -> None:
+        """Take a row's memory; it waits before all others."""
+        self.release(row)
+        self.running.remove(row)
+        self.waiting.appendleft(row)
+        self.preempted += 1
+
+    def release(self, row: Row) -> None:
+        """Give a row's memory back."""
+        for page in row.text.pages:
+            self.pool.release(page)
+        row.text = Text(memory=row.handle.memory)
+        row.done = row.named = 0
+
+    def undo(self, rows: list[Row]) -> None:
+        """A step of these rows that broke off made no page known, and left states that nobody knows."""
+        for row in rows:
+            if row in self.running:
+                self.preempt(row)
+        for page in self.fresh:
+            self.pool.forget(page)
+            if page in self.pool.idle:
+                del self.pool.idle[page]
+                self.pool.free.append(page)
+        self.fresh = []
+
+    def forked(self, row: Row, number: int) -> Row:
+        """Another text from the same ids: it shares the pages until one of them writes."""
+        text = Text([self.pool.share(page) for page in row.text.pages], row.text.memory)
+        text.states = {slot: _copied(kept) for slot, kept in row.text.states.items()}
+        text.crossed = dict(row.text.crossed)
+        made = replace(row, number=number, ids=list(row.ids), text=text, logprobs=[])
+        if row.generator is not None:
+            made.generator = torch.Generator(row.generator.device)
+            made.generator.manual_seed(row.generator.initial_seed() + number)
+        self.running.append(made)
+        return made
+
+    def drop(self, row: Row) -> None:
+        """A row that is over, or given up."""
+        if row in self.running:
+            self.running.remove(row)
+        elif row in self.waiting:
+            self.waiting.remove(row)
+        self.release(row)
+
+    def _placed(self, parts: list[tuple[Row, int, int]]) -> list[tuple[Row, Segment]]:
+        begin = 0
+        placed = []
+        for row, start, count in parts:
+            placed.append((row, Segment(row.text, begin, begin + count, start)))
+            begin += count
+        return placed
+
+    def __iter__(self) -> Iterator[Row]:
+        yield from self.running
+        yield from self.waiting

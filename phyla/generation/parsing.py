@@ -1,0 +1,186 @@
+"""Decoding by a grammar: only tokens that go on to a text of it, and an end in time for the length."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from phyla.errors import ArgumentError, GenerationError
+from phyla.generation.config import GenerationConfig
+from phyla.generation.grammar import Grammar, engine, read_grammar, words_of
+from phyla.generation.logits import NEVER, LogitsProcessor, id_list
+from phyla.generation.prompt import vocabulary_size
+
+_LOOK_AHEAD = 16  # tokens between two looks at how far the end is
+_TRIED = 4  # of the best tokens, how many are tried for an end in time
+_WIDTH, _BRANCHES = 8, 6  # of the search for an end, where the first way found does not end
+_KEPT = 1024  # states of texts
+# what is likely to end what is open, or to be allowed where little is: tried in this order
+_ENDING = ('"', "}", "]", ")", "0", "1", "e", "a", "t", "f", "n", "l", "-", ".", ":", ",", "[", "{")
+
+
+@dataclass
+class _Text:
+    """A text so far: the parser behind it, and about how many tokens its shortest end takes."""
+
+    parser: Any
+    reach: int
+
+
+class GrammarProcessor(LogitsProcessor):
+    """Scores (rows, vocabulary) of which only tokens stay that a grammar allows behind the ids so far.
+
+    grammars: one, or one for each row of the prompt (beams of a row share its). Texts start at position
+    `start` of the ids and end, whole, before position `stop`; raises GenerationError where that is too near.
+    """
+
+    def __init__(self, grammars: Sequence[Grammar], words: Any, ends: Sequence[int], start: int, stop: int):
+        self.words, self.ends, self.start, self.stop = words, frozenset(ends), start, stop
+        self.texts: OrderedDict[tuple[int, ...], _Text] = OrderedDict()
+        single = [ids[0] for text in _ENDING if len(ids := words.tokenize_str(text)) == 1]
+        self.ending = [token for token in single if token not in self.ends]
+        matcher = engine().LLMatcher
+        self.roots = [self._root(matcher(words, grammar.rules), grammar) for grammar in grammars]
+
+    def _root(self, parser: Any, grammar: Grammar) -> _Text:
+        if parser.is_error():
+            raise GenerationError(f"{grammar!r} does not fit the tokenizer: {parser.get_error().strip()}")
+        most = self.stop - self.start
+        way = self._way_out(parser, max(most, 4096))
+        if way is not None and len(way) > most:
+            raise GenerationError(
+                f"{grammar!r} needs at least about {len(way)} tokens, but at most {most} may be generated: "
+                "raise max_new_tokens"
+            )
+        return _Text(parser, most if way is None else len(way))
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        rows = input_ids[:, self.start :].tolist()
+        left = self.stop - input_ids.shape[1]
+        allowed = np.ones((len(rows), scores.shape[-1]), dtype=bool)
+        for row, tokens in enumerate(rows):
+            text = self._text(row * len(self.roots) // len(rows), tokens)
+            if text is None:
+                continue
+            bits = _unpacked(text.parser, scores.shape[-1])
+            if left <= 2 * text.reach + _LOOK_AHEAD:
+                bits = self._in_time(text.parser, bits, scores[row], left)
+            allowed[row] = bits
+        return scores.masked_fill(~torch.from_numpy(allowed).to(scores.device), NEVER)
+
+    def _text(self, number: int, tokens: list[int]) -> _Text | None:
+        """The state behind the tokens; None behind an end, or where they are not of the grammar."""
+        if not self.ends.isdisjoint(tokens):
+            return None
+        key = (number, *tokens)
+        known = self.texts.get(key)
+        if known is None:
+            known = self._parsed(key)
+            self.texts[key] = known
+            if len(self.texts) > _KEPT:
+                self.texts.popitem(last=False)
+        self.texts.move_to_end(key)
+        return None if known.parser.is_error() else known
+
+    def _parsed(self, key: tuple[int, ...]) -> _Text:
+        before = self.texts.get(key[:-1])
+        rest: Sequence[int] = key[-1:]
+        if before is None or len(key) == 1:
+            before, rest = self.roots[key[0]], key[1:]
+        parser = before.parser.deep_copy()
+        reach = before.reach
+        if parser.consume_tokens(list(rest)) and len(key) % _LOOK_AHEAD == 0:
+            way = self._way_out(parser, self.stop - self.start)
+            reach = reach if way is None else len(way)
+        return _Text(parser, reach)
+
+    def _in_time(self, parser: Any, bits: np.ndarray, scores: Tensor, left: int) -> np.ndarray:
+        """The best tokens behind which the text can still end; else the next of the shortest way there."""
+        ids = np.flatnonzero(bits)
+        best = scores[torch.from_numpy(ids).to(scores.device)].topk(min(_TRIED, len(ids))).indices.tolist()
+        kept = [int(ids[i]) for i in best if self._ends_behind(parser, int(ids[i]), left - 1)]
+        if not kept:
+            way = self._way_out(parser, left)
+            if way is None:
+                return bits
+            kept = way[:1] or list(self.ends)
+        few = np.zeros_like(bits)
+        few[[i for i in kept if i < len(few)]] = True
+        return few
+
+    def _ends_behind(self, parser: Any, token: int, left: int) -> bool:
+        if token in self.ends:
+            return True
+        tried = parser.deep_copy()
+        return tried.consume_token(token) and self._way_out(tried, left) is not None
+
+    def _way_out(self, parser: Any, most: int) -> list[int] | None:
+        """At most `most` tokens behind which the text is whole, few of them; None if none are found."""
+        straight = self._straight(parser, most)
+        if straight is not None or most > 1024:
+            return straight
+        level: list[tuple[Any, list[int]]] = [(parser.deep_copy(), [])]
+        while level:
+            grown = []
+            for work, way in level:
+                if work.is_accepting():
+                    return way
+                for step in self._steps(work):
+                    after = work.deep_copy()
+                    if len(way) + len(step) <= most and after.consume_tokens(step):
+                        grown.append((after, way + step))
+            level = sorted(grown, key=lambda pair: len(pair[1]))[:_WIDTH]
+        return None
+
+    def _straight(self, parser: Any, most: int) -> list[int] | None:
+        work = parser.deep_copy()
+        way: list[int] = []
+        while len(way) <= most:
+            if work.is_accepting():
+                return way
+            steps = self._steps(work, 1)
+            if not steps or not work.consume_tokens(steps[0]):
+                return None
+            way += steps[0]
+        return None
+
+    def _steps(self, parser: Any, most: int = _BRANCHES) -> list[list[int]]:
+        """Ways to go on: what must follow, or single tokens, the likeliest to end the text first."""
+        forced = parser.compute_ff_tokens()
+        if forced:
+            return [forced]
+        bits = _unpacked(parser, self.words.vocab_size)
+        steps = [[token] for token in self.ending if bits[token]]
+        if len(steps) < most:
+            steps += [[int(token)] for token in np.flatnonzero(bits)[:most] if token not in self.ends]
+        return steps[:most]
+
+
+def _unpacked(parser: Any, size: int) -> np.ndarray:
+    """Which of `size` tokens are allowed."""
+    bits = np.unpackbits(np.frombuffer(parser.compute_bitmask(), dtype=np.uint8), bitorder="little")
+    if len(bits) < size:
+        bits = np.pad(bits, (0, size - len(bits)))
+    return bits[:size].astype(bool)
+
+
+def grammar_processor(
+    model: nn.Module, config: GenerationConfig, grammar: Any, tokenizer: Any, rows: int, start: int,
+    limit: int,
+) -> GrammarProcessor:  # fmt: skip
+    """What holds a call to `grammar`: a Grammar, a JSON Schema, or a list of them, one for each row."""
+    many = isinstance(grammar, (list, tuple))
+    grammars = [read_grammar(given) for given in (grammar if many else [grammar])]
+    if many and len(grammars) != rows:
+        raise ArgumentError(f"grammar must be one, or one for each of {rows} rows, but has {len(grammars)}")
+    if tokenizer is None:
+        raise GenerationError("grammar needs the model's tokenizer: pass tokenizer=... to generate")
+    if config.eos_token_id is None:
+        raise GenerationError("grammar needs an eos_token_id, by which a whole text ends, but none is set")
+    ends = id_list(config.eos_token_id)
+    size = max(vocabulary_size(model) or 0, len(tokenizer))
+    return GrammarProcessor(grammars, words_of(tokenizer, size, tuple(ends)), ends, start, start + limit)
