@@ -29,6 +29,8 @@ LAZY_METHODS: dict[str, tuple[str, str]] = {
     "state_dict_public": ("phyla.checkpoints.write", "public_state"),
     "pack": ("phyla.fast.pack", "pack"),
     "_install_packed": ("phyla.fast.install", "install_packed"),
+    "_install_quantized": ("phyla.quantization.install", "install_quantized"),
+    "dequantize": ("phyla.quantization.plan", "dequantize"),
     "_read_generation_config": ("phyla.generation.config", "read_for_model"),
     "describe": ("phyla.describe", "describe_model"),
     **{name: ("phyla.vocabulary", name) for name in (
@@ -63,9 +65,13 @@ LAZY_CLASS_METHODS: dict[str, tuple[str, str]] = {
 
 LAZY_PROPERTIES: dict[str, tuple[str, str]] = {
     "generation_config": ("phyla.generation.config", "of_model"),
-    "active_adapters": ("phyla.adapters.api", "get_active_adapters"),
     "active_embeddings": ("phyla.adapters.embeddings", "get_active_embeddings"),
     "loaded_embeddings": ("phyla.adapters.embeddings", "get_loaded_embeddings"),
+}
+
+# Properties, each with the method that sets it.
+LAZY_SETTINGS: dict[str, tuple[str, str, str]] = {
+    "active_adapters": ("phyla.adapters.api", "get_active_adapters", "set_active_adapters"),
 }
 
 # Call arguments that models with adapters take as well.
@@ -98,6 +104,17 @@ class Lazy:
         if instance is None:
             return function
         return function(instance) if self.kind == "property" else function.__get__(instance)
+
+
+class LazySetting(Lazy):
+    """A property whose setting is a method of the instance."""
+
+    def __init__(self, module: str, name: str, setter: str) -> None:
+        super().__init__(module, name, "property")
+        self.setter = setter
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        getattr(instance, self.setter)(value)
 
 
 class PreTrainedModel(nn.Module):
@@ -333,6 +350,8 @@ for _name, (_module, _function) in LAZY_CLASS_METHODS.items():
     setattr(PreTrainedModel, _name, Lazy(_module, _function, "class"))
 for _name, (_module, _function) in LAZY_PROPERTIES.items():
     setattr(PreTrainedModel, _name, Lazy(_module, _function, "property"))
+for _name, (_module, _function, _setter) in LAZY_SETTINGS.items():
+    setattr(PreTrainedModel, _name, LazySetting(_module, _function, _setter))
 
 
 Places = dict[int, list[tuple[nn.Module, str]]]

@@ -223,7 +223,8 @@ def test_several_heads_are_what_each_is_alone() -> None:
         model.set_active_adapters(name)
         assert model.active_head == name
         alone[name] = model(**inputs).logits
-    model.set_active_adapters(Parallel("a", "b"))
+    model.active_adapters = Parallel("a", "b")  # as by set_active_adapters
+    assert model.active_head == ["a", "b"]
     assert model.active_head == ["a", "b"]
     labels = torch.tensor([0, 1])
     both = model(**inputs, labels=labels)

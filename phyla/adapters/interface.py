@@ -15,7 +15,7 @@ from phyla.adapters.registry import Adapters
 from phyla.checkpoints.atomic import atomic_write
 from phyla.checkpoints.json_file import read_json
 from phyla.errors import AdapterError
-from phyla.model import LAZY_METHODS, LAZY_PROPERTIES, Lazy
+from phyla.model import LAZY_METHODS, LAZY_SETTINGS, Lazy, LazySetting
 
 FILE = "adapter_interface.json"
 
@@ -164,9 +164,7 @@ def _class_of(kind: type) -> type:
     """The model's class with the methods of adapters, where it has none of that name."""
     if kind not in _CLASSES:
         wanted = {n: Lazy(*w, "method") for n, w in LAZY_METHODS.items() if w[0].startswith("phyla.adapters")}
-        wanted |= {
-            n: Lazy(*w, "property") for n, w in LAZY_PROPERTIES.items() if w[0] == "phyla.adapters.api"
-        }
+        wanted |= {n: LazySetting(*w) for n, w in LAZY_SETTINGS.items() if w[0].startswith("phyla.adapters")}
         own = {name: lazy for name, lazy in wanted.items() if not hasattr(kind, name)}
         _CLASSES[kind] = type(kind.__name__, (kind,), {**own, "__call__": _call, "__reduce_ex__": _reduce})
         _CLASSES[kind].__module__ = kind.__module__
