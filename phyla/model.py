@@ -212,7 +212,7 @@ class PreTrainedModel(nn.Module):
         number_slots(self)
 
     def more_names(self) -> dict[str, Any]:
-        """The name maps of parts beside `backbone` and `head`, by part: of models put together at run time."""
+        """The name maps, by part, of what hangs beside `backbone` and `head` of a model put together."""
         return {}
 
     @property

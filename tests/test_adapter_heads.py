@@ -65,14 +65,10 @@ def _families() -> list[str]:
     return [t for t, (_, name) in ROWS.items() if name in read_names(GOLDENS / f"{t}.tar.xz")]
 
 
-# Bottlenecks take the width of these layers from the wrong projection; here heads stand alone.
-NO_ADAPTER = ("mamba", "mamba2", "jamba", "jetmoe")
-
-
 def _trained(model_type: str):
     """A model with three heads, all of them active, an adapter where one fits, and everything else frozen."""
     model = _fresh(model_type)
-    adapted = model_type not in NO_ADAPTER and model.supports_adapter("seq_bn[reduction_factor=4]")
+    adapted = model.supports_adapter("seq_bn[reduction_factor=4]")
     model.add_classification_head("row", num_labels=3)
     model.add_tagging_head("token", num_labels=4, layers=2)
     model.add_qa_head("span")

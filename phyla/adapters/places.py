@@ -204,9 +204,16 @@ def _layer(index: int, path: str, module: Any, owners: dict[str, str]) -> LayerP
             if getattr(child, "site_kind", None) == "linear":
                 spot = Place(f"{at}.{inner}", child, "linear", role, part, index, tower)
                 made.linears.append(spot)
-                if part in ("o", "down") or not made.width:
+                if part in ("o", "down", "out"):
                     made.width = child.out_features
+    made.width = made.width or _normed_width(module)
     return made
+
+
+def _normed_width(layer: Any) -> int:
+    """The width of what a layer's first norm reads: experts are no linear maps that end in the stream."""
+    weights = (getattr(m, "weight", None) for path, m in layer.named_modules() if path.endswith("norm"))
+    return next((len(weight) for weight in weights if weight is not None and weight.ndim == 1), 0)
 
 
 def _scores(model: PreTrainedModel) -> Iterator[Place]:
