@@ -49,9 +49,13 @@ _MAPPINGS = (
 _ERRORS = (
     "ArgumentError", "CheckpointError", "ConfigError", "CorruptFileError", "DtypeMismatchError",
     "GenerationError", "MissingExtraError", "MissingFileError", "MissingWeightsError", "NameMapError",
-    "NonFiniteLogitsError", "PhylaError", "QueueFull", "ShapeMismatchError", "TemplateError", "TokenizerFileError",
-    "TokenizerInputError", "UnexpectedWeightsError", "UnknownArgumentError", "UnsafeFormatError",
-    "UnsafePathError",
+    "NativeBuildError", "NonFiniteLogitsError", "PhylaError", "QueueFull", "ShapeMismatchError",
+    "TemplateError", "TokenizerFileError", "TokenizerInputError", "UnexpectedWeightsError",
+    "UnknownArgumentError", "UnsafeFormatError", "UnsafePathError",
+)  # fmt: skip
+_QUANTIZATION = (
+    "AwqConfig", "BitsAndBytesConfig", "CompressedTensorsConfig", "FbgemmFp8Config", "FineGrainedFP8Config",
+    "GPTQConfig", "HqqConfig", "Mxfp4Config", "QuantoConfig", "TorchAoConfig",
 )  # fmt: skip
 _CORE = {
     "Cache": "phyla.blocks.cache",
@@ -66,6 +70,7 @@ _NAMES: dict[str, str] = {
     **dict.fromkeys(_AUTO, "phyla.auto"),
     **dict.fromkeys(_MAPPINGS, "phyla.mappings"),
     **dict.fromkeys(_ERRORS, "phyla.errors"),
+    **dict.fromkeys(_QUANTIZATION, "phyla.quantization.configs"),
 }
 _TABLES = ("phyla.preprocessing._names", "phyla.generation._names")
 

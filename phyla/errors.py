@@ -95,6 +95,10 @@ class MissingExtraError(PhylaError, ImportError):
     """An optional package is needed; the message names the extra that brings it."""
 
 
+class NativeBuildError(PhylaError, RuntimeError):
+    """The native kernels cannot be built on this machine."""
+
+
 def require(module: str, extra: str, why: str):
     """Import an optional package by name, or say which extra of phyla brings it.
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -224,3 +225,19 @@ def test_a_reader_that_leaves_is_no_error() -> None:
         ["/bin/sh", "-c", shell], capture_output=True, text=True, env=ENVIRONMENT, timeout=60
     )
     assert "Traceback" not in done.stderr and "Broken" not in done.stderr
+
+
+@pytest.mark.slow
+def test_kernels_are_built_ahead(tmp_path: Path) -> None:
+    def build(**more: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [str(PHYLA), "compile"], capture_output=True, text=True, env={**ENVIRONMENT, **more}, timeout=300
+        )
+
+    failed = build(CXX="no-such-compiler", XDG_CACHE_HOME=str(tmp_path))
+    assert failed.returncode == 1 and "no-such-compiler" in failed.stderr
+    assert "runs, but slower" in failed.stderr and "Traceback" not in failed.stderr
+    if shutil.which("g++") is None:
+        assert build().returncode == 1
+    else:
+        assert Path(build().stdout.strip()).suffix == ".so"

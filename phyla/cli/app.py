@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from phyla.cli import chat, embed, generate, inspect
+from phyla.cli import chat, embed, generate, inspect, kernels
 
 app = typer.Typer(
     name="phyla",
@@ -49,3 +49,4 @@ app.command(epilog=generate.EXAMPLES)(generate.generate)
 app.command(epilog=embed.EXAMPLES)(embed.embed)
 app.command(epilog=inspect.MODELS_EXAMPLES)(inspect.models)
 app.command(epilog=inspect.DESCRIBE_EXAMPLES)(inspect.describe)
+app.command("compile", epilog=kernels.EXAMPLES)(kernels.compile_kernels)
