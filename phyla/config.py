@@ -275,7 +275,7 @@ class PretrainedConfig:
             if name in COMMON and name not in self._fields and value == {**COMMON, **self.DEFAULTS}[name]:
                 if name not in self.DEFAULTS:
                     continue
-            if isinstance(value, PretrainedConfig):
+            if callable(getattr(value, "to_dict", None)):
                 value = value.to_dict()
             result[name] = copy.deepcopy(value)
         if result.get("id2label") == _plain_labels(2) == _plain_labels(self.LABELS):

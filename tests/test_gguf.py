@@ -26,6 +26,7 @@ from gguf_models import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from phyla import AutoModelForCausalLM
 from phyla.checkpoints import open_weights, resolve
 from phyla.checkpoints.gguf import GGUFFile
 from phyla.checkpoints.gguf_config import shortest
@@ -448,3 +449,15 @@ class TestDamage:
                 pass
         except PhylaError:
             pass
+
+
+@pytest.mark.parametrize("kind", ["Q4_1", "Q8_0"])
+def test_blocks_kept_packed_are_saved_whole(kind: str, tmp_path: Path) -> None:
+    path = write("llama", tmp_path / "tiny.gguf", quantise=kind)
+    packed = AutoModelForCausalLM.from_pretrained(path, quantized=True)
+    packed.save_pretrained(tmp_path / "saved")
+    dense, saved = (AutoModelForCausalLM.from_pretrained(p) for p in (path, tmp_path / "saved"))
+    want, found = dense.state_dict(), saved.state_dict()
+    assert want.keys() == found.keys()
+    for name, value in want.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-7)

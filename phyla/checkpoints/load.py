@@ -30,6 +30,10 @@ from phyla.errors import (
 )
 from phyla.lazy import collection_paused
 from phyla.model import PreTrainedModel, assign, init_module, materialise, places_of
+from phyla.quantization.plan import QuantizationPlan
+
+# Arguments of from_pretrained that are fields of BitsAndBytesConfig.
+_SHORTHAND = ("load_in_4bit", "load_in_8bit", "bnb_4bit_", "llm_int8_")
 
 
 def from_pretrained(
@@ -42,6 +46,7 @@ def from_pretrained(
     device_map: Any = None,
     attn_implementation: str | None = None,
     quantized: bool = False,
+    quantization_config: Any = None,
     strict: bool = False,
     allow_missing: Sequence[str] = (),
     ignore_mismatched_sizes: bool = False,
@@ -61,8 +66,10 @@ def from_pretrained(
     """Load a model from a folder, a file (.safetensors, .bin, .gguf), a hub id or a weight package.
 
     torch_dtype: None for float32, "auto" for the checkpoint's own, or a dtype. device_map: a device, "auto",
-    or None for the CPU. quantized: keep the blocks of a GGUF file packed and compute on them. strict: tensors
-    without a place are an error. allow_missing: patterns (`*` stands for anything) of tensors that may be
+    or None for the CPU. quantized: keep a quantised checkpoint (GGUF, GPTQ, bitsandbytes, ...) packed and
+    compute on it; without, it is expanded. quantization_config: settings such as BitsAndBytesConfig, by which
+    a dense checkpoint is quantised (`load_in_4bit=True` and the like stand for it). strict: tensors without a
+    place are an error. allow_missing: patterns (`*` stands for anything) of tensors that may be
     missing. add_pooling_layer: False leaves a pool out. Other keywords replace config keys, or go to the
     `__init__` of a class of one's own. Returns the model in eval mode, with output_loading_info
     (model, info).
@@ -70,6 +77,7 @@ def from_pretrained(
     Raises MissingFileError, CorruptFileError, ConfigError, MissingWeightsError, ShapeMismatchError, ...
     """
     path = resolve(source, revision, cache_dir, local_files_only, token, subfolder, gguf_file)
+    shorthand = {k: config_changes.pop(k) for k in list(config_changes) if k.startswith(_SHORTHAND)}
     made_with = _own_arguments(cls, config_changes) if cls.is_own() else {}
     if config is None:
         config = make_config(read_config(path), source, cls.config_class, **config_changes)
@@ -80,13 +88,15 @@ def from_pretrained(
     if attn_implementation is not None:
         config._attn_implementation = attn_implementation
     named = list(config.architectures or [])
+    plan = QuantizationPlan.of(config, source, quantization_config, shorthand, quantized)
     config._name_or_path = os.fspath(source)
     device = choose_device(device_map)
     model = cls.__new__(cls)
     if not cls.is_own():
         nn.Module.__init__(model)
         model._pooled = add_pooling_layer
-    with collection_paused(), open_weights(path, allow_pickle and use_safetensors is not True) as weights:
+    with collection_paused(), open_weights(path, allow_pickle and use_safetensors is not True) as stored:
+        weights = plan.open(stored)
         if weights.config is not None:
             named = []  # a GGUF file leaves out poolers and some heads, whatever class its config names
         if cls.is_own():
@@ -96,7 +106,7 @@ def from_pretrained(
         wanted = choose_dtype(dtype if dtype is not None else torch_dtype, config, weights)
         report = LoadReport(os.fspath(source))
         layout = layout_of(model)
-        packed = model._install_packed(weights, layout, wanted) if quantized else set()
+        packed = plan.install(model, weights, layout, wanted)
         fill(model, layout, weights, wanted, device, report, ignore_mismatched_sizes, packed)
     _give_back()
     _judge(model, layout, report, named, strict, allow_missing)
@@ -107,6 +117,7 @@ def from_pretrained(
     if packed:
         model.to(device)
     model.eval()
+    plan.finish(model)
     config.torch_dtype = str(wanted).removeprefix("torch.")
     if model.can_generate():
         model._read_generation_config(path if path.is_dir() else path.parent)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from phyla.checkpoints.names import Line, NameMap, filled
 from phyla.checkpoints.ops import Same
 from phyla.model import PreTrainedModel
+from phyla.quantization.linear import PackedParts, QuantizedLinear
 
 BARE = ("base-model", "backbone")  # tasks of classes that save the backbone's names without a prefix
 
@@ -31,9 +32,15 @@ class Layout:
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and stored buffers by path, tied ones under each of their paths."""
+    """Parameters and stored buffers by path, tied ones under each of their paths; outlines of packed ones."""
     found: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     for path, module in model.named_modules():
+        if isinstance(module, PackedParts):
+            continue
+        if isinstance(module, QuantizedLinear):
+            found[f"{path}.weight"] = module.outline
+        elif (whole := getattr(module, "packed", None)) is not None:
+            found[f"{path}.weight"] = whole.outline  # blocks of a GGUF file, expanded when they are saved
         for name, buffer in module.named_buffers(recurse=False):
             if name not in module._non_persistent_buffers_set:
                 found[f"{path}.{name}" if path else name] = buffer
@@ -134,9 +141,22 @@ def public_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
     tensors = tensors_of(model)
     result: dict[str, Tensor] = {}
     for line in layout.lines(saves_prefix(model)):
-        values = line.op.save([tensors[p].detach() for p in line.ours])
+        owner = model.get_submodule(line.ours[0].rpartition(".")[0])
+        if isinstance(owner, QuantizedLinear) and line.ours[0].endswith(".weight"):
+            stem = line.theirs[0].removesuffix("weight")
+            result.update({stem + leaf: part for leaf, part in owner.packed.parts.items()})
+            continue
+        values = line.op.save([_expanded(model, p, tensors[p]) for p in line.ours])
         result.update(zip(line.theirs, values, strict=True))
         for path, value in zip(line.ours, values, strict=False):
             for name in layout.copies.get(path, ()):
                 result[name] = value
     return result
+
+
+def _expanded(model: PreTrainedModel, path: str, tensor: Tensor) -> Tensor:
+    """A tensor of the model; for the outline of packed blocks, their values."""
+    if not tensor.is_meta:
+        return tensor.detach()
+    owner, _, leaf = path.rpartition(".")
+    return getattr(model.get_submodule(owner), leaf).detach()

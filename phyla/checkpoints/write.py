@@ -10,6 +10,7 @@ from phyla.checkpoints.save import save_weights
 from phyla.checkpoints.state import public_tensors
 from phyla.errors import ArgumentError
 from phyla.model import PreTrainedModel
+from phyla.quantization.plan import saved_config
 
 
 def public_state(self: PreTrainedModel) -> dict[str, Tensor]:
@@ -38,6 +39,10 @@ def save_pretrained(
     config = self.config.to_dict()
     config["architectures"] = [type(self).__name__]
     config["torch_dtype"] = str(self.dtype).removeprefix("torch.")
+    config.pop("quantization_config", None)
+    quantization = saved_config(self)
+    if quantization is not None:
+        config["quantization_config"] = quantization
     files = {"config.json": _json(config)}
     generation = self.__dict__.get("generation_config")
     if generation is not None:

@@ -34,6 +34,8 @@ class PackedWeight(nn.Module):
     def look_at(self, matrix: NibbleMatrix) -> None:
         """Take the memory of `matrix` for this weight's own."""
         self.shape, self.planes = matrix.shape, matrix.planes
+        # stands for the expanded weights where names and shapes count; tied modules have it in common
+        self.outline = torch.empty(self.shape, device="meta")
         # int16 stands for bfloat16: casting a model to another dtype must not touch the scales.
         self.codes, self.scales = matrix.codes, matrix.scales.view(torch.int16)
         self.fine = None if matrix.fine is None else matrix.fine.view(torch.int16)

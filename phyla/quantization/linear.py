@@ -1,0 +1,122 @@
+"""A linear map whose weight stays in a public format, expanded for each product."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from phyla.quantization.scheme import Parts, Scheme
+
+
+class PackedParts(nn.Module):
+    """The parts of one public weight (out, in) as buffers; several maps may be rows of it.
+
+    Its dtypes are those of the format: casting the model leaves them.
+    """
+
+    def __init__(self, scheme: Scheme, parts: Parts) -> None:
+        super().__init__()
+        self.scheme, self.facts = scheme, scheme.check(parts)
+        self.shape = self.facts.shape
+        self.places = {leaf: leaf.replace(".", "__") for leaf in parts}
+        for leaf, place in self.places.items():
+            self.register_buffer(place, parts[leaf])
+
+    @property
+    def parts(self) -> Parts:
+        """The tensors by their public leaves."""
+        return {leaf: self._buffers[place] for leaf, place in self.places.items()}  # type: ignore[misc]
+
+    def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The weight (out, in), in memory of its own."""
+        return self.scheme.dense(self.parts, self.facts).to(dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedParts":
+        for place, old in self._buffers.items():
+            if old is not None:
+                new = fn(old)
+                self._buffers[place] = new if new.dtype == old.dtype else old.to(new.device)
+        return self
+
+    def extra_repr(self) -> str:
+        return f"{self.shape[0]}, {self.shape[1]}, {self.scheme.method}"
+
+
+class QuantizedLinear(nn.Module):
+    """y = x W^T + b with a packed W that gets no gradient, and the site. x (..., in), y (..., out).
+
+    rows: which rows of the packed weight are W's, None for all. compute: dtype of the product, None for x's.
+    """
+
+    site_kind = "linear"
+    site: nn.Module | None
+    rows: Tensor | None
+
+    def __init__(
+        self,
+        packed: PackedParts,
+        rows: Tensor | None,
+        bias: Tensor | None,
+        compute: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.packed, self.compute = packed, compute
+        self.out_features = packed.shape[0] if rows is None else len(rows)
+        self.in_features = packed.shape[1]
+        self.span = _span(rows)
+        self.register_buffer("rows", rows if self.span is None else None, persistent=False)
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        self.register_module("site", None)
+        # Stands for the weight among the names of the model.
+        self.outline = torch.empty(self.out_features, self.in_features, device="meta")
+
+    @property
+    def weight(self) -> Tensor:
+        """The expanded weight (out, in), a copy, in the dtype of the bias, without one in float32."""
+        return self.dense(torch.float32 if self.bias is None else self.bias.dtype)
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """The expanded weight (out, in)."""
+        whole = self.packed.dense(dtype)
+        if self.rows is not None:
+            return whole[self.rows]
+        return whole if self.span is None else whole[self.span[0] : self.span[1]]
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = self.compute or x.dtype
+        y = x.to(dtype)
+        if torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling():
+            y = _Product.apply(y, self)
+        else:
+            y = F.linear(y, self.dense(dtype))
+        y = y.to(x.dtype)
+        if self.bias is not None:
+            y = y + self.bias
+        return y if self.site is None else self.site(x, y, self)
+
+    def extra_repr(self) -> str:
+        return f"in={self.in_features}, out={self.out_features}, bias={self.bias is not None}"
+
+
+def _span(rows: Tensor | None) -> tuple[int, int] | None:
+    """(first, last + 1) of rows that follow each other."""
+    if rows is None or not len(rows):
+        return None
+    first = int(rows[0])
+    follow = torch.equal(rows, torch.arange(first, first + len(rows), device=rows.device))
+    return (first, first + len(rows)) if follow else None
+
+
+class _Product(torch.autograd.Function):
+    """x W^T that keeps no expanded weight for the gradient of x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, linear: QuantizedLinear) -> Tensor:
+        ctx.linear = linear
+        return F.linear(x, linear.dense(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient @ ctx.linear.dense(gradient.dtype), None

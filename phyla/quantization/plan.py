@@ -1,0 +1,163 @@
+"""What from_pretrained does about quantisation: read a quantised checkpoint, keep it packed, or make one."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from phyla.blocks.linear import Linear
+from phyla.checkpoints.state import Layout
+from phyla.checkpoints.weights import Weights
+from phyla.errors import ArgumentError
+from phyla.quantization.configs import BitsAndBytesConfig, Mxfp4Config, QuantizationConfig, config_of
+from phyla.quantization.linear import QuantizedLinear
+from phyla.quantization.methods import maker_of, reader_of
+from phyla.quantization.scheme import Scheme
+from phyla.quantization.view import QuantizedWeights, turned_names
+
+KEY = "quantization_config"
+# Fields that name public modules which stay dense, by what the settings call them.
+_SKIPPED = ("llm_int8_skip_modules", "modules_to_not_convert", "skip_modules", "ignore")
+
+
+@dataclass
+class QuantizationPlan:
+    """reader: of a quantised checkpoint. asked: settings of the call. packed: whether weights stay packed."""
+
+    reader: Scheme | None = None
+    asked: QuantizationConfig | None = None
+    stored: QuantizationConfig | None = None
+    packed: bool = False
+
+    @classmethod
+    def of(
+        cls, config: Any, source: str | os.PathLike, asked: Any, shorthand: dict[str, Any], packed: bool
+    ) -> "QuantizationPlan":
+        """From the checkpoint's configuration and the call; ConfigError or ArgumentError for what cannot be.
+
+        shorthand: load_in_4bit, load_in_8bit and other fields of BitsAndBytesConfig that the call has.
+        """
+        if shorthand.get("load_in_4bit") or shorthand.get("load_in_8bit"):
+            if asked is not None:
+                raise ArgumentError(
+                    "from_pretrained takes load_in_4bit/8bit or quantization_config, but got both"
+                )
+            asked = BitsAndBytesConfig(**shorthand)
+        asked = None if asked is None else config_of(asked)
+        if isinstance(asked, BitsAndBytesConfig) and not asked.is_quantizable():
+            asked = None
+        found = _stored(config)
+        if found is None:
+            return cls(asked=asked, packed=packed)
+        stored, data = config_of(found) if _is_known(found) else None, found
+        reader = reader_of(data, os.fspath(source))
+        if asked is not None and asked.quant_method != reader.method:
+            raise ArgumentError(
+                f"{os.fspath(source)} is quantised by {reader.method} already and cannot be by "
+                f"{asked.quant_method}: leave quantization_config out, or save it dense first"
+            )
+        wanted = packed or (asked is not None and not getattr(asked, "dequantize", False))
+        if isinstance(asked or stored, Mxfp4Config):
+            wanted = False  # experts are no linear maps
+        return cls(reader, asked, stored, wanted)
+
+    def open(self, weights: Weights) -> Weights:
+        """The weights as a dense checkpoint's."""
+        return weights if self.reader is None else QuantizedWeights(weights, self.reader)
+
+    def install(self, model: Any, weights: Weights, layout: Layout, dtype: torch.dtype) -> set[str]:
+        """Packed modules where they are wanted; the paths of their weights."""
+        if isinstance(weights, QuantizedWeights):
+            prefixed = [n for li in (*layout.lines(True), *layout.lines(False)) for n in turned_names([li])]
+            weights.turned = set(prefixed)
+        settings = self.asked or self.stored
+        compute = getattr(settings, "_computes_in", None)
+        if self.reader is not None:
+            if not self.packed:
+                return set()
+            return model._install_quantized(weights, layout, dtype, compute=compute)
+        if self.asked is None:
+            return model._install_packed(weights, layout, dtype) if self.packed else set()
+        if weights.config is not None:
+            raise ArgumentError(
+                "a GGUF file is quantised already: pass quantized=True to keep its blocks packed"
+            )
+        skipped = next((v for k in _SKIPPED if (v := getattr(self.asked, k, None)) is not None), None)
+        scheme = maker_of(self.asked, dtype)
+        return model._install_quantized(weights, layout, dtype, scheme, skipped, compute)
+
+    def finish(self, model: Any) -> None:
+        """Say on the model and its configuration what has become of it."""
+        for holder in (model.config, model.config.get_text_config()):
+            holder.__dict__.pop(KEY, None)
+        if any(isinstance(module, QuantizedLinear) for module in model.modules()):
+            settings = self.asked if self.reader is None else self.stored
+            model.config.quantization_config = settings
+            model.is_quantized, model.quantization_method = True, settings.quant_method  # type: ignore[union-attr]
+            model.is_loaded_in_4bit = bool(getattr(settings, "load_in_4bit", False))
+            model.is_loaded_in_8bit = bool(getattr(settings, "load_in_8bit", False))
+
+
+def _stored(config: Any) -> dict[str, Any] | None:
+    """The quantization_config of a configuration or of its text part, as plain data."""
+    for holder in (config, config.get_text_config()):
+        found = holder.__dict__.get(KEY)
+        if found is not None:
+            return found if isinstance(found, dict) else found.to_dict()
+    return None
+
+
+def _is_known(data: dict[str, Any]) -> bool:
+    from phyla.quantization.configs import CLASSES
+
+    return data.get("quant_method") in CLASSES or "quant_method" not in data
+
+
+def saved_config(model: Any) -> dict[str, Any] | None:
+    """The quantization_config that a model's own files carry; None where nothing is packed."""
+    maps = [m for m in model.modules() if isinstance(m, QuantizedLinear)]
+    if not maps:
+        return None
+    settings, scheme = model.config.__dict__.get(KEY), maps[0].packed.scheme
+    if settings is not None and not isinstance(settings, dict):
+        settings = settings.to_dict()
+    if settings is None or settings.get("quant_method") != scheme.method:
+        settings = scheme.config()
+    if scheme.method == "compressed-tensors":
+        settings = {**settings, "quantization_status": "compressed"}
+    field = {"bitsandbytes": "llm_int8_skip_modules", "compressed-tensors": "ignore"}.get(
+        scheme.method, "modules_to_not_convert"
+    )
+    return {**settings, field: dense_maps(model)}
+
+
+def dense_maps(model: Any) -> list[str]:
+    """Public paths of the linear maps that are not packed, and of experts, which are stacks of such."""
+    from phyla.checkpoints.ops import Stack, Swapped
+    from phyla.checkpoints.state import layout_of, saves_prefix
+
+    dense = {f"{path}.weight" for path, module in model.named_modules() if type(module) is Linear}
+    lines = layout_of(model).lines(saves_prefix(model))
+    kept = [li for li in lines if set(li.ours) & dense or isinstance(li.op, (Stack, Swapped))]
+    return sorted({name.removesuffix(".weight") for line in kept for name in line.theirs})
+
+
+def dequantize(self: Any) -> nn.Module:
+    """Expand every packed linear map in place, into the model's dtype; the model itself."""
+    dtype = self.dtype
+    for path, module in list(self.named_modules()):
+        if isinstance(module, QuantizedLinear):
+            new = Linear(module.in_features, module.out_features, bias=module.bias is not None)
+            new.weight = nn.Parameter(module.dense(dtype), requires_grad=False)
+            if module.bias is not None:
+                new.bias = module.bias
+            new.register_module("site", module.site)
+            parent, _, name = path.rpartition(".")
+            setattr(self.get_submodule(parent), name, new.train(module.training))
+    for holder in (self.config, self.config.get_text_config()):
+        holder.__dict__.pop(KEY, None)
+    for name in ("is_quantized", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit"):
+        self.__dict__.pop(name, None)
+    return self

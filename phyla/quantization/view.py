@@ -1,0 +1,111 @@
+"""A quantised checkpoint seen as a dense one: names and tensors as the family's name map knows them."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from phyla.checkpoints.weights import TensorInfo, Weights
+from phyla.errors import CheckpointError, MissingWeightsError, ShapeMismatchError
+from phyla.quantization.scheme import Facts, Parts, Scheme
+
+
+class QuantizedWeights(Weights):
+    """The tensors of a checkpoint with every quantised weight expanded, one at a time, when it is read.
+
+    turned: names of weights that dense files hold as (in, out). Closing closes the file below.
+    """
+
+    def __init__(self, inner: Weights, scheme: Scheme) -> None:
+        super().__init__({}, inner.metadata, inner.config)
+        self.inner, self.scheme = inner, scheme
+        self.held: dict[str, dict[str, str]] = {}  # dense name -> leaf -> name in the file
+        self.turned: set[str] = set()
+        taken: set[str] = set()
+        for module, leaves in scheme.modules(inner.infos.keys()):
+            joint = "_" if scheme.method == "mxfp4" else "."
+            names = {leaf: f"{module}{joint}{leaf}" for leaf in leaves}
+            lacking = [leaf for leaf in scheme.needed if leaf not in leaves]
+            if lacking:
+                raise MissingWeightsError(
+                    f"{module}{joint}{lacking[0]} must stand beside {module}{joint}{leaves[0]} in a "
+                    f"checkpoint of method {scheme.method}, but is not there; the checkpoint is incomplete"
+                )
+            self.held[module if joint == "_" else f"{module}.weight"] = names
+            taken |= set(names.values())
+        for name, info in inner.infos.items():
+            if name not in taken and not self._beside(name):
+                self.infos[name] = info
+        for name, names in self.held.items():
+            info = inner.infos[next(iter(names.values()))]
+            self.infos[name] = replace(info, name=name, shape=(), dtype=torch.float32, quant=scheme.method)
+
+    def _beside(self, name: str) -> bool:
+        """Whether a tensor only says how to quantise what goes into a quantised weight."""
+        module, _, leaf = name.rpartition(".")
+        dense = self.scheme.method == "compressed-tensors" and not self.held
+        return self.scheme.passes_over(leaf) and (dense or f"{module}.weight" in self.held)
+
+    def parts(self, name: str) -> Parts:
+        """What stands for a quantised weight, as stored."""
+        return {leaf: self.inner.read(stored) for leaf, stored in self.held[name].items()}
+
+    def facts(self, name: str, parts: Parts) -> Facts:
+        """What the parts of a quantised weight say of it; raises ShapeMismatchError naming the tensor."""
+        stem = name.removesuffix(".weight")
+        try:
+            return self.scheme.check(parts)
+        except ShapeMismatchError as error:
+            where = self.inner.infos[next(iter(self.held[name].values()))].file
+            raise ShapeMismatchError(
+                f"{stem}.{error} ({self.scheme.method} weight of {where}); the file is damaged or its "
+                "quantization_config is another's"
+            ) from None
+
+    def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """One tensor; a quantised weight expanded, in float32 or in dtype."""
+        if name not in self.held:
+            return self.inner.read(name, dtype)
+        parts = self.parts(name)
+        facts = self.facts(name, parts)
+        try:
+            value = self.scheme.dense(parts, facts)
+        except (IndexError, RuntimeError) as error:
+            raise CheckpointError(f"{name} cannot be expanded ({self.scheme.method}): {error}") from error
+        value = value.t().contiguous() if name in self.turned else value
+        return value if dtype is None else value.to(dtype)
+
+    def read_many(
+        self,
+        names: Iterable[str] | None = None,
+        dtype: torch.dtype | None = None,
+        into: Mapping[str, Tensor] | None = None,
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Plain tensors as the file reads them fastest, then the quantised ones one by one."""
+        wanted = list(self.infos if names is None else names)
+        plain = [name for name in wanted if name not in self.held]
+        yield from self.inner.read_many(plain, dtype, into)
+        for name in wanted:
+            if name in self.held:
+                yield name, self.read(name, dtype)
+
+    def info(self, name: str) -> TensorInfo:
+        """What is known of one tensor."""
+        return super().info(name)
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+def turned_names(lines: Iterable[Any]) -> set[str]:
+    """Public names of matrices that a name map turns around: quantised, they stand as (out, in)."""
+    from phyla.checkpoints.ops import Split, Transpose
+
+    return {
+        name
+        for line in lines
+        for name in line.theirs
+        if isinstance(line.op, Transpose) or (isinstance(line.op, Split) and line.op.transpose)
+    }
