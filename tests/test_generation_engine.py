@@ -213,10 +213,10 @@ def test_an_interrupt_leaves_nothing_behind(monkeypatch):
         engine.pool.clear()
         run, calls = engine._run, itertools.count()
 
-        def interrupted(placed):
+        def interrupted(*given):
             if next(calls) == 3:
                 raise KeyboardInterrupt
-            return run(placed)
+            return run(*given)
 
         monkeypatch.setattr(engine, "_run", interrupted)
         with pytest.raises(KeyboardInterrupt):

@@ -99,7 +99,6 @@ def test_bad_masks(mask, words):
         ({"row_settings": [{}]}, "row_settings must have one dict for each of 2 rows, but has 1"),
         ({"row_settings": [{"topp": 1}, {}]}, "sets 'topp'.*'top_p'"),
         ({"cache_implementation": "paged"}, "cache_implementation must be one of"),
-        ({"synced_gpus": True}, "synced_gpus"),
         ({"negative_prompt_ids": IDS}, "need a guidance_scale"),
         ({"max_length": None}, None),
         ({"suppress_tokens": list(range(23))}, "rule out all at step 0, row 0"),

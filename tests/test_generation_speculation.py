@@ -173,7 +173,7 @@ def test_a_drawn_draft_with_another_tokenizer_has_the_models_chances():
 
 def tiny(kind, **config):
     torch.manual_seed(0)
-    cls = getattr(phyla, f"{kind}ForCausalLM")
+    cls = getattr(phyla, kind + ("LMHeadModel" if kind == "GPT2" else "ForCausalLM"))
     model = cls(getattr(phyla, f"{kind}Config")(vocab_size=40, **config)).eval()
     for p in model.parameters():
         if p.ndim > 1:
@@ -184,6 +184,8 @@ def tiny(kind, **config):
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48,
          "num_key_value_heads": 2}  # fmt: skip
 KINDS = {
+    "learned-places": ("GPT2", {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 40}),
+    "slopes": ("Bloom", {"hidden_size": 32, "n_layer": 3, "n_head": 4}),
     "state-space": ("Mamba", {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}),
     "window": ("Mistral", {**SIZES, "sliding_window": 6}),
     "rotary": ("Llama", SIZES),
@@ -195,9 +197,12 @@ KINDS = {
 def test_recurrent_and_sliding_memories_go_back(kind, way):
     name, config = KINDS[kind]
     model = tiny(name, **config)
-    ids = torch.tensor([[5, 6, 7, 8, 5, 6, 7, 8, 5, 6], [9, 8, 7, 9, 8, 7, 9, 8, 7, 9]])
+    ids = torch.tensor(
+        [[5, 6, 7, 8, 5, 6, 7, 8, 5, 6], [9, 8, 7, 9, 8, 7, 9, 8, 7, 9], [0, 0, 0, 1, 2, 3, 4, 5, 6, 7]]
+    )
+    layers = {"GPT2": "n_layer", "Bloom": "n_layer"}.get(name, "num_hidden_layers")
     ways = {"lookup": {"prompt_lookup_num_tokens": 4}, "exit": {"assistant_early_exit": 1},
-            "draft": {"assistant_model": tiny(name, **{**config, "num_hidden_layers": 1}),
+            "draft": {"assistant_model": tiny(name, **{**config, layers: 1}),
                       "assistant_confidence_threshold": 0.0, "num_assistant_tokens": 4}}  # fmt: skip
     asked = {"max_new_tokens": 24, "do_sample": False, "eos_token_id": 39, "pad_token_id": 0}
     want = model.generate(ids, **asked)
@@ -210,3 +215,130 @@ def test_guidance_goes_back_with_the_drafts():
     want = generate(DECODER, ids, **asked)
     assert torch.equal(generate(DECODER, ids, prompt_lookup_num_tokens=4, **asked), want)
     assert torch.equal(generate(DECODER, ids, num_beams=2, **asked)[:, :6], ids)
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    """Padding in front is dropped soon, so that short texts show it."""
+    monkeypatch.setattr("phyla.generation.rewind._SPARE", 2)
+
+
+@pytest.mark.parametrize("kind", ["rotary", "window", "learned-places"])
+def test_rows_go_on_by_numbers_of_their_own(kind, narrow):
+    name, config = KINDS[kind]
+    model = tiny(name, **config)
+    lists = [[5, 6, 7, 8, 5, 6, 7], [9, 8, 7, 9, 8], [4], [3, 3, 3, 3]]
+    asked = {"max_new_tokens": 24, "do_sample": False, "eos_token_id": 39, "pad_token_id": 0}
+    steps, alone = [], []
+    counting = model.register_forward_pre_hook(lambda *_: steps.append(1))
+    for row in lists:
+        steps.clear()
+        model.generate(torch.tensor([row]), prompt_lookup_num_tokens=4, **asked)
+        alone.append(len(steps))
+    steps.clear()
+    out = model.generate(padded(lists, "left"), prompt_lookup_num_tokens=4, **asked)
+    counting.remove()
+    assert torch.equal(out, model.generate(padded(lists, "left"), **asked))
+    if kind != "learned-places":  # whose last positions leave no room for what fills up a check
+        assert len(steps) == max(alone), "as many steps as the slowest row takes alone"
+
+
+@settings(max_examples=25)
+@given(rows_of_ids, st.sampled_from(sorted(DRAFTS)), st.integers(1, 30))
+def test_a_drawn_row_with_a_seed_does_not_depend_on_the_others(rows, draft, steps):
+    if draft == "itself":
+        return  # its schedule depends on the rounding of equal chances
+    ids = padded(rows, "left")
+    asked = {"max_new_tokens": steps, "do_sample": True, "top_k": 5, "pad_token_id": 0, **DRAFTS[draft]}
+    out = generate(DECODER, ids, attention_mask=ids != 0, seed=list(range(len(rows))), **asked)
+    for number, row in enumerate(rows):
+        own = generate(DECODER, torch.tensor([row]), seed=[number], **asked)
+        assert out[number, ids.shape[1] :].tolist() == own[0, len(row) :].tolist()
+
+
+@pytest.mark.parametrize("memory", ["static", "offloaded", "quantized"])
+def test_rows_part_in_other_kinds_of_memory(memory, narrow):
+    model = tiny("Llama", **SIZES)
+    ids = padded([[5, 6, 7, 8, 5, 6, 7], [9, 8, 7, 9, 8], [4]], "right")
+    asked = {"max_new_tokens": 24, "do_sample": False, "pad_token_id": 0, "cache_implementation": memory}
+    want = model.generate(ids, **asked)
+    assert torch.equal(model.generate(ids, prompt_lookup_num_tokens=4, **asked), want)
+
+
+class Listener:
+    def __init__(self):
+        self.steps, self.over = [], {}
+
+    def put(self, value):
+        self.steps.append(value.tolist())
+
+    def end_row(self, row):
+        self.over.setdefault(row, len(self.steps) - 1)
+
+    def end(self):
+        self.steps.append("end")
+
+
+def test_a_streamer_is_told_the_same_steps(narrow):
+    model = tiny("Llama", **SIZES)
+    ids = padded([[5, 6, 7, 8, 5, 6, 7], [9, 8, 7, 9, 8], [4]], "left")
+    ends = model.generate(ids, max_new_tokens=9, pad_token_id=0, do_sample=False)[:, -1].tolist()
+    asked = {"max_new_tokens": 20, "do_sample": False, "pad_token_id": 0, "eos_token_id": ends[1:]}
+    heard = []
+    for draft in ({}, {"prompt_lookup_num_tokens": 4}):
+        listener = Listener()
+        model.generate(ids, streamer=listener, **asked, **draft)
+        heard.append((listener.steps, listener.over))
+    assert heard[0] == heard[1]
+
+
+@pytest.mark.parametrize("drafting", ["helper", "__base__"])
+def test_a_draft_may_be_an_adapter_of_the_model(drafting):
+    model = tiny("Llama", **SIZES)
+    model.add_adapter("helper", config="lora")
+    for name, p in model.named_parameters():
+        if "helper" in name:
+            torch.nn.init.normal_(p, std=0.02)
+    model.eval()
+    model.set_active_adapters(None if drafting == "helper" else "helper")
+    ids = padded([[5, 6, 7, 8, 5, 6, 7], [9, 8, 7, 9, 8], [4]], "left")
+    asked = {"max_new_tokens": 20, "do_sample": False, "pad_token_id": 0}
+    before = model.adapters.setup
+    want = model.generate(ids, **asked)
+    draft = {"assistant_model": model, "assistant_adapter": drafting, "assistant_confidence_threshold": 0.0}
+    assert torch.equal(model.generate(ids, **asked, **draft), want)
+    assert model.adapters.setup == before
+    with pytest.raises(phyla.errors.ArgumentError, match="assistant_adapter"):
+        model.generate(ids, **asked, assistant_model=model, assistant_adapter="stranger")
+
+
+def test_a_draft_model_keeps_the_threshold_that_serves_best():
+    from phyla.generation.drafts import Certainty
+
+    certainty = Certainty()
+    certainty.learn([0.9, 0.8, 0.3], 2)
+    assert certainty.threshold() is None, "too few tokens"
+    certainty.learn([0.7, 0.6, 0.2, 0.9], 2)
+    assert certainty.threshold() == 0.6
+    draft = tiny("Llama", **SIZES)
+    draft.generation_config.assistant_confidence_threshold = 0.01
+    model = tiny("Llama", **{**SIZES, "num_hidden_layers": 2})
+    ids = torch.tensor([[5, 6, 7, 8, 5, 6, 7]])
+    asked = {"max_new_tokens": 40, "do_sample": True, "seed": 0, "assistant_model": draft}
+    model.generate(ids, **asked)
+    assert draft.generation_config.assistant_confidence_threshold != 0.01
+
+
+def test_an_encoder_decoder_copies_from_what_it_reads():
+    ids = torch.tensor([[4, 5, 6, 7, 8]])
+    copied = generate(PAIR, ids, max_new_tokens=12, eos_token_id=2, pad_token_id=0)[:, 1:]
+    PAIR.calls.clear()
+    asked = {"max_new_tokens": 12, "eos_token_id": 2, "pad_token_id": 0, "prompt_lookup_num_tokens": 4}
+    from phyla.generation.drafts import PromptLookup
+
+    lookup = PromptLookup(4, 2, 0, copied)
+    found = lookup.propose(torch.cat([torch.tensor([[3]]), copied[:, :1]], 1), [2], [True], [4])
+    assert found.ids[0, : found.counts[0]].tolist() == copied[0, 1:5].tolist()
+    assert torch.equal(
+        generate(PAIR, ids, **asked), generate(PAIR, ids, **{**asked, "prompt_lookup_num_tokens": None})
+    )

@@ -9,9 +9,14 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from phyla.blocks import gradient, pages
+from phyla import AutoModelForCausalLM, LlamaConfig
+from phyla.blocks import gradient, pages, parts
+from phyla.blocks.context import Context
+from phyla.blocks.conv import BatchNorm, ConvNorm, ConvResidual
 from phyla.blocks.embed import Tokens
 from phyla.blocks.linear import Linear
+from phyla.blocks.norm import RMSNorm
+from phyla.blocks.spec import make
 from phyla.fast import native
 from phyla.heads.loss import IGNORED, cross_entropy, next_token_loss
 
@@ -21,11 +26,17 @@ needs_product = pytest.mark.skipif(not gradient.HAS_PRODUCT, reason="torch was b
 
 
 @pytest.fixture(scope="module")
-def kernels():
-    """The kernels, from the user's cache where they were built before."""
+def library():
+    """All kernels, from the user's cache where they were built before."""
     found = native.load()
     assert found is not None
-    return found.gradient
+    return found
+
+
+@pytest.fixture
+def kernels(library):
+    """Those of products and losses."""
+    return library.gradient
 
 
 @pytest.fixture(params=["torch", "kernels"])
@@ -38,9 +49,11 @@ def fast(request, monkeypatch):
     monkeypatch.setattr(gradient, "keep_freed", lambda: False)
     if request.param == "kernels" and COMPILER is None:
         pytest.skip("there is no compiler to build the kernels with")
-    monkeypatch.setattr(
-        gradient, "native", None if request.param == "torch" else request.getfixturevalue("kernels")
-    )
+    monkeypatch.setattr(parts, "LEAST", 1)
+    found = None if request.param == "torch" else request.getfixturevalue("library")
+    monkeypatch.setattr(gradient, "native", None if found is None else found.gradient)
+    monkeypatch.setattr(parts, "native", None if found is None else found.parts)
+    monkeypatch.setattr(gradient, "wanted", False)
 
 
 def linear(outs: int, width: int, bias: bool = True) -> Linear:
@@ -319,3 +332,124 @@ def test_chosen_memory_settings_stay(monkeypatch):
         assert pages.keep_freed() is False
     finally:
         pages.keep_freed.cache_clear()
+
+
+def test_chosen_allocator_is_left_alone(monkeypatch):
+    monkeypatch.setenv("PHYLA_KEEP_FREED", "0")
+    pages.keep_freed.cache_clear()
+    try:
+        assert pages.keep_freed() is False
+    finally:
+        pages.keep_freed.cache_clear()
+
+
+PARTS = {
+    "norm": (
+        lambda x, w: parts.rms_norm_in_training(x, w, 1e-6),
+        lambda x, w: F.rms_norm(x, w.shape, w, 1e-6),
+    ),
+    "gate": (parts.silu_gate_in_training, lambda gate, up: F.silu(gate) * up),
+}
+
+
+def operands(name, shape):
+    x = torch.randn(shape) * 4
+    return [t.requires_grad_() for t in (x, torch.randn(shape[-1] if name == "norm" else shape))]
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (3, 16), (2, 33, 100), (70, 7), (200, 96)])
+@pytest.mark.parametrize("name", PARTS)
+def test_norms_and_gates_are_those_in_float64(fast, name, shape):
+    torch.manual_seed(0)
+    quick, plain = PARTS[name]
+    given = operands(name, shape)
+    y, change = quick(*given), torch.randn(shape)
+    exact = [t.detach().double().requires_grad_() for t in given]
+    wanted = plain(*exact)
+    found, right = torch.autograd.grad(y, given, change), torch.autograd.grad(wanted, exact, change.double())
+    assert_as_exact(y, wanted.detach(), 1)
+    for a, b in zip(found, right, strict=True):
+        assert_as_exact(a, b, 8)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_norms_and_gates_twice_differentiated(fast, name):
+    torch.manual_seed(0)
+    given = operands(name, (5, 24))
+
+    def penalty(function):
+        found = torch.autograd.grad(function(*given).square().sum(), given, create_graph=True)
+        return torch.autograd.grad(sum(t.square().sum() for t in found), given)
+
+    for a, b in zip(*(penalty(function) for function in PARTS[name]), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()))
+
+
+@needs_compiler
+def test_kernels_that_come_before_a_checkpoint_runs_again(library, monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr(parts, "LEAST", 1)
+    monkeypatch.setattr(parts, "native", None)
+    norm = make(RMSNorm(24))
+    nn.init.normal_(norm.weight)
+    x = torch.randn(40, 24, requires_grad=True)
+    y = checkpoint(lambda t: parts.silu_gate_in_training(norm(t), t), x, use_reentrant=False)
+    monkeypatch.setattr(parts, "native", library.parts)
+    (found,) = torch.autograd.grad(y.square().sum(), x)
+    z = F.rms_norm(x, (24,), norm.weight, 1e-6)
+    (wanted,) = torch.autograd.grad((F.silu(z) * x).square().sum(), x)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+@needs_product
+def test_a_plain_training_loop_asks_for_kernels(monkeypatch):
+    monkeypatch.setattr(gradient, "is_foreign_to_blas", lambda: True)
+    monkeypatch.setattr(gradient, "LEAST_WORK", 1)
+    monkeypatch.setattr(gradient, "native", None)
+    monkeypatch.setattr(gradient, "wanted", False)
+    asked = []
+    monkeypatch.setattr(native, "enable", lambda: asked.append(1))
+    model = AutoModelForCausalLM.from_config(
+        LlamaConfig(
+            vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2
+        )
+    )
+    ids = torch.arange(5, 15)[None]
+    with torch.no_grad():
+        model(ids)
+    model.train()
+    model(ids, labels=ids).loss.backward()
+    assert gradient.wanted and not asked  # nothing changes within a step
+    with torch.no_grad():
+        model(ids)
+    assert not asked
+    model(ids, labels=ids).loss.backward()
+    assert asked
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+@pytest.mark.parametrize("last", [None, "relu"])
+def test_maps_are_changed_in_place_only_where_nobody_sees_it(hooked, last):
+    torch.manual_seed(0)
+    convs = [ConvNorm(6, 6, norm=BatchNorm(6), act=act) for act in ("relu", last)]
+    block = make(ConvResidual(convs))
+    for parameter in block.parameters():
+        nn.init.normal_(parameter)
+    x = torch.randn(2, 6, 5, 5, requires_grad=True)
+    seen = []
+    if hooked:
+        for conv in block.convs:
+            conv.norm.register_forward_hook(lambda module, given, y: seen.append((y, y.detach().clone())))
+    found = block.train()(x, Context(torch.zeros(1, 1, dtype=torch.long), 1))
+
+    y = x
+    for conv, act in zip(block.convs, ("relu", last), strict=True):
+        y = F.conv2d(y, conv.conv.weight, padding=1)
+        y = F.batch_norm(y, None, None, conv.norm.weight, conv.norm.bias, training=True)
+        y = y if act is None else F.relu(y)
+    wanted = F.relu(y + x)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    given = [x, *block.parameters()]
+    for a, b in zip(*(torch.autograd.grad(z.square().sum(), given) for z in (found, wanted)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()))
+    assert len(seen) == 2 * hooked and all(torch.equal(y, before) for y, before in seen)

@@ -29,6 +29,18 @@ class TinyCache:
         self.layers = [None if kv is None else tuple(x[:, :length] for x in kv) for kv in self.layers]
         self.length = length
 
+    shifts = True
+
+    def shift(self, by):
+        for kv in (kv for kv in self.layers if kv is not None):
+            for x in kv:
+                for row, places in enumerate(by):
+                    x[row] = x[row].roll(places, 0)
+
+    def forget(self, count):
+        self.layers = [None if kv is None else tuple(x[:, count:] for x in kv) for kv in self.layers]
+        self.length -= count
+
 
 def attend(q, k, v, allowed):
     scores = q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])

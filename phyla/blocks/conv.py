@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from phyla.blocks.act import activation
 from phyla.blocks.context import Context
+from phyla.blocks.gradient import is_watched
 from phyla.blocks.matmul import is_inference_on_cpu, linear, linear_act
 from phyla.blocks.spec import Block, Spec, make
 from phyla.errors import ArgumentError
@@ -146,7 +147,19 @@ class ConvNorm(Block):
         y = self.conv(x)
         if self.norm is not None:
             y = self.norm(y)
+        if self.act is F.relu and self.gives_its_own():
+            return F.relu_(y)
         return y if self.act is None else self.act(y)
+
+    def gives_its_own(self) -> bool:
+        """Whether nobody else holds the norm's result, not even its gradient: it may be changed in place."""
+        norm = self.norm
+        return (
+            type(norm) is BatchNorm
+            and not torch.compiler.is_compiling()
+            and not is_watched()
+            and not (norm._forward_hooks or norm._backward_hooks or norm._backward_pre_hooks)
+        )
 
     def _folds(self, x: Tensor) -> bool:
         """Whether the norm can become part of the convolution: nobody looks at the map between them."""
@@ -221,11 +234,18 @@ class ConvResidual(Block):
         for conv in self.convs:
             y = conv(y)
         straight = x if self.shortcut is None else self.shortcut(x)
-        # In place where nobody else holds the last convolution's result.
-        alone = len(self.convs) > 0 and not self.convs[-1]._forward_hooks and is_inference_on_cpu(y)
-        y = y.add_(straight) if alone else y + straight
-        y = F.relu_(y) if self.act is F.relu and is_inference_on_cpu(y) else self.act(y)
+        y = y.add_(straight) if self._adds_in_place(y) else y + straight
+        y = F.relu_(y) if self.act is F.relu and not torch.compiler.is_compiling() else self.act(y)
         return y if self.site is None else self.site(y)
+
+    def _adds_in_place(self, y: Tensor) -> bool:
+        """Whether nobody else holds the last convolution's result."""
+        last = self.convs[-1] if len(self.convs) else None
+        if last is None or last._forward_hooks or last._backward_hooks or last._backward_pre_hooks:
+            return False
+        return is_inference_on_cpu(y) or (
+            type(last) is ConvNorm and last.act is None and last.gives_its_own()
+        )
 
 
 class Stem(Block):

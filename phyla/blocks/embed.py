@@ -11,7 +11,7 @@ from phyla.blocks.spec import Block, Spec, make
 
 
 class Tokens(nn.Module):
-    """The table of token vectors, (V, width), whose weight heads can share; its site sees (ids, vectors, table)."""
+    """The table of token vectors (V, width), which heads can share; its site sees (ids, vectors, table)."""
 
     site: nn.Module | None
 

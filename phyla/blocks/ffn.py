@@ -4,7 +4,7 @@ from typing import Any
 
 import torch.nn.functional as F
 
-from phyla.blocks.act import activation
+from phyla.blocks.act import activation, gated
 from phyla.blocks.context import Context
 from phyla.blocks.linear import Linear, activated
 from phyla.blocks.matmul import FEW_ROWS
@@ -59,7 +59,7 @@ class GatedFFN(Mixer):
             gate, up = self.joined(x)
         else:
             gate, up = self.gate(x), self.up(x)
-        h = self.act(gate) * up  # (B, S, F)
+        h = gated(self.act, gate, up)  # (B, S, F)
         if self.training and self.inner_dropout:
             h = F.dropout(h, self.inner_dropout)
         return self.down(h)

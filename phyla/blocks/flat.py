@@ -47,6 +47,18 @@ class Segment:
         return self.end - self.begin
 
 
+GONE = -1  # in a text's list, a page that was given back: all of it lies before every window
+
+
+def joined(segments: Sequence[Segment]) -> list[Segment]:
+    """The segments one behind the other in a row of their own."""
+    placed, begin = [], 0
+    for part in segments:
+        placed.append(Segment(part.text, begin, begin + part.length, part.start))
+        begin += part.length
+    return placed
+
+
 @dataclass(frozen=True)
 class Layout:
     """Where the N tokens of a call stand, as whole numbers: of each its page, its slot there, its position in
@@ -104,6 +116,14 @@ class Pages:
         values = self.values[index].permute(1, 0, 2, 3).flatten(1, 2)
         end -= first * self.size
         return keys[None, :, :end].contiguous(), values[None, :, :end].contiguous(), first * self.size
+
+    def look(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:  # (1, N, H * E)
+        """As `attend`, by the native kernel, of queries and keys that are turned already."""
+        keys, values = self.reserve(k.shape[1], k.shape[3], k)
+        assert native is not None
+        y = native(q, k, v, keys, values, self.owner.layout, scale, self.window)
+        assert y is not None
+        return y
 
     def attend(
         self, mixer: Attention, q: Tensor, k: Tensor, v: Tensor, x: Tensor, ctx: Context
@@ -207,6 +227,12 @@ class FlatCache(Cache):
         """Whether some memory cannot be shared or cut: it is no list of positions."""
         return any(isinstance(slot, States | Crossed) for slot in self.slots)
 
+    @property
+    def window(self) -> int | None:
+        """How many positions back a token sees in the layer that sees most; None where one sees all."""
+        windows = [slot.window for slot in self.slots if isinstance(slot, Pages)]
+        return None if not windows or None in windows else max(w for w in windows if w is not None)
+
     def place(self, segments: Sequence[Segment], device: torch.device, fill: int = 0) -> None:
         """The next call's row is these segments, one behind the other; of one text, in order.
 
@@ -298,7 +324,7 @@ def _layout(segments: Sequence[Segment], size: int, device: torch.device) -> Lay
             tokens.append((pages[min(place // size, len(pages) - 1)], place % size, place, row))
         tiles += [(at, min(TILE, part.end - at)) for at in range(part.begin, part.end, TILE)]
     longest = max((len(text.pages) for text in texts), default=0)
-    table = [text.pages + [0] * (longest - len(text.pages)) for text in texts]
+    table = [[max(p, 0) for p in text.pages] + [0] * (longest - len(text.pages)) for text in texts]
     columns = torch.tensor(tokens, dtype=torch.long).reshape(-1, 4).T.contiguous().to(device)
     listed = torch.tensor(table, dtype=torch.long).reshape(len(texts), longest).to(device)
     pages_of, offsets, places, rows = columns

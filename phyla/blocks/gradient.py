@@ -20,6 +20,8 @@ STREAM_ROWS = 64
 HAS_PRODUCT = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 # The `Training` of phyla/fast/train.py, which phyla/fast/native.py puts here.
 native: Any = None
+# Whether a training step would have used kernels that are not there: see `PreTrainedModel.__call__`.
+wanted = False
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 _dispatched = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
@@ -38,7 +40,7 @@ def is_watched() -> bool:
     )
 
 
-def _is_plain(*tensors: Tensor | None) -> bool:
+def is_plain(*tensors: Tensor | None) -> bool:
     """Whether all are dense float32 tensors in memory of the CPU, and nobody watches."""
     for x in tensors:
         if x is None:
@@ -55,6 +57,12 @@ def _is_plain(*tensors: Tensor | None) -> bool:
     return not is_watched()
 
 
+def want_kernels() -> None:
+    """Let the next call of a model in training put the kernels into their slots."""
+    global wanted
+    wanted = True
+
+
 def linear_in_training(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
     """x W^T + b for x (..., K), weight (N, K), with its gradient; None where torch's own is wanted."""
     if (
@@ -67,9 +75,11 @@ def linear_in_training(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
         or not weight.is_contiguous()
         or (bias is not None and bias.shape != weight.shape[:1])
         or not torch._C._get_mkldnn_enabled()
-        or not _is_plain(x, weight, bias)
+        or not is_plain(x, weight, bias)
     ):
         return None
+    if native is None:
+        want_kernels()
     return _Linear.apply(x, weight, bias)
 
 
@@ -92,7 +102,7 @@ class _Linear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad
         # A gradient that is itself differentiated, or watched, needs torch's own products.
-        plain = not torch.is_grad_enabled() and _is_plain(dy, x, weight)
+        plain = not torch.is_grad_enabled() and is_plain(dy, x, weight)
         dx = dw = db = None
         if for_x:
             dx = _product(dy, weight.t()) if plain else F.linear(dy, weight.t())
@@ -112,7 +122,7 @@ def lookup(ids: Tensor, weight: Tensor, padding: int | None) -> Tensor:
     if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and weight.requires_grad):
         return F.embedding(ids, weight, padding)
     few = weight.numel() >= LEAST and ids.numel() * 4 <= len(weight) and type(ids) is Tensor
-    if not few or not _is_plain(weight):
+    if not few or not is_plain(weight):
         return F.embedding(ids, weight, padding)
     return _Lookup.apply(ids, weight, padding)
 
@@ -130,7 +140,7 @@ class _Lookup(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[None, Tensor, None]:
         (ids,) = ctx.saved_tensors
         padding = -1 if ctx.padding is None else ctx.padding % ctx.shape[0]
-        if torch.is_grad_enabled() or not _is_plain(dy):
+        if torch.is_grad_enabled() or not is_plain(dy):
             return None, torch.ops.aten.embedding_dense_backward(dy, ids, ctx.shape[0], padding, False), None
         dw = zeros(*ctx.shape)
         dw.index_add_(0, ids.flatten(), dy.reshape(-1, ctx.shape[1]))
@@ -143,7 +153,6 @@ def losses_in_training(scores: Tensor, labels: Tensor, ignored: int) -> Tensor |
     """Cross-entropy (M) of scores (M, V) and labels (M), 0 for ignored ones; None where torch's is wanted."""
     if (
         torch.compiler.is_compiling()
-        or native is None
         or scores.dim() != 2
         or scores.shape[1] < LEAST_CLASSES
         or not scores.numel()
@@ -152,8 +161,11 @@ def losses_in_training(scores: Tensor, labels: Tensor, ignored: int) -> Tensor |
         or labels.shape != scores.shape[:1]
         or not labels.is_cpu
         or type(labels) is not Tensor
-        or not _is_plain(scores)
+        or not is_plain(scores)
     ):
+        return None
+    if native is None:
+        want_kernels()
         return None
     return _Losses.apply(scores, labels, ignored)
 
@@ -174,7 +186,7 @@ class _Losses(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, change: Tensor) -> tuple[Tensor, None, None]:
         scores, labels, log_sums = ctx.saved_tensors
-        if not torch.is_grad_enabled() and native is not None and _is_plain(change, scores):
+        if not torch.is_grad_enabled() and native is not None and is_plain(change, scores):
             return native.losses_back(scores, labels, ctx.ignored, log_sums, change), None, None
         used = labels != ctx.ignored
         right = F.one_hot(labels.where(used, 0), scores.shape[1])

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from phyla.blocks.act import activation
+from phyla.blocks.act import activation, gated
 from phyla.blocks.context import Context
 from phyla.blocks.linear import Linear
 from phyla.blocks.matmul import linear
@@ -60,12 +60,14 @@ class Experts(Mixer):
     def _run(self, tokens: Tensor, weights: Tensor, index: Tensor) -> Tensor:
         if torch.compiler.is_compiling() or tokens.is_cuda:
             return self._run_dense(tokens, weights, index)
-        plain = tokens.dtype == self.gate.dtype and not torch.is_autocast_enabled("cpu")
-        if plain and torch.is_grad_enabled() and self.gate.requires_grad:
-            return self._run_sorted(tokens, weights, index)
+        # Read once, because an adapter may stand before them and compute what is read.
+        every = gate, _, _ = self.gate, self.up, self.down
+        plain = tokens.dtype == gate.dtype and not torch.is_autocast_enabled("cpu")
+        if plain and torch.is_grad_enabled() and gate.requires_grad:
+            return self._run_sorted(tokens, weights, index, every)
         y = torch.zeros_like(tokens)
         # Taken apart once: the gradient of each single expert would be as large as all of them.
-        parts = zip(self.gate.unbind(), self.up.unbind(), self.down.unbind(), strict=True)
+        parts = zip(*(weight.unbind() for weight in every), strict=True)
         for expert, (gate, up, down) in enumerate(parts):
             rows, place = torch.where(index == expert)
             if len(rows):
@@ -74,14 +76,17 @@ class Experts(Mixer):
                 y.index_add_(0, rows, linear(h, down) * weights[rows, place, None])
         return y
 
-    def _run_sorted(self, tokens: Tensor, weights: Tensor, index: Tensor) -> Tensor:
+    def _run_sorted(
+        self, tokens: Tensor, weights: Tensor, index: Tensor, every: tuple[Tensor, Tensor, Tensor]
+    ) -> Tensor:
         """Tokens of one expert side by side, and one gradient for the weights of all experts."""
+        gate, up, down = every
         order = index.flatten().argsort(stable=True)
         counts = index.flatten().bincount(minlength=self.experts).tolist()
         rows = order // self.chosen
         h = tokens[rows]
-        h = self.act(_Grouped.apply(h, self.gate, counts)) * _Grouped.apply(h, self.up, counts)
-        h = _Grouped.apply(h, self.down, counts) * weights.flatten()[order, None]
+        h = gated(self.act, _Grouped.apply(h, gate, counts), _Grouped.apply(h, up, counts))
+        h = _Grouped.apply(h, down, counts) * weights.flatten()[order, None]
         return torch.zeros_like(tokens).index_add(0, rows, h)
 
     def _run_dense(self, tokens: Tensor, weights: Tensor, index: Tensor) -> Tensor:

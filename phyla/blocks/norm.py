@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from phyla.blocks.matmul import is_inference_on_cpu
+from phyla.blocks.parts import rms_norm_in_training
 from phyla.blocks.shapes import Rows
 from phyla.blocks.spec import Block
 
@@ -51,7 +52,8 @@ class RMSNorm(Block):
         if x.numel() <= FEW * self.width and is_inference_on_cpu(x):
             return self._few(x)
         if x.dtype == torch.float32 == self.weight.dtype and not self.offset:
-            return F.rms_norm(x, (self.width,), self.weight, self.eps)
+            y = rms_norm_in_training(x, self.weight, self.eps)
+            return F.rms_norm(x, (self.width,), self.weight, self.eps) if y is None else y
         wide = x.float()
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         if self.cast == "early":

@@ -36,8 +36,10 @@ def keep_freed() -> bool:
     """Let glibc keep what is freed, up to 2 GiB, for the process's next tensors; whether it does.
 
     Without it every step gets hundreds of megabytes from the system anew, which clears them: a tenth of the
-    time of a training step. Who has set glibc's variables keeps what they chose.
+    time of a training step. Who has set glibc's variables keeps what they chose; PHYLA_KEEP_FREED=0 says no.
     """
+    if os.environ.get("PHYLA_KEEP_FREED") == "0":
+        return False
     if not sys.platform.startswith("linux") or any(name in os.environ for name in _CHOSEN):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

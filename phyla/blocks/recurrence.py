@@ -19,11 +19,12 @@ def lstm(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
     """
     layers = [weights[i : i + 4] for i in range(0, len(weights), 4)]
     if native is not None and is_inference_on_cpu(x):
-        y: Tensor | None = x
+        y = x
         for of_input, of_state, *biases in layers:
-            y = native(linear(y, of_input, biases[0] + biases[1]), of_state)
-            if y is None:
+            found = native(linear(y, of_input, biases[0] + biases[1]), of_state)
+            if found is None:
                 break
+            y = found
         else:
             return y
     start = x.new_zeros(len(layers), x.shape[1], x.shape[2])

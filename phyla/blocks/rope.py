@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -62,25 +63,33 @@ def _number(scaling: dict[str, Any], key: str, default: float | None = None) -> 
     return float(value)
 
 
+# Module functions with their numbers bound, so that models can be pickled.
+def _fixed(table: Tensor, total: int) -> Tensor:
+    return table
+
+
+def _grown(width: int, base: float, factor: float, max_positions: int, total: int) -> Tensor:
+    total = max(total, max_positions)
+    return _plain(width, base * ((factor * total / max_positions) - (factor - 1)) ** (width / (width - 2)))
+
+
+def _short_or_long(short: Tensor, long: Tensor, trained: int, total: int) -> Tensor:
+    return long if total > trained else short
+
+
 def _default(width: int, base: float, scaling: dict, max_positions: int, original: int | None) -> RopeTable:
     table = _plain(width, base)
-    return RopeTable(lambda total: table)
+    return RopeTable(partial(_fixed, table))
 
 
 def _linear(width: int, base: float, scaling: dict, max_positions: int, original: int | None) -> RopeTable:
     table = _plain(width, base) / _number(scaling, "factor")
-    return RopeTable(lambda total: table)
+    return RopeTable(partial(_fixed, table))
 
 
 def _dynamic(width: int, base: float, scaling: dict, max_positions: int, original: int | None) -> RopeTable:
     factor = _number(scaling, "factor")
-
-    def frequencies(total: int) -> Tensor:
-        total = max(total, max_positions)
-        grown = base * ((factor * total / max_positions) - (factor - 1)) ** (width / (width - 2))
-        return _plain(width, grown)
-
-    return RopeTable(frequencies, depends_on_length=True)
+    return RopeTable(partial(_grown, width, base, factor, max_positions), depends_on_length=True)
 
 
 def _yarn(width: int, base: float, scaling: dict, max_positions: int, original: int | None) -> RopeTable:
@@ -103,7 +112,7 @@ def _yarn(width: int, base: float, scaling: dict, max_positions: int, original: 
     keep = 1 - ramp.clamp(0, 1)
     plain = _plain(width, base)
     table = plain / factor * (1 - keep) + plain * keep
-    return RopeTable(lambda total: table, float(gain))
+    return RopeTable(partial(_fixed, table), float(gain))
 
 
 def _yarn_gain(factor: float, weight: float) -> float:
@@ -123,9 +132,8 @@ def _longrope(width: int, base: float, scaling: dict, max_positions: int, origin
             found = len(values) if isinstance(values, list | tuple) else values
             raise ConfigError(f"rope_scaling's {key} must list {width // 2} numbers, but has {found!r}")
         tables.append(_plain(width, base) / torch.tensor(values, dtype=torch.float32))
-    return RopeTable(
-        lambda total: tables[1] if total > trained else tables[0], float(gain), depends_on_length=True
-    )
+    short, long = tables
+    return RopeTable(partial(_short_or_long, short, long, trained), float(gain), depends_on_length=True)
 
 
 def _llama3(width: int, base: float, scaling: dict, max_positions: int, original: int | None) -> RopeTable:
@@ -139,7 +147,7 @@ def _llama3(width: int, base: float, scaling: dict, max_positions: int, original
     table = torch.where(wavelength > trained / low, plain / factor, plain)
     middle = (wavelength >= trained / high) & (wavelength <= trained / low)
     table = torch.where(middle, blend, table)
-    return RopeTable(lambda total: table)
+    return RopeTable(partial(_fixed, table))
 
 
 _KINDS: dict[str, Callable[[int, float, dict, int, int | None], RopeTable]] = {

@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phyla.blocks.flat import FlatAttention, Layout
+from phyla.blocks import flat
+from phyla.blocks.flat import FlatAttention, Layout, Pages
 from phyla.blocks.matmul import is_watched
+from phyla.fast.plan import Plan
 from phyla.fast.products import Product
 
 _long, _float, _pointer = ctypes.c_long, ctypes.c_float, ctypes.c_void_p
@@ -97,3 +99,12 @@ def flat_attention_of(library: ctypes.CDLL, parallel: int) -> FlatAttention:
         return None if failed else out
 
     return attend
+
+
+def pages_fit(slots: list[Any], plan: Plan) -> bool:
+    """Whether the kernel attends in all layers of a stack whose memory lies in pages."""
+    return (
+        flat.native is not None
+        and plan.stack.head_width <= _WIDEST
+        and all(isinstance(slot, Pages) and slot.whole and not slot.size % _LANES for slot in slots)
+    )

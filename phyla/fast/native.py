@@ -20,9 +20,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from phyla.blocks import flat, gradient, matmul, recurrence, scan, stack
+from phyla.blocks import flat, gradient, matmul, parts, recurrence, scan, stack
 from phyla.blocks.processor import description
+from phyla.errors import NativeBuildError
 from phyla.fast.flat import alike_of, flat_attention_of
+from phyla.fast.parts import Parts, parts_of
 from phyla.fast.products import Product, product_of
 from phyla.fast.recurrent import Memory, Scan, memory_of, scan_of
 from phyla.fast.step import StackRunner, runner_of
@@ -31,7 +33,7 @@ from phyla.fast.train import Training, training_of
 HEADERS = tuple(Path(__file__).with_name(name) for name in ("vectors.h", "lanes.h"))
 SOURCES = tuple(
     Path(__file__).with_name(f"{name}.cpp")
-    for name in ("gemv", "gemm", "step", "wide", "train", "loss", "scan", "flat")
+    for name in ("gemv", "gemm", "step", "wide", "train", "loss", "parts", "scan", "flat")
 )
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared")
 BUILD_SECONDS = 300
@@ -44,6 +46,7 @@ class Kernels(NamedTuple):
     product: Product
     stack: StackRunner
     gradient: Training
+    parts: Parts
     scan: Scan
     memory: Memory
     flat: flat.FlatAttention
@@ -99,6 +102,7 @@ def load() -> Kernels | None:
             product_of(library, parallel),
             runner_of(library, parallel, count, number),
             training_of(library, parallel),
+            parts_of(library, parallel),
             scan_of(library, parallel),
             memory_of(library, parallel, count, number),
             flat_attention_of(library, parallel),
@@ -107,6 +111,19 @@ def load() -> Kernels | None:
     except _FAILURES as error:
         _log.debug("native kernels: not in use: %s", error)
         return None
+
+
+def build() -> Path:
+    """Where the kernels lie, built first where they are not there yet.
+
+    Raises NativeBuildError: without a compiler, where it fails, where the folder is not the user's own.
+    """
+    try:
+        return _built()
+    except _FAILURES as error:
+        raise NativeBuildError(
+            f"the native kernels cannot be built: {error}. Without them everything runs, but slower"
+        ) from error
 
 
 def _install() -> None:
@@ -119,7 +136,7 @@ def _put(kernels: Kernels | None) -> None:
     k = kernels or Kernels(*none)
     matmul.native, stack.native, gradient.native = k.product, k.stack, k.gradient
     scan.native, recurrence.native, flat.native = k.scan, k.memory, k.flat
-    matmul.native_alike = k.alike
+    matmul.native_alike, parts.native = k.alike, k.parts
 
 
 def _prepare() -> None:

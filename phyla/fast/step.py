@@ -10,6 +10,7 @@ from phyla.blocks.cache import KVCache
 from phyla.blocks.context import Context
 from phyla.blocks.matmul import is_watched
 from phyla.blocks.stack import Stack
+from phyla.fast.flat import pages_fit
 from phyla.fast.plan import Plan, Plans, address
 from phyla.fast.wide import Wide
 
@@ -40,13 +41,14 @@ def runner_of(library: ctypes.CDLL, parallel: int, count: int, number: int) -> S
             or x.dim() != 3
             or not x.numel()
             or is_watched()
-            or getattr(ctx.cache, "flat", False)
         ):
             return None
         plan = plans.of(stack)
         if plan is None or x.dtype != plan.dtype or (ctx.cache is not None and not plan.causal):
             return None
         slots = [ctx.slot(attn.slot) for attn in plan.attns]
+        if getattr(ctx.cache, "flat", False):
+            return wide(plan, slots, x, ctx) if mask is None and pages_fit(slots, plan) else None
         if ctx.cache is not None and not all(_fits(slot, plan, len(x)) for slot in slots):
             return None
         few = x.shape[0] * x.shape[1] <= MOST_ROWS and ctx.cache is not None and len(plan.positions) < 2

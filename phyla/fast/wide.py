@@ -8,6 +8,7 @@ from torch import Tensor
 
 from phyla.blocks.cache import KVCache
 from phyla.blocks.context import Context
+from phyla.blocks.flat import Pages
 from phyla.blocks.matmul import linear_act
 from phyla.fast.plan import LayerPart, Norm, Plan, address
 
@@ -101,7 +102,7 @@ class Wide:
         plan: Plan,
         layer: LayerPart,
         attn: Any,
-        slot: KVCache | None,
+        slot: KVCache | Pages | None,
         h: Tensor,
         angles: tuple[Tensor, ...] | None,
         mask: Tensor | None,
@@ -127,7 +128,7 @@ class Wide:
                 angles[1].data_ptr(),
             )
         used = first = 0
-        if slot is None:
+        if slot is None or isinstance(slot, Pages):
             keys = h.new_empty(batch, groups, length, width)
             values = torch.empty_like(keys)
         else:
@@ -138,6 +139,8 @@ class Wide:
         turned.q_out, turned.keys, turned.values = queries.data_ptr(), keys.data_ptr(), values.data_ptr()
         turned.capacity, turned.used = keys.shape[2], used
         self._run("turn", turned)
+        if isinstance(slot, Pages):
+            return slot.look(queries, keys, values, made.scale)
         out = h.new_empty(batch, length, heads * width)
         attended = _Attended(
             is_bfloat16=half, batch=batch, heads=heads, kv_heads=groups, head_width=width, length=length,

@@ -4,6 +4,7 @@ import copy
 import difflib
 import json
 import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,21 @@ SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_to
 _METADATA = ("_from_model_config", "_commit_hash", "transformers_version")
 _NOT_SAVED = ("_commit_hash", "compile_config")
 _EXTRA_OUTPUTS = ("output_attentions", "output_hidden_states", "output_scores", "output_logits")
+
+
+@dataclass
+class CompileConfig:
+    """How the reference compiles its steps (`compile_config`); read and kept, but without effect in phyla."""
+
+    fullgraph: bool = True
+    dynamic: bool | None = None
+    backend: str = "inductor"
+    mode: str = "reduce-overhead"
+    options: dict[str, Any] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields."""
+        return asdict(self)
 
 
 class GenerationConfig:

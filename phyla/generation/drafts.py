@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -12,68 +12,73 @@ from phyla.errors import ArgumentError, GenerationError
 from phyla.generation.config import GenerationConfig
 from phyla.generation.forward import Forward
 from phyla.generation.logits import NEVER
-from phyla.generation.rewind import rewind, snapshot
+from phyla.generation.rewind import Lanes
+from phyla.generation.rows import processed
 from phyla.generation.search import draw, repeat
 from phyla.generation.task import Task
 
 
 @dataclass
 class Proposal:
-    """Candidate ids (rows, k) and, where they were drawn, the chances (rows, k, vocabulary) they were drawn
-    by.
+    """Candidate ids (rows, k), of which the first counts[r] of each row r count, and, where they were drawn,
+    the chances (rows, k, vocabulary) they were drawn by.
     """
 
     ids: Tensor
+    counts: list[int]
     chances: Tensor | None = None
-    sure: list[float] = field(default_factory=list)
 
 
 class Draft(Protocol):
     """A source of candidates."""
 
-    def propose(self, ids: Tensor, live: Tensor, most: int) -> Proposal | None:
-        """At most `most` candidates behind ids (rows, length); only rows of `live` (rows,) count."""
+    def propose(self, ids: Tensor, lengths: list[int], going: list[bool], most: list[int]) -> Proposal | None:
+        """At most most[r] candidates behind the first lengths[r] ids of each row r that is `going` on."""
 
-    def learn(self, drafted: int, matched: int) -> None:
-        """Take note of how many of the candidates were right."""
+    def learn(self, drafted: list[int], matched: list[int], going: list[bool]) -> None:
+        """Take note of how many of the candidates were right in each row."""
 
 
 class PromptLookup:
-    """What followed the latest n-gram where the text had it before (Saxena 2023)."""
+    """What followed the latest n-gram where the text had it before (Saxena 2023).
 
-    def __init__(self, count: int, longest: int | None, pad_id: int):
+    sources: ids (rows, any) that are looked in as well: what an encoder has read.
+    """
+
+    def __init__(self, count: int, longest: int | None, pad_id: int, sources: Tensor | None = None):
         longest = longest or 2
         if count < 1 or longest < 1:
             raise GenerationError(
                 "prompt_lookup_num_tokens and max_matching_ngram_size must be at least 1, but are "
                 f"{count} and {longest}"
             )
-        self.count, self.longest, self.pad_id = count, longest, pad_id
+        self.count, self.longest, self.pad_id, self.sources = count, longest, pad_id, sources
 
-    def propose(self, ids: Tensor, live: Tensor, most: int) -> Proposal | None:
+    def propose(self, ids: Tensor, lengths: list[int], going: list[bool], most: list[int]) -> Proposal | None:
         """The continuation of the first earlier occurrence of the longest n-gram."""
-        most = min(most, self.count)
-        rows = [self._after(row, most) if on else None for row, on in zip(ids, live.tolist(), strict=True)]
-        longest = max((len(r) for r in rows if r is not None), default=0)
-        if longest == 0 or most < 1:
-            return None
-        found = torch.full((len(rows), longest), self.pad_id, dtype=torch.long, device=ids.device)
-        for i, row in enumerate(rows):
-            if row is not None:
-                found[i, : len(row)] = row
-        return Proposal(found)
+        found = []
+        for row, (length, on) in enumerate(zip(lengths, going, strict=True)):
+            source, count = None if self.sources is None else self.sources[row], min(most[row], self.count)
+            found.append(self._after(ids[row, :length], source, count) if on and count > 0 else [])
+        return None if not any(found) else proposal_of(found, self.pad_id, ids.device)
 
-    def _after(self, ids: Tensor, most: int) -> Tensor | None:
+    def _after(self, ids: Tensor, source: Tensor | None, most: int) -> list[int]:
         length = len(ids)
-        for size in range(min(self.longest, length - 1), 0, -1):
-            match = (ids[:-1].unfold(0, size, 1) == ids[length - size :]).all(1)
-            at = match.nonzero()
-            if len(at):
-                begin = int(at[0]) + size
-                return ids[begin : begin + most]
-        return None
+        for size in range(min(self.longest, length), 0, -1):
+            tail = ids[length - size :]
+            for text in (ids[:-1], source):
+                if text is None or len(text) < size:
+                    continue
+                at = (text.unfold(0, size, 1) == tail).all(1).nonzero()
+                begins = at[:, 0] + size
+                # the last id of a text that is read in full has nothing behind it
+                begins = begins[begins < (length if text is not source else len(text))]
+                if len(begins):
+                    begin = int(begins[0])
+                    return (ids if text is not source else text)[begin : begin + most].tolist()
+        return []
 
-    def learn(self, drafted: int, matched: int) -> None:
+    def learn(self, drafted: list[int], matched: list[int], going: list[bool]) -> None:
         """Nothing."""
 
 
@@ -82,8 +87,7 @@ class Schedule:
     """How many tokens a model drafts at once, and how sure it must be to go on.
 
     kind: "constant"; "heuristic_transient", two more after a whole success and one less otherwise;
-    "heuristic",
-    likewise and kept for later calls.
+    "heuristic", likewise and kept for later calls.
     """
 
     count: float
@@ -101,59 +105,198 @@ class Schedule:
 
     def learn(self, drafted: int, matched: int) -> None:
         """Adapt the count."""
-        if self.kind != "constant":
+        if self.kind != "constant" and drafted:
             self.count = self.count + 2 if matched == drafted else max(1.0, self.count - 1)
+
+
+class Schedules:
+    """A schedule for each row, so that what is drafted for a row does not depend on the others."""
+
+    def __init__(self, schedule: Schedule, rows: int):
+        self.rows = [replace(schedule) for _ in range(rows)]
+
+    @property
+    def first(self) -> Schedule:
+        """That of the first row, which later calls go on with."""
+        return self.rows[0]
+
+    def learn(self, drafted: list[int], matched: list[int], going: list[bool]) -> None:
+        """Adapt those of the rows that were going on."""
+        for own, count, right, on in zip(self.rows, drafted, matched, going, strict=True):
+            if on:
+                own.learn(count, min(right, count))
+
+
+class Certainty:
+    """How sure a draft was of its tokens, and which were right: what threshold would have served best.
+
+    A token that is checked in vain costs a quarter, one that is not drafted though right three quarters.
+    """
+
+    def __init__(self) -> None:
+        self.sure: list[float] = []
+        self.right: list[bool] = []
+
+    def learn(self, sure: list[float], matched: int) -> None:
+        """Take the chances of one row's candidates; behind the first wrong one nothing is known."""
+        for i, chance in enumerate(sure[: matched + 1]):
+            self.sure.append(chance)
+            self.right.append(i < matched)
+
+    def threshold(self) -> float | None:
+        """The best threshold, or None while there are too few tokens, or only right or only wrong ones."""
+        hits = sum(self.right)
+        misses = len(self.right) - hits
+        if len(self.right) <= 5 or not hits or not misses:
+            return None
+        best, least, caught, wasted = 1.0, 3.0, 0, 0
+        pairs = sorted(zip(self.sure, self.right, strict=True), reverse=True)
+        for i, (chance, right) in enumerate(pairs):
+            caught, wasted = caught + right, wasted + (not right)
+            if i + 1 < len(pairs) and pairs[i + 1][0] == chance:
+                continue
+            cost = wasted / misses + 3 * (1 - caught / hits)
+            if cost < least:
+                best, least = chance, cost
+        return best
 
 
 class ModelDraft:
     """A smaller model with the same vocabulary, which runs ahead (Leviathan et al. 2023)."""
 
-    def __init__(self, forward: Forward, task: Task, schedule: Schedule, vocabulary: int):
+    def __init__(
+        self, forward: Forward, task: Task, schedule: Schedule, vocabulary: int, parting: bool = True
+    ):
         if forward.cache is None:
             raise GenerationError("a draft model needs use_cache=True and a cache, but has none")
-        self.forward, self.task, self.schedule, self.vocabulary = forward, task, schedule, vocabulary
-        self.read = False
+        self.forward, self.task, self.vocabulary, self.parting = forward, task, vocabulary, parting
+        self.schedules = Schedules(schedule, len(task.ids))
+        self.certainty = Certainty()
+        self.lanes: Lanes | None = None
+        self.held = [task.start] * len(task.ids)  # ids that are read and right
+        self.sure: Tensor | None = None
 
-    def propose(self, ids: Tensor, live: Tensor, most: int) -> Proposal | None:
-        """Tokens of the draft, drawn or best, until it is unsure in all rows."""
-        task, length = self.task, ids.shape[1]
-        most = min(most, int(self.schedule.count))
-        if most < 1:
-            return None
-        text = torch.cat([ids, ids.new_zeros(len(ids), most)], 1)
-        chances, sure = [], []
-        going = live
-        if not self.read:
-            out = self.forward(self.forward.prompt_ids)
-            if task.repeats > 1:
-                repeat(self.forward, out, task.repeats)
-            self.read = True
-        before = snapshot(self.forward)
-        for step in range(most):
-            scores = self.forward.logits(self.forward(text[:, : length + step]))
-            if step == 0:
-                before = snapshot(self.forward)
-            scores = task.processors(text[:, : length + step], fitted(scores, self.vocabulary))
+    def propose(self, ids: Tensor, lengths: list[int], going: list[bool], most: list[int]) -> Proposal | None:
+        """Tokens of the draft, drawn or best, of each row until it is unsure."""
+        task, rows = self.task, len(ids)
+        limits = [
+            min(n, int(s.count)) if on else 0
+            for n, s, on in zip(most, self.schedules.rows, going, strict=True)
+        ]
+        scores = self._caught_up(ids, lengths, going)
+        text = nn.functional.pad(ids, (0, max(limits)), value=task.pad_id)
+        drawn: list[Tensor] = []
+        chances: list[Tensor] = []
+        sure: list[Tensor] = []
+        counts, open_rows = [0] * rows, [n > 0 for n in limits]
+        assert self.lanes is not None
+        while any(open_rows):
+            places = [n + len(drawn) for n in lengths]
+            scores = processed(task.processors, text, places, fitted(scores, self.vocabulary), open_rows)
             chance = scores.softmax(-1)
-            token = draw(scores, task.generators) if task.do_sample else scores.argmax(-1)
-            text[:, length + step] = token
-            if task.do_sample:
-                chances.append(chance)
-            picked = chance.gather(1, token[:, None])[:, 0]
-            sure.append(picked)
-            if self.schedule.threshold:
-                going = going & (picked >= self.schedule.threshold)
-            if task.eos is not None:
-                going = going & ~(token[:, None] == task.eos).any(1)
-            if not bool(going.any()):
-                break
-        rewind(self.forward, ids, before)
-        drafted = text[:, length : length + len(sure)]
-        return Proposal(drafted, torch.stack(chances, 1) if chances else None)
+            token = draw_rows(task, scores, open_rows) if task.do_sample else scores.argmax(-1)
+            text[torch.arange(rows), torch.tensor(places).clamp(max=text.shape[1] - 1)] = token
+            drawn.append(token)
+            chances.append(chance)
+            sure.append(chance.gather(1, token[:, None])[:, 0])
+            counts = [n + on for n, on in zip(counts, open_rows, strict=True)]
+            open_rows = self._still_sure(open_rows, counts, limits, token, sure[-1])
+            if any(open_rows):
+                scores = self.forward.logits(self.lanes.feed(token[:, None], keep=1))
+        self.sure = torch.stack(sure, 1)
+        return Proposal(torch.stack(drawn, 1), counts, torch.stack(chances, 1) if task.do_sample else None)
 
-    def learn(self, drafted: int, matched: int) -> None:
+    def _still_sure(
+        self, rows: list[bool], counts: list[int], limits: list[int], token: Tensor, sure: Tensor
+    ) -> list[bool]:
+        least = self.schedules.first.threshold
+        on = sure >= least if least else torch.ones_like(sure, dtype=torch.bool)
+        if self.task.eos is not None:
+            on = on & ~(token[:, None] == self.task.eos).any(1)
+        more = [n < limit for n, limit in zip(counts, limits, strict=True)]
+        return [a and b and c for a, b, c in zip(rows, on.tolist(), more, strict=True)]
+
+    def _caught_up(self, ids: Tensor, lengths: list[int], going: list[bool]) -> Tensor:
+        """Scores (rows, vocabulary) behind the text of each row, which the draft has read then."""
+        forward = self.forward
+        if self.lanes is None:
+            out = forward(forward.prompt_ids)
+            if self.task.repeats > 1:
+                repeat(forward, out, self.task.repeats)
+            self.lanes = Lanes(forward, self.parting and len(ids) > 1)
+        else:
+            self._go_back(ids, lengths, going)
+        open_ids = [n - held if on else 1 for n, held, on in zip(lengths, self.held, going, strict=True)]
+        width = max(open_ids)
+        at = torch.tensor(self.held)[:, None] + torch.arange(width)
+        out = self.lanes.feed(ids.gather(1, at.clamp(max=ids.shape[1] - 1).to(ids.device)), keep=width)
+        last = torch.tensor(open_ids, device=ids.device) - 1
+        scores = self.forward.scores(out, width)[torch.arange(len(ids), device=ids.device), last]
+        self.lanes.keep(open_ids, going)
+        self.held = list(lengths)
+        return scores
+
+    def _go_back(self, ids: Tensor, lengths: list[int], going: list[bool]) -> None:
+        """Forget the drafted ids that the model has not taken."""
+        assert self.lanes is not None
+        read = torch.cat(self.lanes.fresh, 1).tolist() if self.lanes.fresh else [[] for _ in lengths]
+        right = []
+        for row, (length, held) in enumerate(zip(lengths, self.held, strict=True)):
+            real = ids[row, held : length - 1].tolist()
+            wrong = (i for i, (a, b) in enumerate(zip(read[row], real, strict=False)) if a != b)
+            right.append(next(wrong, min(len(read[row]), len(real))))
+        if not self.lanes.ragged:
+            right = [min((n for n, on in zip(right, going, strict=True) if on), default=0)] * len(right)
+        self.lanes.keep(right, going)
+        self.held = [a + b for a, b in zip(self.held, right, strict=True)]
+
+    def learn(self, drafted: list[int], matched: list[int], going: list[bool]) -> None:
         """Adapt the schedule."""
-        self.schedule.learn(drafted, matched)
+        self.schedules.learn(drafted, matched, going)
+        if self.sure is not None:
+            for sure, count, right, on in zip(self.sure.tolist(), drafted, matched, going, strict=True):
+                if on:
+                    self.certainty.learn(sure[:count], min(right, count))
+
+
+class AdapterDraft:
+    """The model itself as a draft, with another adapter (or none) at its sites; no weights are copied."""
+
+    def __init__(self, draft: ModelDraft, adapters: Any, name: str):
+        self.draft, self.adapters = draft, adapters
+        self.name = None if name == "__base__" else name
+        self.certainty = draft.certainty
+
+    def propose(self, ids: Tensor, lengths: list[int], going: list[bool], most: list[int]) -> Proposal | None:
+        """As ModelDraft, with the adapter active meanwhile."""
+        setup, skip = self.adapters.setup, self.adapters.skip_layers
+        self.adapters.activate(self.name)
+        try:
+            return self.draft.propose(ids, lengths, going, most)
+        finally:
+            self.adapters.activate(setup, skip)
+
+    def learn(self, drafted: list[int], matched: list[int], going: list[bool]) -> None:
+        """Adapt the schedule."""
+        self.draft.learn(drafted, matched, going)
+
+
+def draw_rows(task: Task, scores: Tensor, going: list[bool]) -> Tensor:
+    """One token (rows,) a row; rows that are over use up no numbers of their own generators."""
+    if len(task.generators) <= 1:
+        return draw(scores, task.generators)
+    tokens = scores.argmax(-1)
+    for row, on in enumerate(going):
+        if on:
+            tokens[row] = draw(scores[row : row + 1], task.generators[row : row + 1])[0]
+    return tokens
+
+
+def proposal_of(rows: list[list[int]], fill: int, device: torch.device) -> Proposal:
+    """Candidates of any number for each row, filled up behind."""
+    longest = max(map(len, rows))
+    filled = [[*r, *[fill] * (longest - len(r))] for r in rows]
+    return Proposal(torch.tensor(filled, dtype=torch.long, device=device), [len(r) for r in rows])
 
 
 def fitted(scores: Tensor, vocabulary: int) -> Tensor:
@@ -207,6 +350,18 @@ def check_assistant(model: Any, assistant: Any, translated: bool) -> None:
             f"assistant_model must have the vocabulary of the model ({sizes[0]} tokens), but has {sizes[1]}: "
             "pass tokenizer and assistant_tokenizer to translate between them"
         )
+
+
+def adapters_with(model: Any, name: str) -> Any:
+    """The adapters of a model that has one of this name, or any for "__base__"."""
+    adapters = getattr(model, "_modules", {}).get("adapters")
+    known = [] if adapters is None else adapters.names()
+    if adapters is None or name not in (*known, "__base__"):
+        raise ArgumentError(
+            f"assistant_adapter must name an adapter of the assistant ({known}) or be '__base__', but is "
+            f"{name!r}"
+        )
+    return adapters
 
 
 def _text(model: Any) -> Any:

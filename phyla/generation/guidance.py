@@ -39,6 +39,8 @@ class UnbatchedClassifierFreeGuidanceLogitsProcessor(LogitsProcessor):
     The negative prompt, ids (rows or 1, length), is the prompt's last token where none is given.
     """
 
+    together = True  # rows of a batch at one length alone: it remembers them
+
     def __init__(
         self,
         guidance_scale: float,

@@ -368,6 +368,25 @@ class LogitNormalization(LogitsProcessor):
         return scores.log_softmax(dim=-1)
 
 
+class ForceTokensLogitsProcessor(LogitsProcessor):
+    """Allow one token alone at some places: `force_token_map` pairs places of the text with token ids.
+
+    A place is the number of ids before it; None frees a place.
+    """
+
+    def __init__(self, force_token_map: Any):
+        pairs = force_token_map.items() if isinstance(force_token_map, dict) else force_token_map
+        self.force_token_map = {int(place): token for place, token in pairs}
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        token = self.force_token_map.get(input_ids.shape[1])
+        if token is None:
+            return scores
+        forced = torch.full_like(scores, NEVER)
+        forced[:, token] = 0
+        return forced
+
+
 class SuppressTokensLogitsProcessor(LogitsProcessor):
     """The listed tokens never occur."""
 

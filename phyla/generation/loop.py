@@ -25,6 +25,7 @@ from phyla.generation.plan import (
     set_rows,
 )
 from phyla.generation.prompt import read_prompt, split_inputs, truncated
+from phyla.generation.scores import compute_transition_scores
 from phyla.generation.settled import SettledBeams
 from phyla.generation.strategies import Sources, forward_class, needed_states, prepare
 from phyla.generation.task import Task, make_task
@@ -59,6 +60,7 @@ def generate(
     *,
     tokenizer: Any = None,
     assistant_tokenizer: Any = None,
+    assistant_adapter: str | None = None,
     seed: int | Sequence[int] | None = None,
     truncate: str | None = None,
     row_settings: Sequence[dict[str, Any]] | None = None,
@@ -87,8 +89,12 @@ def generate(
     whole also where the length ends it.
     `tokenizer` serves grammars, stop_strings, token_healing and drafts of another vocabulary (with
     `assistant_tokenizer`). A draft is `assistant_model`, prompt_lookup_num_tokens or assistant_early_exit;
-    sampling with a `seed` and a draft gives the same again, but not what it gives without. `streamer` gets
+    sampling with a `seed` and a draft gives the same again, but not what it gives without.
+    `assistant_adapter` names an adapter of the assistant, which may be the model itself ("__base__": none):
+    it drafts with that, and the adapters that are active check. `streamer` gets
     the prompt, then the tokens of each step (rows,).
+
+    `synced_gpus` is for processes that share out one model's weights: it is an error with more than one.
 
     Raises GenerationError for settings, ArgumentError for prompts, NonFiniteLogitsError where the model
     computes NaN.
@@ -107,10 +113,15 @@ def generate(
         config.update(**asked)
         config.validate()
         named = split_inputs(model, {name: value for name, value in settings.items() if name not in asked})
+        if assistant_adapter is not None and assistant_model is None:
+            assistant_model = model
         strategy = generation_mode(config, assistant_model)
         check_supported(config, strategy)
-        if synced_gpus:
-            raise GenerationError("synced_gpus=True is not supported")
+        if synced_gpus and _processes() > 1:
+            raise GenerationError(
+                "synced_gpus=True holds for one process alone, but there are more: processes that share out "
+                "the weights must take equally many steps, so set min_new_tokens to max_new_tokens instead"
+            )
         sources = dict(named)
         if config.token_healing:
             inputs, named = healed_inputs(model, inputs, named, tokenizer)
@@ -137,7 +148,9 @@ def generate(
             if row_settings is not None and isinstance(grammar, (list, tuple)):
                 raise GenerationError("row_settings go with one grammar for all rows, not with a list")
             custom.append(
-                grammar_processor(model, config, grammar, tokenizer, prompt.rows, task.start, limit)
+                grammar_processor(
+                    model, config, grammar, tokenizer, prompt.rows, task.start, limit, row_settings
+                )
             )
         task.processors = build_processors(
             model, config, prompt, end, custom, prefix_allowed_tokens_fn, guidance, task.generators
@@ -159,7 +172,10 @@ def generate(
             given = {*asked, *(generation_config._given if generation_config is not None else ())}
             run = prepare(
                 strategy, forward, task, config,
-                Sources(assistant_model, inputs, sources, prompt, tokenizer, assistant_tokenizer, given),
+                Sources(
+                    assistant_model, inputs, sources, prompt, tokenizer, assistant_tokenizer, given,
+                    assistant_adapter,
+                ),
             )  # fmt: skip
     # tensors born in inference mode may not be trained on or written to later: nothing that leaves this call,
     # or that the caller gave to be filled, is touched in it
@@ -180,6 +196,23 @@ def generate(
         streamer.end()
     sequences = torch.cat([task.given, task.ids[:, task.start : length]], dim=1)
     return sequences if task.record is None else task.record.output(sequences, forward)
+
+
+def _processes() -> int:
+    """How many processes of torch.distributed work together."""
+    group = torch.distributed
+    return group.get_world_size() if group.is_available() and group.is_initialized() else 1
+
+
+class GenerationMixin:
+    """What gives a model of one's own `generate` and `compute_transition_scores`, which phyla's have."""
+
+    generate = generate
+    compute_transition_scores = compute_transition_scores
+
+    def can_generate(self) -> bool:
+        """Whether `generate` works."""
+        return True
 
 
 def _with_beams(

@@ -5,7 +5,7 @@ from typing import Any
 
 from phyla.errors import GenerationError
 from phyla.generation.caches import IMPLEMENTATIONS
-from phyla.generation.config import DEFAULTS, GenerationConfig
+from phyla.generation.config import GenerationConfig
 
 
 class GenerationMode(str, Enum):
@@ -22,15 +22,12 @@ class GenerationMode(str, Enum):
     GROUP_BEAM_SEARCH = "group_beam_search"
 
 
-# settings whose strategy is not there
-_ABSENT = ("forced_decoder_ids",)
 _BEAMS = (
     GenerationMode.BEAM_SEARCH,
     GenerationMode.BEAM_SAMPLE,
     GenerationMode.GROUP_BEAM_SEARCH,
     GenerationMode.CONSTRAINED_BEAM_SEARCH,
 )
-SUPPORTED = "all strategies and logits processors of the configuration, and your own processors and criteria"
 
 
 def generation_mode(config: GenerationConfig, assistant_model: Any = None) -> GenerationMode:
@@ -64,10 +61,7 @@ def _extended(mode: GenerationMode, extended: GenerationMode, why: str) -> Gener
 
 
 def check_supported(config: GenerationConfig, mode: GenerationMode) -> None:
-    """Raise GenerationError for a strategy or setting that is not there, naming those that are."""
-    for name in _ABSENT:
-        if getattr(config, name) != DEFAULTS[name]:
-            raise GenerationError(f"{name} is not supported; supported are {SUPPORTED}")
+    """Raise GenerationError for settings that do not go together."""
     if config.cache_implementation not in (None, *IMPLEMENTATIONS):
         raise GenerationError(
             f"cache_implementation must be one of {IMPLEMENTATIONS}, but is {config.cache_implementation!r}"

@@ -70,3 +70,12 @@ class GenerateBeamEncoderDecoderOutput(ModelOutput):
     cross_attentions: LayerSteps = None
     decoder_hidden_states: LayerSteps = None
     past_key_values: Any = None
+
+
+# older public names of the same outputs
+GreedySearchDecoderOnlyOutput = SampleDecoderOnlyOutput = GenerateDecoderOnlyOutput
+ContrastiveSearchDecoderOnlyOutput = GenerateDecoderOnlyOutput
+GreedySearchEncoderDecoderOutput = SampleEncoderDecoderOutput = GenerateEncoderDecoderOutput
+ContrastiveSearchEncoderDecoderOutput = GenerateEncoderDecoderOutput
+BeamSearchDecoderOnlyOutput = BeamSampleDecoderOnlyOutput = GenerateBeamDecoderOnlyOutput
+BeamSearchEncoderDecoderOutput = BeamSampleEncoderDecoderOutput = GenerateBeamEncoderDecoderOutput

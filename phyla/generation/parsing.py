@@ -1,8 +1,8 @@
 """Decoding by a grammar: only tokens that go on to a text of it, and an end in time for the length."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ class _Text:
 
     parser: Any
     reach: int
+    ahead: dict[int, int] = field(default_factory=dict)  # tokens behind which the way to an end is known
 
 
 class GrammarProcessor(LogitsProcessor):
@@ -36,9 +37,14 @@ class GrammarProcessor(LogitsProcessor):
 
     grammars: one, or one for each row of the prompt (beams of a row share its). Texts start at position
     `start` of the ids and end, whole, before position `stop`; raises GenerationError where that is too near.
+    greedy: only the best of the tokens that stay will be looked at.
     """
 
-    def __init__(self, grammars: Sequence[Grammar], words: Any, ends: Sequence[int], start: int, stop: int):
+    def __init__(
+        self, grammars: Sequence[Grammar], words: Any, ends: Sequence[int], start: int, stop: int,
+        greedy: bool = False,
+    ):  # fmt: skip
+        self.tried = 1 if greedy else _TRIED
         self.words, self.ends, self.start, self.stop = words, frozenset(ends), start, stop
         self.texts: OrderedDict[tuple[int, ...], _Text] = OrderedDict()
         single = [ids[0] for text in _ENDING if len(ids := words.tokenize_str(text)) == 1]
@@ -66,9 +72,9 @@ class GrammarProcessor(LogitsProcessor):
             text = self._text(row * len(self.roots) // len(rows), tokens)
             if text is None:
                 continue
-            bits = _unpacked(text.parser, scores.shape[-1])
+            bits = _unpacked(text.parser.compute_bitmask(), scores.shape[-1])
             if left <= 2 * text.reach + _LOOK_AHEAD:
-                bits = self._in_time(text.parser, bits, scores[row], left)
+                bits = self._in_time(text, bits, scores[row], left)
             allowed[row] = bits
         return scores.masked_fill(~torch.from_numpy(allowed).to(scores.device), NEVER)
 
@@ -93,18 +99,27 @@ class GrammarProcessor(LogitsProcessor):
             before, rest = self.roots[key[0]], key[1:]
         parser = before.parser.deep_copy()
         reach = before.reach
-        if parser.consume_tokens(list(rest)) and len(key) % _LOOK_AHEAD == 0:
+        known = before.ahead.get(rest[0]) if len(rest) == 1 else None
+        sound = parser.consume_tokens(list(rest))
+        if known is not None:
+            reach = known
+        elif sound and len(key) % _LOOK_AHEAD == 0:
             way = self._way_out(parser, self.stop - self.start)
             reach = reach if way is None else len(way)
         return _Text(parser, reach)
 
-    def _in_time(self, parser: Any, bits: np.ndarray, scores: Tensor, left: int) -> np.ndarray:
+    def _in_time(self, text: _Text, bits: np.ndarray, scores: Tensor, left: int) -> np.ndarray:
         """The best tokens behind which the text can still end; else the next of the shortest way there."""
         ids = np.flatnonzero(bits)
         best = scores[torch.from_numpy(ids).to(scores.device)].topk(min(_TRIED, len(ids))).indices.tolist()
-        kept = [int(ids[i]) for i in best if self._ends_behind(parser, int(ids[i]), left - 1)]
+        tokens = [int(ids[i]) for i in best]
+        # a search, which takes long, only where no straight way is short enough
+        kept = self._ending_behind(text, tokens, left - 1, self._straight)
+        way = None if kept else self._straight(text.parser, left)
+        if not kept and way is None:
+            kept = self._ending_behind(text, tokens, left - 1, self._way_out)
+            way = None if kept else self._way_out(text.parser, left)
         if not kept:
-            way = self._way_out(parser, left)
             if way is None:
                 return bits
             kept = way[:1] or list(self.ends)
@@ -112,11 +127,22 @@ class GrammarProcessor(LogitsProcessor):
         few[[i for i in kept if i < len(few)]] = True
         return few
 
-    def _ends_behind(self, parser: Any, token: int, left: int) -> bool:
+    def _ending_behind(self, text: _Text, tokens: list[int], left: int, find: Callable) -> list[int]:
+        """The first of the tokens, as many as are wanted, behind which `find` finds a way to an end."""
+        kept: list[int] = []
+        for token in tokens:
+            if len(kept) < self.tried and self._ends_behind(text, token, left, find):
+                kept.append(token)
+        return kept
+
+    def _ends_behind(self, text: _Text, token: int, left: int, find: Callable) -> bool:
         if token in self.ends:
             return True
-        tried = parser.deep_copy()
-        return tried.consume_token(token) and self._way_out(tried, left) is not None
+        tried = text.parser.deep_copy()
+        way = find(tried, left) if tried.consume_token(token) else None
+        if way is not None:
+            text.ahead[token] = len(way)
+        return way is not None
 
     def _way_out(self, parser: Any, most: int) -> list[int] | None:
         """At most `most` tokens behind which the text is whole, few of them; None if none are found."""
@@ -153,24 +179,25 @@ class GrammarProcessor(LogitsProcessor):
         forced = parser.compute_ff_tokens()
         if forced:
             return [forced]
-        bits = _unpacked(parser, self.words.vocab_size)
-        steps = [[token] for token in self.ending if bits[token]]
+        packed = parser.compute_bitmask()
+        steps = [[token] for token in self.ending if packed[token >> 3] >> (token & 7) & 1]
         if len(steps) < most:
+            bits = _unpacked(packed, self.words.vocab_size)
             steps += [[int(token)] for token in np.flatnonzero(bits)[:most] if token not in self.ends]
         return steps[:most]
 
 
-def _unpacked(parser: Any, size: int) -> np.ndarray:
-    """Which of `size` tokens are allowed."""
-    bits = np.unpackbits(np.frombuffer(parser.compute_bitmask(), dtype=np.uint8), bitorder="little")
+def _unpacked(packed: bytes, size: int) -> np.ndarray:
+    """Which of `size` tokens a mask allows, of a bit a token."""
+    bits = np.unpackbits(np.frombuffer(packed, dtype=np.uint8), bitorder="little")
     if len(bits) < size:
         bits = np.pad(bits, (0, size - len(bits)))
-    return bits[:size].astype(bool)
+    return bits[:size].view(bool)
 
 
 def grammar_processor(
     model: nn.Module, config: GenerationConfig, grammar: Any, tokenizer: Any, rows: int, start: int,
-    limit: int,
+    limit: int, row_settings: Any = None,
 ) -> GrammarProcessor:  # fmt: skip
     """What holds a call to `grammar`: a Grammar, a JSON Schema, or a list of them, one for each row."""
     many = isinstance(grammar, (list, tuple))
@@ -183,4 +210,6 @@ def grammar_processor(
         raise GenerationError("grammar needs an eos_token_id, by which a whole text ends, but none is set")
     ends = id_list(config.eos_token_id)
     size = max(vocabulary_size(model) or 0, len(tokenizer))
-    return GrammarProcessor(grammars, words_of(tokenizer, size, tuple(ends)), ends, start, start + limit)
+    greedy = not config.do_sample and (config.num_beams or 1) == 1 and config.watermarking_config is None
+    words = words_of(tokenizer, size, tuple(ends))
+    return GrammarProcessor(grammars, words, ends, start, start + limit, greedy and not row_settings)

@@ -131,6 +131,8 @@ class MirostatLogitsWarper(LogitsProcessor):
     The bound follows from the surprises of the tokens that were taken, one step behind; rows have their own.
     """
 
+    together = True  # rows of a batch at one length alone: it remembers them
+
     def __init__(self, tau: float = 5.0, eta: float = 0.1):
         if not tau > 0 or not 0 < eta <= 1:
             raise GenerationError(

@@ -17,6 +17,7 @@ from phyla.generation.logits import (
     ExponentialDecayLengthPenalty,
     ForcedBOSTokenLogitsProcessor,
     ForcedEOSTokenLogitsProcessor,
+    ForceTokensLogitsProcessor,
     HammingDiversityLogitsProcessor,
     InfNanRemoveLogitsProcessor,
     LogitNormalization,
@@ -174,6 +175,8 @@ def build_processors(model: nn.Module, config: GenerationConfig, prompt: Prompt,
     if config.begin_suppress_tokens is not None:
         forced = length <= 1 and config.forced_bos_token_id is not None
         steps.append(SuppressTokensAtBeginLogitsProcessor(config.begin_suppress_tokens, length + forced))
+    if config.forced_decoder_ids is not None:
+        steps.append(ForceTokensLogitsProcessor(config.forced_decoder_ids))
     steps = _with_custom(steps, custom)
     if config.do_sample:
         beams = (config.num_beams or 1) > 1

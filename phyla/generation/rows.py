@@ -86,3 +86,41 @@ def row_processors(
         rows = [n * repeats + i for n in numbers for i in range(repeats)]
         lists.append((torch.tensor(rows, device=device), steps))
     return LogitsProcessorList([RowProcessors(lists)])
+
+
+def together(processors: LogitsProcessorList) -> bool:
+    """Whether some processor must be shown all rows of a batch at one length, since it remembers them."""
+    inner = [p for r in processors if isinstance(r, RowProcessors) for _, own in r.groups for p in own]
+    return any(getattr(p, "together", False) for p in [*processors, *inner])
+
+
+def processed(
+    processors: LogitsProcessorList, ids: Tensor, lengths: list[int], scores: Tensor, going: list[bool]
+) -> Tensor:
+    """Scores (rows, vocabulary) after the processors, where lengths[r] ids of each row are its text.
+
+    Processors see texts of one length: they are asked once for each length of a row that is `going` on.
+    """
+    counts = [0] * len(lengths)
+    return all_processed(processors, ids, lengths, counts, scores[:, None], going)[:, 0]
+
+
+def all_processed(
+    processors: LogitsProcessorList, ids: Tensor, lengths: list[int], counts: list[int], scores: Tensor,
+    going: list[bool],
+) -> Tensor:  # fmt: skip
+    """As `processed`, for scores (rows, k + 1, vocabulary) behind lengths[r] ids and up to counts[r] more."""
+    if not processors:
+        return scores
+    on = torch.tensor(going)
+    begin = torch.tensor(lengths)
+    end = begin + torch.tensor(counts)
+    result = scores.clone()
+    for length in range(int(begin[on].min()), int(end[on].max()) + 1):
+        rows = (on & (begin <= length) & (length <= end)).nonzero()[:, 0].to(scores.device)
+        if not len(rows):
+            continue
+        at = (length - begin).clamp(0, scores.shape[1] - 1).to(scores.device)
+        picked = scores[torch.arange(len(scores), device=scores.device), at]
+        result[rows, at[rows]] = processors(ids[:, :length], picked)[rows]
+    return result

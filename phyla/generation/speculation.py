@@ -1,115 +1,226 @@
 """Speculative decoding: several drafted tokens are checked in one step of the model.
 
-Rows of a batch go on together: by as many candidates as are right in every row, and one token more. Each
-row's
-tokens follow the model's own distribution (Leviathan et al. 2023, algorithm 1); greedy tokens are its own.
+Each row goes on by as many candidates as are right in it, and one token more: what a row gives does not
+depend on the others. Only where rows cannot part (recurrent layers, outputs that are recorded step by step,
+processors that remember the batch) all go on by what is right in every one. Each row's tokens follow the
+model's own distribution (Leviathan et al. 2023, algorithm 1); greedy tokens are its own.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from phyla.generation.drafts import Draft, Proposal
+from phyla.generation.drafts import Draft, Proposal, draw_rows
 from phyla.generation.forward import Forward
-from phyla.generation.rewind import rewind, snapshot
+from phyla.generation.rewind import Lanes
+from phyla.generation.rows import all_processed, together
 from phyla.generation.search import check_finite, deliver, draw, finished, repeat
 from phyla.generation.task import Task
 
 
-def speculate(forward: Forward, task: Task, draft: Draft) -> int:
-    """Fill `task.ids` with tokens that the draft proposes and the model accepts; returns the length."""
-    ids, length, end = task.ids, task.start, task.start + task.limit
-    done = torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
-    step, proposal = 0, None
-    while length < end and not bool(done.all()):
-        drafted = 0 if proposal is None else proposal.ids.shape[1]
-        before = snapshot(forward)
-        if step == 0:
-            out = forward(forward.prompt_ids)
-            out = repeat(forward, out, task.repeats) if task.repeats > 1 else out
-            text = ids[:, :length]
-        else:
-            text = ids[:, :length] if proposal is None else torch.cat([ids[:, :length], proposal.ids], 1)
-            out = forward(text, keep=drafted + 1)
-        logits = forward.scores(out, drafted + 1)  # (rows, drafted + 1, vocabulary)
-        scores = torch.stack(
-            [
-                task.processors(text[:, : length + i], logits[:, i]) if task.processors else logits[:, i]
-                for i in range(drafted + 1)
-            ],
-            1,
-        )
-        matched, last = _accept(task, proposal, scores, done)
-        new = text[:, length : length + matched]
-        for i, token in enumerate([*new.unbind(1), last]):
-            finite = scores[:, i].amax(-1).isfinite() | done
-            check_finite(finite, step + i, logits[:, i], scores[:, i])
-            token = torch.where(done, task.pad_id, token)
-            ids[:, length] = token
-            length += 1
-            if task.record is not None:
-                task.record.step(_position(out, i, drafted, forward), logits[:, i], scores[:, i])
-            done = done | finished(task, ids[:, :length], token)
-            deliver(task, token, done)
-            if bool(done.all()):
-                break
+def speculate(
+    forward: Forward, task: Task, draft: Draft, parting: bool = True, room: int | None = None
+) -> int:
+    """Fill `task.ids` with tokens that the draft proposes and the model accepts; returns the length.
+
+    parting: whether rows may go on by numbers of their own. room: positions that the models have behind the
+    last (None: any number): what fills up the rows of a check takes some.
+    """
+    run = _Run(forward, task)
+    out = forward(forward.prompt_ids)
+    out = repeat(forward, out, task.repeats) if task.repeats > 1 else out
+    parting = parting and task.record is None and not together(task.processors)
+    lanes = Lanes(forward, parting and len(task.ids) > 1)
+    run.commit(out, None, lanes.ragged)
+    del out
+    while run.goes_on():
+        most = run.most(room)
+        proposal = draft.propose(task.ids, run.lengths, run.going, most) if any(most) else None
+        fresh = run.newest()
+        if proposal is not None:
+            fresh = torch.cat([fresh, proposal.ids], 1)
+        out = lanes.feed(fresh, keep=fresh.shape[1])
+        was = list(run.going)
+        taken = run.commit(out, proposal, lanes.ragged)
         del out
-        step += matched + 1
-        if forward.fed >= length:
-            rewind(forward, ids[:, :length], before)
-        if drafted:
-            draft.learn(drafted, matched)
-        proposal = None
-        if end - length > 1 and not bool(done.all()):
-            proposal = draft.propose(ids[:, :length], ~done, end - length - 1)
-    return length
+        if proposal is not None:
+            draft.learn(proposal.counts, taken, was)
+        lanes.keep([n + 1 for n in taken], run.going)
+    return max(run.lengths)
 
 
-def _accept(task: Task, proposal: Proposal | None, scores: Tensor, done: Tensor) -> tuple[int, Tensor]:
-    """How many candidates are right in all rows, and each row's token behind them (rows,)."""
-    drafted = scores.shape[1] - 1
-    if proposal is None or drafted == 0:
-        return 0, _choose(task, scores[:, 0])
+class _Run:
+    """How far each row is: `lengths` of the texts in `task.ids`, and which rows are `going` on."""
+
+    def __init__(self, forward: Forward, task: Task):
+        self.forward, self.task = forward, task
+        rows = len(task.ids)
+        self.lengths, self.going = [task.start] * rows, [True] * rows
+        self.end, self.told = task.start + task.limit, task.start
+
+    def goes_on(self) -> bool:
+        return any(self.going)
+
+    def most(self, room: int | None) -> list[int]:
+        """How many candidates each row may have: one token more comes behind them."""
+        left = [self.end - n - 1 if on else 0 for n, on in zip(self.lengths, self.going, strict=True)]
+        if room is None:
+            return left
+        bound = room + min(n + 1 for n, on in zip(left, self.going, strict=True) if on)
+        return [min(n, bound) for n in left]
+
+    def newest(self) -> Tensor:
+        """The last id of each row, (rows, 1)."""
+        at = torch.tensor(self.lengths, device=self.task.ids.device)[:, None] - 1
+        return self.task.ids.gather(1, at)
+
+    def commit(self, out: Any, proposal: Proposal | None, ragged: bool) -> list[int]:
+        """Take what is right of a proposal and one token more; how many candidates each row took."""
+        task, drafted = self.task, 0 if proposal is None else proposal.ids.shape[1]
+        logits = self.forward.scores(out, drafted + 1)  # (rows, drafted + 1, vocabulary)
+        scores = self._scores(logits, proposal)
+        tokens, right = _accepted(task, proposal, scores, self.going)
+        counts = [n + 1 for n in right]
+        if not ragged:
+            least = min(n for n, on in zip(counts, self.going, strict=True) if on)
+            counts = [least] * len(counts)
+        taken = [n - 1 for n in counts]
+        for i in range(max(n for n, on in zip(counts, self.going, strict=True) if on)):
+            at = [on and i < n for n, on in zip(counts, self.going, strict=True)]
+            if not any(at):
+                break
+            step = max(n for n, on in zip(self.lengths, at, strict=True) if on) - task.start
+            off = torch.tensor(at, device=logits.device).logical_not()
+            check_finite(scores[:, i].amax(-1).isfinite() | off, step, logits[:, i], scores[:, i])
+            if task.record is not None:
+                task.record.step(_position(out, i, drafted), logits[:, i], scores[:, i])
+            self._write(tokens[:, i], at)
+        self._tell()
+        return taken
+
+    def _scores(self, logits: Tensor, proposal: Proposal | None) -> Tensor:
+        task = self.task
+        if not task.processors:
+            return logits
+        text = task.ids
+        width = logits.shape[1]
+        if proposal is not None:
+            fill = task.pad_id if task.eos is None else int(task.eos[0])
+            text = torch.nn.functional.pad(text, (0, width), value=task.pad_id)
+            for row, (length, count) in enumerate(zip(self.lengths, proposal.counts, strict=True)):
+                text[row, length : length + count] = proposal.ids[row, :count]
+                text[row, length + count : length + width] = fill
+        counts = [0] * len(logits) if proposal is None else proposal.counts
+        return all_processed(task.processors, text, self.lengths, counts, logits, self.going)
+
+    def _write(self, token: Tensor, at: list[bool]) -> None:
+        """Put a token (rows,) behind each row that is `at` it, and see which rows it ends."""
+        task = self.task
+        lengths = sorted({n for n, on in zip(self.lengths, at, strict=True) if on})
+        for row, (value, on) in enumerate(zip(token.tolist(), at, strict=True)):
+            if on:
+                task.ids[row, self.lengths[row]] = value
+                self.lengths[row] += 1
+        over = [n >= self.end for n in self.lengths]
+        if task.eos is not None or task.criteria:
+            for length in lengths if task.criteria else lengths[:1]:  # criteria see texts of one length
+                ended = finished(task, task.ids[:, : length + 1], token).tolist()
+                over = [
+                    a or (b and on and (n == length + 1 or not task.criteria))
+                    for a, b, on, n in zip(over, ended, at, self.lengths, strict=True)
+                ]
+        self.going = [a and not b for a, b in zip(self.going, over, strict=True)]
+
+    def _tell(self) -> None:
+        """Give the streamer the steps that all rows have taken."""
+        if self.task.streamer is None:
+            return
+        until = min(
+            (n for n, on in zip(self.lengths, self.going, strict=True) if on), default=max(self.lengths)
+        )
+        device = self.task.ids.device
+        for place in range(self.told, until):
+            over = [
+                not on and n <= place + 1 < self.end for n, on in zip(self.lengths, self.going, strict=True)
+            ]
+            deliver(self.task, self.task.ids[:, place], torch.tensor(over, device=device))
+        self.told = until
+
+
+def _accepted(
+    task: Task, proposal: Proposal | None, scores: Tensor, going: list[bool]
+) -> tuple[Tensor, list[int]]:
+    """Tokens (rows, k + 1), and how many candidates are right in each row: the token behind those is new."""
+    if proposal is None:
+        return _choose(task, scores, [0] * len(scores), going), [0] * len(scores)
     if task.do_sample and proposal.chances is not None:
-        return _accept_drawn(task, proposal.ids, proposal.chances, scores, done)
-    for i in range(drafted):
-        token = _choose(task, scores[:, i])
-        if bool(((token != proposal.ids[:, i]) & ~done).any()):
-            return i, token
-    return drafted, _choose(task, scores[:, drafted])
+        return _accepted_drawn(task, proposal, proposal.chances, scores, going)
+    tokens = _choose(task, scores, proposal.counts, going)
+    same = tokens[:, :-1] == proposal.ids
+    return tokens, _leading(same, proposal.counts)
 
 
-def _accept_drawn(
-    task: Task, ids: Tensor, drawn_by: Tensor, scores: Tensor, done: Tensor
-) -> tuple[int, Tensor]:
-    """As `_accept`, for candidates that were drawn by the chances (rows, k, vocabulary)."""
-    for i in range(ids.shape[1]):
-        wanted, had = scores[:, i].softmax(-1), drawn_by[:, i]
-        chosen = ids[:, i, None]
-        flip = _uniform(task, wanted)
-        right = flip * had.gather(1, chosen)[:, 0] <= wanted.gather(1, chosen)[:, 0]
-        if not bool((right | done).all()):
-            rest = (wanted - had).clamp(min=0)
+def _accepted_drawn(
+    task: Task, proposal: Proposal, drawn_by: Tensor, scores: Tensor, going: list[bool]
+) -> tuple[Tensor, list[int]]:
+    """As `_accepted`, for candidates that were drawn by the chances (rows, k, vocabulary)."""
+    wanted, chosen = scores.softmax(-1), proposal.ids[..., None]
+    flips = _numbers(task, proposal.ids, proposal.counts, going)
+    right = flips * drawn_by.gather(2, chosen)[..., 0] <= wanted[:, :-1].gather(2, chosen)[..., 0]
+    counts = _leading(right, proposal.counts)
+    tokens = torch.nn.functional.pad(proposal.ids, (0, 1))
+    for row, (count, most) in enumerate(zip(counts, proposal.counts, strict=True)):
+        if not going[row]:
+            continue
+        left = scores[row, count : count + 1]
+        if count < most:
+            rest = (wanted[row, count] - drawn_by[row, count]).clamp(min=0)[None]
             # nothing is left over where both agree but for rounding
-            rest = torch.where(rest.sum(-1, keepdim=True) > 0, rest, wanted)
-            return i, torch.where(right, ids[:, i], draw(rest.log(), task.generators))
-    return ids.shape[1], draw(scores[:, ids.shape[1]], task.generators)
+            left = rest.log() if bool(rest.sum() > 0) else left
+        tokens[row, count] = draw(left, _own(task, row))[0]
+    return tokens, counts
 
 
-def _choose(task: Task, scores: Tensor) -> Tensor:
-    return draw(scores, task.generators) if task.do_sample else scores.argmax(-1)
+def _leading(right: Tensor, counts: Sequence[int]) -> list[int]:
+    """How many of the first counts[r] of each row (rows, k) are right before the first that is not."""
+    known = right.long().cumprod(1).sum(1).tolist()
+    return [min(n, most) for n, most in zip(known, counts, strict=True)]
 
 
-def _uniform(task: Task, like: Tensor) -> Tensor:
-    """Numbers (rows,) from 0 to 1."""
-    rows, generators = len(like), task.generators
-    if len(generators) > 1:
-        return torch.cat([torch.rand(1, generator=g, device=like.device) for g in generators])
-    return torch.rand(rows, generator=generators[0] if generators else None, device=like.device)
+def _choose(task: Task, scores: Tensor, counts: Sequence[int], going: list[bool]) -> Tensor:
+    """The best or drawn tokens (rows, k + 1); of row r only the first counts[r] + 1 are drawn."""
+    best = scores.argmax(-1)
+    if not task.do_sample:
+        return best
+    if len(task.generators) <= 1:
+        flat = draw(scores.flatten(0, 1), task.generators)
+        return flat.view(best.shape)
+    for i in range(scores.shape[1]):
+        drawn = draw_rows(task, scores[:, i], [on and i <= n for n, on in zip(counts, going, strict=True)])
+        best[:, i] = drawn
+    return best
 
 
-def _position(out: Any, index: int, drafted: int, forward: Forward) -> Any:
+def _own(task: Task, row: int) -> list[torch.Generator]:
+    return task.generators[row : row + 1] if len(task.generators) > 1 else task.generators
+
+
+def _numbers(task: Task, like: Tensor, counts: Sequence[int], going: list[bool]) -> Tensor:
+    """Numbers (rows, k) from 0 to 1; of a row with a generator of its own only the first counts[r]."""
+    rows, width = like.shape
+    generators, device = task.generators, like.device
+    if len(generators) <= 1:
+        return torch.rand(rows, width, generator=generators[0] if generators else None, device=device)
+    numbers = torch.zeros(rows, width, device=device)
+    for row, (count, on) in enumerate(zip(counts, going, strict=True)):
+        if on:
+            numbers[row, :count] = torch.rand(count, generator=generators[row], device=device)
+    return numbers
+
+
+def _position(out: Any, index: int, drafted: int) -> Any:
     """The output of one position of the last `drafted` + 1; the whole of it where nothing was drafted."""
     return out if drafted == 0 else _Position(out, index - drafted - 1)
 

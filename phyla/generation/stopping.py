@@ -127,3 +127,16 @@ class ConfidenceCriteria(StoppingCriteria):
 
 def _all_rows(input_ids: Tensor, done: bool) -> Tensor:
     return torch.full((input_ids.shape[0],), done, dtype=torch.bool, device=input_ids.device)
+
+
+def validate_stopping_criteria(
+    stopping_criteria: StoppingCriteriaList, max_length: int
+) -> StoppingCriteriaList:
+    """A copy of the criteria with one for `max_length`, if there is none; a different one is an error."""
+    known = stopping_criteria.max_length
+    if known is not None and known != max_length:
+        raise GenerationError(f"max_length is {max_length}, but a MaxLengthCriteria stops at {known}")
+    made = StoppingCriteriaList(stopping_criteria)
+    if known is None:
+        made.append(MaxLengthCriteria(max_length))
+    return made

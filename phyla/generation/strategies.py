@@ -3,22 +3,25 @@
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from phyla.errors import GenerationError
 from phyla.generation.config import GenerationConfig
 from phyla.generation.contrastive import contrastive_search
 from phyla.generation.dola import LayerForward, layer_contrast
 from phyla.generation.drafts import (
+    AdapterDraft,
     Draft,
     ModelDraft,
     PromptLookup,
+    adapters_with,
     check_assistant,
     early_exit,
     explicit,
 )
 from phyla.generation.forward import Forward
 from phyla.generation.modes import GenerationMode
+from phyla.generation.plan import context_length
 from phyla.generation.prompt import Prompt, accepted, read_prompt, vocabulary_size
 from phyla.generation.search import decode
 from phyla.generation.speculation import speculate
@@ -33,10 +36,11 @@ class Sources:
 
     def __init__(
         self, assistant: Any, inputs: Any, named: dict[str, Any], prompt: Prompt, tokenizer: Any,
-        assistant_tokenizer: Any, given: set[str],
+        assistant_tokenizer: Any, given: set[str], adapter: str | None = None,
     ):  # fmt: skip
         self.assistant, self.inputs, self.named, self.prompt = assistant, inputs, named, prompt
         self.tokenizer, self.assistant_tokenizer, self.given = tokenizer, assistant_tokenizer, given
+        self.adapter = adapter
 
 
 def needed_states(mode: GenerationMode) -> bool:
@@ -60,13 +64,13 @@ def prepare(
         if forward.cache is None:
             raise GenerationError("a draft needs use_cache=True and a model with a cache")
         draft = make_draft(forward, task, config, sources)
+        contexts = [context_length(m.config) for m in (forward.model, sources.assistant) if m is not None]
+        reach = sources.prompt.positions + task.limit
+        room = min((max(n - reach, 0) for n in contexts if n is not None), default=None)
 
         def run() -> int:
-            length = speculate(forward, task, draft)
-            schedule = getattr(draft, "schedule", None)
-            own = getattr(sources.assistant, "generation_config", None)
-            if schedule is not None and schedule.kind == "heuristic" and own is not None:
-                own.num_assistant_tokens = max(1, int(schedule.count))
+            length = speculate(forward, task, draft, sources.prompt.cache is None, room)
+            keep_schedule(draft, sources.assistant, forward.model)
             return length
 
         return run
@@ -76,6 +80,20 @@ def prepare(
     return lambda: decode(forward, task)
 
 
+def keep_schedule(draft: Draft, assistant: Any, model: nn.Module) -> None:
+    """Let later calls with this draft model go on with what was learnt of it."""
+    own = getattr(assistant, "generation_config", None)
+    schedules = getattr(draft, "schedules", None)
+    if own is None or schedules is None or assistant is model:
+        return
+    if schedules.first.kind == "heuristic":
+        own.num_assistant_tokens = max(1, int(schedules.first.count))
+    certainty = getattr(draft, "certainty", None)
+    best = None if certainty is None or not schedules.first.threshold else certainty.threshold()
+    if best is not None:
+        own.assistant_confidence_threshold = best
+
+
 def make_draft(forward: Forward, task: Task, config: GenerationConfig, sources: Sources) -> Draft:
     """The draft that the settings name."""
     model, assistant, prompt = forward.model, sources.assistant, sources.prompt
@@ -83,7 +101,10 @@ def make_draft(forward: Forward, task: Task, config: GenerationConfig, sources: 
     if config.assistant_early_exit is not None:
         assistant = early_exit(model, config.assistant_early_exit)
     elif config.prompt_lookup_num_tokens is not None:
-        return PromptLookup(config.prompt_lookup_num_tokens, config.max_matching_ngram_size, task.pad_id)
+        return PromptLookup(
+            config.prompt_lookup_num_tokens, config.max_matching_ngram_size, task.pad_id,
+            _read_by_encoder(task, prompt),
+        )  # fmt: skip
     else:
         translated = sources.assistant_tokenizer is not None
         check_assistant(model, assistant, translated)
@@ -95,7 +116,19 @@ def make_draft(forward: Forward, task: Task, config: GenerationConfig, sources: 
     if assistant is sources.assistant:
         read = _own_prompt(model, assistant, sources, config)
     draft = Forward(assistant, read, max(reach, read.positions + task.limit), True, task.pad_id)
-    return ModelDraft(draft, task, schedule, vocabulary)
+    made = ModelDraft(draft, task, schedule, vocabulary, prompt.cache is None)
+    return (
+        made
+        if sources.adapter is None
+        else AdapterDraft(made, adapters_with(assistant, sources.adapter), sources.adapter)
+    )
+
+
+def _read_by_encoder(task: Task, prompt: Prompt) -> Tensor | None:
+    """What an encoder has read, (rows, length): copies of it are what a lookup finds there."""
+    if "encoder_outputs" not in prompt.steady or prompt.source_ids is None:
+        return None
+    return prompt.source_ids.repeat_interleave(task.repeats, dim=0)
 
 
 def _own_prompt(model: nn.Module, assistant: nn.Module, sources: Sources, config: GenerationConfig) -> Prompt:

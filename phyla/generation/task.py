@@ -92,7 +92,7 @@ class Record:
         if beams is not None:
             kinds = (GenerateBeamDecoderOnlyOutput, GenerateBeamEncoderDecoderOutput)
             kept |= beams
-        past = forward.cache
+        past: Any = forward.cache
         if self.legacy_cache and hasattr(past, "to_legacy_cache"):
             past = past.to_legacy_cache()
         return kinds[self.encoder_decoder](sequences=sequences, past_key_values=past, **kept)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from phyla.generation.config import GenerationConfig
-from phyla.generation.drafts import Proposal, Schedule
+from phyla.generation.drafts import Proposal, Schedule, Schedules, proposal_of
 from phyla.generation.forward import Forward
 from phyla.generation.logits import NEVER
 from phyla.generation.prompt import read_prompt
@@ -56,32 +56,33 @@ class RetoldDraft:
         mask: Tensor | None,
     ):  # fmt: skip
         self.model, self.tokenizer, self.own = model, tokenizer, own_tokenizer
-        self.task, self.schedule = task, schedule
+        self.task, self.schedules = task, Schedules(schedule, len(task.ids))
         self.padding = padding_of(mask, task)
         self.readers = [_Reader(model) for _ in range(task.ids.shape[0])]
 
-    def propose(self, ids: Tensor, live: Tensor, most: int) -> Proposal | None:
+    def propose(self, ids: Tensor, lengths: list[int], going: list[bool], most: list[int]) -> Proposal | None:
         """The text that the draft would write, in the model's tokens."""
         rows = [
-            self._retell(self.readers[i], row[self.padding[i] :].tolist())[:most] if on else []
-            for i, (row, on) in enumerate(zip(ids, live.tolist(), strict=True))
+            self._retell(i, ids[i, self.padding[i] : length].tolist())[: most[i]] if on else []
+            for i, (length, on) in enumerate(zip(lengths, going, strict=True))
         ]
-        return None if not any(rows) else Proposal(aligned(rows, self.task.pad_id, ids.device))
+        return None if not any(rows) else proposal_of(rows, self.task.pad_id, ids.device)
 
-    def _retell(self, reader: _Reader, ids: list[int]) -> list[int]:
+    def _retell(self, row: int, ids: list[int]) -> list[int]:
+        reader, schedule = self.readers[row], self.schedules.rows[row]
         text = self.tokenizer.decode(ids, skip_special_tokens=True)
         mine = list(self.own(text, add_special_tokens=False)["input_ids"])
         if not mine:
             return []
         begun = len(mine)
         end = getattr(self.own, "eos_token_id", None)
-        for _ in range(int(self.schedule.count)):
+        for _ in range(int(schedule.count)):
             scores = reader.scores(mine)
             token = int(scores.argmax(-1))
             if token == end:
                 break
             mine = [*mine, token]
-            if self.schedule.threshold and float(scores.softmax(-1)[0, token]) < self.schedule.threshold:
+            if schedule.threshold and float(scores.softmax(-1)[0, token]) < schedule.threshold:
                 break
         whole = self.own.decode(mine, skip_special_tokens=True)
         heard = self.own.decode(mine[:begun], skip_special_tokens=True)
@@ -91,9 +92,9 @@ class RetoldDraft:
             return after[len(before) :]
         return list(self.tokenizer(told[len(text) :], add_special_tokens=False)["input_ids"])
 
-    def learn(self, drafted: int, matched: int) -> None:
+    def learn(self, drafted: list[int], matched: list[int], going: list[bool]) -> None:
         """Adapt the schedule."""
-        self.schedule.learn(drafted, matched)
+        self.schedules.learn(drafted, matched, going)
 
 
 class MappedDraft:
@@ -106,7 +107,8 @@ class MappedDraft:
         mask: Tensor | None, vocabulary: int,
     ):  # fmt: skip
         self.model, self.tokenizer, self.own = model, tokenizer, own_tokenizer
-        self.task, self.schedule, self.vocabulary = task, schedule, vocabulary
+        self.task, self.vocabulary = task, vocabulary
+        self.schedules = Schedules(schedule, len(task.ids))
         self.padding = padding_of(mask, task)
         self.readers = [_Reader(model) for _ in range(task.ids.shape[0])]
         self.pairs = shared_words(tokenizer, own_tokenizer, vocabulary)
@@ -114,38 +116,38 @@ class MappedDraft:
         self.theirs = torch.tensor(list(self.pairs.values()), dtype=torch.long, device=task.ids.device)
         self.told: list[tuple[list[int], list[int]]] = [([], []) for _ in self.readers]
 
-    def propose(self, ids: Tensor, live: Tensor, most: int) -> Proposal | None:
+    def propose(self, ids: Tensor, lengths: list[int], going: list[bool], most: list[int]) -> Proposal | None:
         """Tokens that the draft draws."""
-        most = min(most, int(self.schedule.count))
-        if most < 1 or not self.pairs:
+        if not self.pairs:
             return None
         rows, chances = [], []
-        for i, on in enumerate(live.tolist()):
-            drawn, given = self._draft(i, ids[i], most) if on else ([], [])
+        for i, (length, on) in enumerate(zip(lengths, going, strict=True)):
+            count = min(most[i], int(self.schedules.rows[i].count))
+            drawn, given = self._draft(i, ids[i, :length], count) if on else ([], [])
             rows.append(drawn)
             chances.append(given)
-        longest = max(map(len, rows))
-        if longest == 0:
+        if not any(rows):
             return None
-        filled = aligned(rows, self.task.pad_id, ids.device)
-        # a filler was drawn for sure: it stands only where the model wants it too
-        table = nn.functional.one_hot(filled.clamp(min=0), self.vocabulary).float()
+        made = proposal_of(rows, self.task.pad_id, ids.device)
+        table = torch.zeros(*made.ids.shape, self.vocabulary, device=ids.device)
         for i, given in enumerate(chances):
             if given:
                 table[i, : len(given)] = torch.cat(given)
-        return Proposal(filled, table)
+        made.chances = table
+        return made
 
     def _draft(self, row: int, ids: Tensor, most: int) -> tuple[list[int], list[Tensor]]:
         task, text = self.task, ids[None]
         mine = self._own_ids(row, ids[self.padding[row] :].tolist())
         generators = task.generators[row : row + 1] if len(task.generators) > 1 else task.generators
+        least = self.schedules.rows[row].threshold
         drawn: list[int] = []
         given: list[Tensor] = []
         for _ in range(most):
             own = self.readers[row].scores(mine)
             scores = own.new_full((1, self.vocabulary), NEVER)
             scores[:, self.ours] = own[:, self.theirs]
-            scores = task.processors(text, scores)
+            scores = self._processed(row, text, scores)
             if not bool(scores.isfinite().any()):
                 break
             chance = scores.softmax(-1)
@@ -154,10 +156,17 @@ class MappedDraft:
             given.append(chance)
             text = torch.cat([text, token[:, None]], 1)
             mine = [*mine, self.pairs[drawn[-1]]]
-            unsure = self.schedule.threshold and float(chance[0, drawn[-1]]) < self.schedule.threshold
+            unsure = least and float(chance[0, drawn[-1]]) < least
             if unsure or (task.eos is not None and bool((token == task.eos).any())):
                 break
         return drawn, given
+
+    def _processed(self, row: int, text: Tensor, scores: Tensor) -> Tensor:
+        """One row's scores: processors know the rows of the whole batch, so that all are shown this one."""
+        if not self.task.processors:
+            return scores
+        rows = len(self.task.ids)
+        return self.task.processors(text.expand(rows, -1), scores.expand(rows, -1))[row : row + 1]
 
     def _own_ids(self, row: int, ids: list[int]) -> list[int]:
         """The row's ids in the draft's vocabulary: those told before stay, new ones go by word or by text."""
@@ -174,9 +183,9 @@ class MappedDraft:
         self.told[row] = (ids, mine)
         return mine
 
-    def learn(self, drafted: int, matched: int) -> None:
+    def learn(self, drafted: list[int], matched: list[int], going: list[bool]) -> None:
         """Adapt the schedule."""
-        self.schedule.learn(drafted, matched)
+        self.schedules.learn(drafted, matched, going)
 
 
 def shared_words(tokenizer: Any, own: Any, vocabulary: int) -> dict[int, int]:
@@ -203,9 +212,3 @@ def padding_of(mask: Tensor | None, task: Task) -> list[int]:
         return [0] * task.ids.shape[0]
     front = mask[:, : task.start].argmax(1).repeat_interleave(task.repeats)
     return front.tolist()
-
-
-def aligned(rows: list[list[int]], fill: int, device: torch.device) -> Tensor:
-    """Rows of ids of any length as one tensor, filled up behind."""
-    longest = max(map(len, rows))
-    return torch.tensor([[*r, *[fill] * (longest - len(r))] for r in rows], dtype=torch.long, device=device)

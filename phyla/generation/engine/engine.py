@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phyla.blocks.flat import ALIKE, FlatCache, Pages
+from phyla.blocks.flat import ALIKE, FlatCache, Pages, joined
 from phyla.blocks.matmul import rows_alike
 from phyla.errors import ArgumentError, GenerationError, QueueFull
-from phyla.generation.config import DEFAULTS, GenerationConfig
+from phyla.generation.config import GenerationConfig
 from phyla.generation.engine.pages import PagePool
-from phyla.generation.engine.picking import check_settings, pick, prepare_row
+from phyla.generation.engine.picking import check_names, check_settings, pick, prepare_row
 from phyla.generation.engine.request import GenerationOutput, Handle, Row, Status, stopped
 from phyla.generation.engine.schedule import Scheduler
+from phyla.generation.engine.setups import Setup, by_setup, in_force, with_setup
 from phyla.generation.plan import build_criteria, context_length, merge_config, new_token_limit
 from phyla.generation.prompt import Prompt, accepted, read_prompt
 
@@ -61,7 +62,7 @@ class Engine:
         self.pool = PagePool(count, page_size)
         paged = any(isinstance(slot, Pages) for slot in self.cache.slots)
         share = share_prefixes and not self.cache.has_states
-        self.scheduler = Scheduler(self.pool, max_batch_tokens, max_requests, share, paged)
+        self.scheduler = Scheduler(self.pool, max_batch_tokens, max_requests, share, paged, self.cache.window)
         self.max_queue_size, self.steps, self.tokens_read = max_queue_size, 0, 0
         self.lock = threading.RLock()
         self.submitted = 0
@@ -88,10 +89,12 @@ class Engine:
     def submit(
         self, prompt: Any, generation_config: GenerationConfig | None = None, *,
         seed: int | None = None, logits_processor: list | None = None, stopping_criteria: list | None = None,
-        prefix_allowed_tokens_fn: Any = None, tokenizer: Any = None, **settings: Any,
+        prefix_allowed_tokens_fn: Any = None, tokenizer: Any = None, grammar: Any = None,
+        adapter_names: Any = None, **settings: Any,
     ) -> Handle:  # fmt: skip
         """Take one request: a list of token ids, or a tensor (S) or (1, S); the rest as `generate` has it.
 
+        adapter_names: an adapter, a composition or "__base__"; None keeps what is active now, to the end.
         Raises QueueFull where too many wait, and what `generate` raises for settings and prompts.
         """
         with self.lock:
@@ -101,19 +104,17 @@ class Engine:
                     "the engine, or wait for a handle, before submitting more"
                 )
             config = merge_config(self.model, generation_config, None)
-            for name in settings:
-                if name not in DEFAULTS:
-                    raise ArgumentError(f"{name!r} is no setting of generate")
+            check_names(settings)
             config.update(**settings)
             config.validate()
             check_settings(config)
-            read = self._read(prompt, config)
+            setup, read = with_setup(self.model, adapter_names, prompt, lambda: self._read(prompt, config))
             ids: list[int] = read.ids[0].tolist()
             given = any(settings.get(n) is not None for n in ("max_new_tokens", "max_length"))
             given = given or (generation_config is not None and generation_config.max_new_tokens is not None)
             limit = new_token_limit(config, read, self.context, given)
             self._check_room(len(ids), limit)
-            handle = Handle(self, self.submitted, ids, config, limit)
+            handle = Handle(self, self.submitted, ids, config, limit, setup)
             if self.encoder:
                 handle.memory = read.steady["encoder_outputs"].last_hidden_state
             handle.criteria = build_criteria(config, stopping_criteria or [], tokenizer)
@@ -121,7 +122,7 @@ class Engine:
             row.text.memory = handle.memory
             if config.do_sample:
                 row.generator = _generator(seed, self.model.device)
-            prepare_row(self.model, row, logits_processor or [], prefix_allowed_tokens_fn)
+            prepare_row(self.model, row, logits_processor or [], prefix_allowed_tokens_fn, grammar, tokenizer)
             handle.rows.append(row)
             self.submitted += 1
             if limit == 0:
@@ -141,7 +142,7 @@ class Engine:
             return read_prompt(self.model, ids, {"attention_mask": mask}, config)
 
     def _check_room(self, length: int, limit: int) -> None:
-        needed = -(-(length + limit) // self.pool.size)
+        needed = self.scheduler.span(length + limit)
         if self.scheduler.paged and needed > self.pool.count:
             raise GenerationError(
                 f"the memory has {self.pool.count} pages of {self.pool.size} positions, but {length} ids of "
@@ -155,31 +156,56 @@ class Engine:
             if not placed:
                 return []
             try:
-                logits, rows = self._run(placed)
-                for row, part in placed:
-                    row.done = part.start + part.length
+                logits, rows, broken = self._all(placed)
                 logits, rows = self._forked(logits, rows)
                 chosen = pick(rows, logits) if rows else []
             except BaseException as error:
-                self.scheduler.undo([row for row, _ in placed])
-                if isinstance(error, Exception):
-                    for handle in {row.handle for row, _ in placed}:
-                        self._end(handle, Status.FAILED, error)
+                self._break_off(placed, error)
                 raise
             self.steps += 1
-            return self._deliver(rows, chosen)
+            told = self._deliver(rows, chosen)
+            if broken is not None:
+                raise broken
+            return told
 
-    def _run(self, placed: list) -> tuple[Tensor, list[Row]]:
+    def _break_off(self, placed: list, error: BaseException) -> None:
+        """Undo what a step has begun for these; an error ends them, an interrupt lets them wait."""
+        self.scheduler.undo([row for row, _ in placed])
+        if isinstance(error, Exception):
+            for handle in {row.handle for row, _ in placed}:
+                self._end(handle, Status.FAILED, error)
+
+    def _all(self, placed: list) -> tuple[Tensor, list[Row], Exception | None]:
+        """As `_run`, of each setup of adapters in turn, and the first error; it ends that setup's alone."""
+        scores: list[Tensor] = []
+        rows: list[Row] = []
+        broken: Exception | None = None
+        with torch.inference_mode():
+            for source, target in self.scheduler.copies:
+                self.cache.copy_page(source, target)
+        for setup, group in by_setup(placed).items():
+            try:
+                found, ended = self._run(group, setup)
+            except Exception as error:
+                self._break_off(group, error)
+                broken = broken or error
+                continue
+            scores.append(found)
+            rows += ended
+            for row, part in group:
+                row.done = part.start + part.length
+        return (torch.cat(scores) if scores else torch.empty(0, 0)), rows, broken
+
+    def _run(self, placed: list, setup: Setup) -> tuple[Tensor, list[Row]]:
         """Scores (rows, V) of the texts that have been read to their end, and those."""
         device = self.model.device
-        parts = [part for _, part in placed]
+        parts = joined([part for _, part in placed])
+        placed = [(row, part) for (row, _), part in zip(placed, parts, strict=True)]
         ids = [i for row, part in placed for i in row.ids[part.start : part.start + part.length]]
         places = [p for part in parts for p in range(part.start, part.start + part.length)]
         ended = [(row, part) for row, part in placed if part.start + part.length == len(row.ids)]
         self.tokens_read += len(ids)
-        with torch.inference_mode(), rows_alike():
-            for source, target in self.scheduler.copies:
-                self.cache.copy_page(source, target)
+        with torch.inference_mode(), rows_alike(), in_force(self.model, setup):
             fill, none = [0] * (-len(ids) % ALIKE), -len(ended) % ALIKE
             self.cache.place(parts, device, len(fill))
             last = torch.tensor([part.end - 1 for _, part in ended] + [0] * none, device=device)
@@ -245,7 +271,14 @@ class Engine:
         with self.lock:
             if handle.finished or (seen is not None and len(handle.tokens) > seen):
                 return
-            if not self.step() and not self.scheduler.running and not self.scheduler.waiting:
+            count = len(self.open)
+            try:
+                moved = self.step()
+            except Exception:
+                if handle.error is None and len(self.open) < count:
+                    return  # it has ended others, whose callers are told
+                raise
+            if not moved and not self.scheduler.running and not self.scheduler.waiting:
                 raise GenerationError(f"{handle.request_id} is not known to this engine: it was closed")
 
     def generate(

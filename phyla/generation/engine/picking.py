@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phyla.errors import GenerationError
+from phyla.errors import ArgumentError, GenerationError, nearest
 from phyla.generation import warpers
-from phyla.generation.config import GenerationConfig
+from phyla.generation.config import DEFAULTS, GenerationConfig
 from phyla.generation.engine.request import Handle, Row
 from phyla.generation.modes import GenerationMode, check_supported, generation_mode
 from phyla.generation.plan import build_processors
@@ -15,6 +15,31 @@ from phyla.generation.prompt import Prompt
 from phyla.generation.search import draw, not_finite
 
 _ABSENT = ("guidance_scale", "token_healing", "dola_layers", "penalty_alpha", "assistant_early_exit")
+# arguments of generate that a request cannot have, and what it can have instead
+_ELSEWHERE = {
+    "assistant_model": "speculation needs generate",
+    "assistant_tokenizer": "speculation needs generate",
+    "assistant_adapter": "speculation needs generate",
+    "negative_prompt_ids": "guidance needs generate",
+    "negative_prompt_attention_mask": "guidance needs generate",
+    "streamer": "iterate over the handle, or use stream",
+    "row_settings": "each request has its own settings",
+    "truncate": "cut the ids before they are submitted",
+    "attention_mask": "a request is one text without padding",
+    "past_key_values": "equal beginnings of prompts are shared by themselves",
+    "inputs_embeds": "prompts are token ids; vectors need generate",
+    "pixel_values": "prompts are token ids; images need generate",
+    "input_features": "prompts are token ids; sound needs generate",
+}
+
+
+def check_names(settings: dict[str, Any]) -> None:
+    """Raise GenerationError for what `generate` alone can do, ArgumentError for names that nobody knows."""
+    for name, value in settings.items():
+        if name in _ELSEWHERE and value is not None:
+            raise GenerationError(f"the engine has no {name}: {_ELSEWHERE[name]}")
+        if name not in DEFAULTS and name not in _ELSEWHERE:
+            raise ArgumentError(f"{name!r} is no setting of generate.{nearest(name, list(DEFAULTS))}")
 
 
 def check_settings(config: GenerationConfig) -> None:
@@ -28,11 +53,18 @@ def check_settings(config: GenerationConfig) -> None:
     check_supported(config, mode)
 
 
-def prepare_row(model: Any, row: Row, custom: list, allowed: Any) -> None:
-    """Give a row the processors that its settings ask for."""
+def prepare_row(
+    model: Any, row: Row, custom: list, allowed: Any, grammar: Any = None, tokenizer: Any = None
+) -> None:
+    """Give a row the processors that its settings ask for, and the one of its grammar."""
     ids = torch.tensor([row.ids], device=model.device)
     prompt = Prompt(ids, ids, None, ids.shape[1], source_ids=ids)
     handle, generators = row.handle, [row.generator] if row.generator is not None else []
+    if grammar is not None:
+        from phyla.generation.parsing import grammar_processor
+
+        limit = handle.limit
+        custom = [*custom, grammar_processor(model, handle.config, grammar, tokenizer, 1, row.fixed, limit)]
     row.processors = build_processors(
         model, handle.config, prompt, row.fixed + handle.limit, custom, allowed, None, generators
     )
@@ -78,7 +110,15 @@ def _alike(rows: list[Row]) -> list[list[int]]:
     """Numbers of rows that can be served by one list of processors."""
     groups: dict[Any, list[int]] = {}
     for number, row in enumerate(rows):
-        plain = all(type(step).__module__ == warpers.__name__ for step in row.processors)
-        key = (row.handle.config.to_json_string(), bool(row.processors)) if plain else number
-        groups.setdefault(key, []).append(number)
+        if row.alike is None:
+            row.alike = _kind(row)
+        groups.setdefault(row.alike or number, []).append(number)
     return list(groups.values())
+
+
+def _kind(row: Row) -> tuple[Any, ...]:
+    """What rows have in common that one pass can serve; nothing where a row's own text decides."""
+    if any(type(step).__module__ != warpers.__name__ for step in row.processors):
+        return ()
+    config, steps = row.handle.config, [(type(s).__name__, sorted(vars(s).items())) for s in row.processors]
+    return bool(config.do_sample), bool(config.output_scores), bool(config.remove_invalid_values), repr(steps)

@@ -53,6 +53,7 @@ class Row:
     """One text that is being written: its ids so far, how many of them the memory holds, and where.
 
     fixed: length of the prompt. keys: of its full pages; named: how many of those the engine has made known.
+    alike: what rows that are picked at once have in common, () for none.
     """
 
     handle: "Handle"
@@ -67,6 +68,7 @@ class Row:
     processors: LogitsProcessorList = field(default_factory=LogitsProcessorList)
     logprobs: list[float] = field(default_factory=list)
     reason: str | None = None
+    alike: tuple[Any, ...] | None = None
 
     @property
     def pending(self) -> int:
@@ -86,9 +88,10 @@ class Handle:
     """
 
     def __init__(
-        self, engine: Any, number: int, prompt: list[int], config: GenerationConfig, limit: int
+        self, engine: Any, number: int, prompt: list[int], config: GenerationConfig, limit: int, setup: Any
     ) -> None:
         self.engine, self.number, self.prompt, self.config, self.limit = engine, number, prompt, config, limit
+        self.setup = setup  # of the model's adapters
         self.request_id = f"req_{number}"
         self.status = Status.WAITING
         self.ends = set(() if config.eos_token_id is None else id_list(config.eos_token_id))

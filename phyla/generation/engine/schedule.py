@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from phyla.blocks.cache import _copied
-from phyla.blocks.flat import Segment, Text
+from phyla.blocks.flat import GONE, Segment, Text, joined
 from phyla.generation.engine.pages import PagePool, page_keys
 from phyla.generation.engine.request import Row, Status
 
@@ -20,9 +20,12 @@ class Scheduler:
     what it had generated is kept, and read anew as it was written: token by token.
     """
 
-    def __init__(self, pool: PagePool, most_tokens: int, most_rows: int, share: bool, paged: bool) -> None:
+    def __init__(
+        self, pool: PagePool, most_tokens: int, most_rows: int, share: bool, paged: bool,
+        window: int | None = None,
+    ) -> None:  # fmt: skip
         self.pool, self.most_tokens, self.most_rows = pool, most_tokens, most_rows
-        self.share, self.paged = share, paged
+        self.share, self.paged, self.window = share, paged, window
         self.waiting: deque[Row] = deque()
         self.running: list[Row] = []
         self.copies: list[tuple[int, int]] = []  # pages (from, to) to copy before the step
@@ -33,12 +36,14 @@ class Scheduler:
     def add(self, row: Row) -> None:
         """Let a row wait for its turn."""
         if self.share:
-            row.keys = page_keys(b"", row.ids[: row.fixed - 1], self.pool.size)
+            row.keys = page_keys(row.handle.setup.root, row.ids[: row.fixed - 1], self.pool.size)
         self.waiting.append(row)
 
     def plan(self) -> list[tuple[Row, Segment]]:
         """The segments of the next step, in order of their tokens."""
         self.copies, self.fresh = [], []
+        for row in self.running:
+            self._slide(row)
         parts: list[tuple[Row, int, int]] = []
         budget = self.most_tokens
         for row in list(self.running):  # those that write first: they wait least
@@ -50,13 +55,31 @@ class Scheduler:
                 budget -= self._read(row, budget, parts)
         while self.waiting and budget > 0 and len(self.running) < self.most_rows:
             row = self.waiting[0]
-            needed = -(-row.pending // self.pool.size) if self.paged else 0
+            needed = self.span(row.pending) if self.paged else 0
             if self.running and needed > self.pool.available:
                 break
             self.waiting.popleft()
             self._admit(row)
             budget -= self._read(row, budget, parts)
         return self._placed(parts)
+
+    def span(self, length: int) -> int:
+        """How many pages a text of that length has at once, at most."""
+        size, pages = self.pool.size, -(-length // self.pool.size)
+        if self.window is None:
+            return pages
+        return min(pages, -(-self.window // size) + -(-max(self.most_tokens, size) // size) + 1)
+
+    def _slide(self, row: Row) -> None:
+        """Give back the pages that no later position of a row sees."""
+        if self.window is None:
+            return
+        pages = row.text.pages
+        over = min(max(row.done - self.window + 1, 0) // self.pool.size, len(pages))
+        while over and pages[over - 1] != GONE:
+            over -= 1
+            self.pool.release(pages[over])
+            pages[over] = GONE
 
     def _admit(self, row: Row) -> None:
         row.handle.status = Status.RUNNING
@@ -141,7 +164,8 @@ class Scheduler:
     def release(self, row: Row) -> None:
         """Give a row's memory back."""
         for page in row.text.pages:
-            self.pool.release(page)
+            if page != GONE:
+                self.pool.release(page)
         row.text = Text(memory=row.handle.memory)
         row.done = row.named = 0
 
@@ -159,7 +183,8 @@ class Scheduler:
 
     def forked(self, row: Row, number: int) -> Row:
         """Another text from the same ids: it shares the pages until one of them writes."""
-        text = Text([self.pool.share(page) for page in row.text.pages], row.text.memory)
+        pages = [page if page == GONE else self.pool.share(page) for page in row.text.pages]
+        text = Text(pages, row.text.memory)
         text.states = {slot: _copied(kept) for slot, kept in row.text.states.items()}
         text.crossed = dict(row.text.crossed)
         made = replace(row, number=number, ids=list(row.ids), text=text, logprobs=[])
@@ -178,12 +203,8 @@ class Scheduler:
         self.release(row)
 
     def _placed(self, parts: list[tuple[Row, int, int]]) -> list[tuple[Row, Segment]]:
-        begin = 0
-        placed = []
-        for row, start, count in parts:
-            placed.append((row, Segment(row.text, begin, begin + count, start)))
-            begin += count
-        return placed
+        segments = joined([Segment(row.text, 0, count, start) for row, start, count in parts])
+        return [(row, part) for (row, _, _), part in zip(parts, segments, strict=True)]
 
     def __iter__(self) -> Iterator[Row]:
         yield from self.running

@@ -1,0 +1,99 @@
+"""Adapters of single requests: which setup a request has, and the model with it while a step runs."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from phyla.errors import GenerationError
+from phyla.generation.engine.request import Row
+
+# Setups that look at the rows of a call: a row of the engine's is several texts.
+_OF_ROWS = ("BatchSplit", "MultiTask", "Parallel", "Rows", "Split")
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What of a model's adapters is active for a request, and in which layers it is left out."""
+
+    active: Any = None
+    skip: tuple[int, ...] = ()
+
+    @property
+    def root(self) -> bytes:
+        """What tells pages that were read with it from others."""
+        return b"" if self.active is None else repr((self.active, self.skip)).encode()
+
+
+NONE = Setup()
+
+
+def with_setup(model: Any, names: Any, ids: Any, run: Callable[[], Found]) -> tuple[Setup, Found]:
+    """The setup of a request, and what `run()` gives with it.
+
+    names: of one row, as `adapter_names` of a call has them (or the name alone); None is what is active.
+    Raises AdapterError for adapters that the model does not have, GenerationError for kinds that do not go.
+    """
+    adapters = model._modules.get("adapters")
+    if adapters is None:
+        if names is not None:
+            raise GenerationError(
+                f"adapter_names is {names!r}, but the model has no adapters: load_adapter first"
+            )
+        return NONE, run()
+
+    def inside(*given: Any, **named: Any) -> tuple[Setup, Found]:
+        active = adapters.setup
+        if type(active).__name__ == "Rows":
+            active = active.children[0]
+        _check(adapters, active)
+        return Setup(active, tuple(adapters.skip_layers)), run()
+
+    row = None if names is None else list(names) if isinstance(names, list | tuple) else [names]
+    return model._generate_with_adapters(inside, (ids,), {"adapter_names": row})
+
+
+def _check(adapters: Any, active: Any) -> None:
+    waiting = [active]
+    while waiting:
+        node = waiting.pop()
+        waiting += getattr(node, "children", ())
+        if type(node).__name__ in _OF_ROWS:
+            raise GenerationError(f"{active!r} looks at the rows of a batch: use generate")
+    names = [active] if isinstance(active, str) else [] if active is None else list(active.names())
+    if adapters.prompts() is not None or any(len(adapters.get(name).around) for name in names):
+        raise GenerationError(f"{active!r} changes the inputs of a call: use generate")
+    for name in names:  # a row of the engine's has no first and last positions
+        if hasattr(adapters.get(name).config, "suffix_positions"):
+            raise GenerationError(f"{name!r} looks at the first and last positions of a row: use generate")
+
+
+@contextmanager
+def in_force(model: Any, setup: Setup) -> Iterator[None]:
+    """The model's calls inside have this setup, whatever is active around them."""
+    adapters = model._modules.get("adapters")
+    if adapters is None:
+        yield
+        return
+    with adapters.turn:
+        before, skip, settled = adapters.setup, adapters.skip_layers, adapters.settled
+        change = (before, tuple(skip)) != (setup.active, setup.skip)
+        adapters.settled = True
+        try:
+            if change:
+                adapters.activate(setup.active, list(setup.skip))
+            yield
+        finally:
+            adapters.settled = settled
+            if change:
+                adapters.activate(before, skip)
+
+
+def by_setup(placed: list) -> dict[Setup, list]:
+    """What stands in a step, by the setups of the rows."""
+    groups: dict[Setup, list] = {}
+    for row, part in placed:
+        assert isinstance(row, Row)
+        groups.setdefault(row.handle.setup, []).append((row, part))
+    return groups
