@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from phyla.blocks import gradient
 from phyla.blocks.cache import Cache, number_slots
 from phyla.blocks.site import Site, sites
 from phyla.blocks.spec import Block
@@ -75,7 +76,10 @@ LAZY_SETTINGS: dict[str, tuple[str, str, str]] = {
 }
 
 # Call arguments that models with adapters take as well.
-ADAPTER_ARGUMENTS = ("task_ids", "adapter_names")
+ADAPTER_ARGUMENTS = (
+    "task_ids", "adapter_names", "adapter_input_parallelized", "output_adapter_gating_scores",
+    "output_adapter_fusion_attentions",
+)  # fmt: skip
 
 # Tasks whose heads score next tokens.
 GENERATING = (
@@ -163,6 +167,8 @@ class PreTrainedModel(nn.Module):
     def __call__(self, *args: Any, **named: Any) -> Any:
         """Run `forward`; UnknownArgumentError with the nearest name for an argument that it does not take."""
         adapted = "adapters" in self._modules
+        if not torch.compiler.is_compiling() and gradient.wanted and torch.is_grad_enabled():
+            importlib.import_module("phyla.fast.native").enable()
         if not torch.compiler.is_compiling() and not self.is_own():
             taken = _arguments(type(self).forward) + (ADAPTER_ARGUMENTS if adapted else ())
             unknown = [name for name in named if name not in taken]
@@ -171,7 +177,8 @@ class PreTrainedModel(nn.Module):
                     f"{type(self).__name__} takes no {unknown[0]!r}.{nearest(unknown[0], taken)}"
                 )
         if adapted:
-            return self._modules["adapters"].run(self, super().__call__, args, named)  # type: ignore[union-attr]
+            adapters: Any = self._modules["adapters"]
+            return adapters.run(self, super().__call__, args, named)
         return super().__call__(*args, **named)
 
     @classmethod
@@ -303,7 +310,8 @@ class PreTrainedModel(nn.Module):
         from phyla.heads.lm import token_table
 
         if self.is_own():
-            return self.base_model.get_input_embeddings()
+            base: Any = self.base_model
+            return base.get_input_embeddings()
         return token_table(self.backbone)
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:

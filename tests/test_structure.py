@@ -30,7 +30,7 @@ FLOORS = [
     ["blocks"],
     ["outputs"],
     ["heads"],
-    ["config", "registry", "model", "skeletons", "family", "checkpoints", "vocabulary"],
+    ["config", "registry", "model", "skeletons", "family", "checkpoints", "quantization", "vocabulary"],
     ["families"],
     ["auto", "describe", "mappings"],
     ["preprocessing"],

@@ -22,7 +22,9 @@ FEW = (
     "loreft",
     "unipelt",
 )
-LEFT = ("h.",)
+LEFT = ("h.", "p.")
+# Every case of PEFT's methods of these, also those that do not hold: tests/test_adapters_peft.py says which.
+PEFT = ("bart", "bert", "gpt2", "llama", "mixtral", "t5", "vit", "whisper")
 # Cases with heads, in packs of their own.
 HEADS = {
     "albert": ("masked_lm",), "bart": ("classification", "seq2seq_lm"), "beit": ("image_classification",),
@@ -39,6 +41,7 @@ def main(folder: str, *types: str) -> None:
     for family in sorted(p for p in Path(folder).iterdir() if p.is_dir()):
         if types and family.name not in types:
             continue
+        pack_peft(family)
         kept = []
         for meta in sorted(family.glob("*/meta.json")):
             name = meta.parent.name
@@ -58,6 +61,20 @@ def main(folder: str, *types: str) -> None:
                 path = TARGET / f"{stem}.tar.xz"
                 write_pack(cases, path)
                 print(f"{stem}: {len(cases)} cases, {path.stat().st_size} bytes", flush=True)
+
+
+def pack_peft(family: Path) -> None:
+    """Write the packs of PEFT's cases of one model_type, and of what record_peft_parameters.py recorded."""
+    cases = sorted(family.glob("p.*")) if family.name in PEFT else []
+    for stem, found in (
+        (family.name, cases),
+        (f"{family.name}-parameters", sorted(family.glob("parameters.*"))),
+    ):
+        if found:
+            path = TARGET.parent / "adapters_peft" / f"{stem}.tar.xz"
+            path.parent.mkdir(exist_ok=True)
+            write_pack(found, path)
+            print(f"{stem}, PEFT: {len(found)} cases, {path.stat().st_size} bytes", flush=True)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from phyla.adapters.composition import (
     Stack,
 )
 from phyla.adapters.config import ADAPTER_CONFIG_MAP, AdapterConfig, ConfigUnion
+from phyla.adapters.context import ForwardContext
 from phyla.adapters.fusion import (
     ADAPTERFUSION_CONFIG_MAP,
     AdapterFusionConfig,
@@ -103,6 +104,7 @@ __all__ = [
     "DvoRAConfig",
     "DvoraConfig",
     "DynamicAdapterFusionConfig",
+    "ForwardContext",
     "Fuse",
     "HoulsbyConfig",
     "HoulsbyInvConfig",

@@ -32,7 +32,7 @@ def factors_of(entry: Any) -> dict[str, Any]:
         found.setdefault(getattr(part, "path", place.path), part)
     for overlay in entry.overlays:
         for part in overlay.members:
-            if not hasattr(part, "lora_A"):
+            if not hasattr(part, "lora_A") or part.kind == "parameter":
                 raise AdapterError(f"{entry.name!r} is no plain LoRA at {part.path}")
             found.setdefault(f"{part.path}", part)
     if not found or len(entry.replaced):

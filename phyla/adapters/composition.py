@@ -152,17 +152,17 @@ class MultiTask(AdapterCompositionBlock):
 class Rows(AdapterCompositionBlock):
     """A setup for each row of the batch: what `adapter_names=[...]` of a call activates while it runs.
 
-    children: the setups that occur, None for rows without adapters; index: the number of each row's child.
+    children: the setups that occur, None for rows without adapters; numbers: that of each row's child.
     """
 
     def __init__(self, *setups: Any) -> None:
         super().__init__(*setups)
         seen: dict[Any, int] = {}
-        self.index = tuple(seen.setdefault(child, len(seen)) for child in self.children)
+        self.numbers = tuple(seen.setdefault(child, len(seen)) for child in self.children)
         self.children = list(seen)
 
     def options(self) -> dict[str, Any]:
-        return {"index": self.index}
+        return {"numbers": self.numbers}
 
 
 BLOCKS: dict[str, type[AdapterCompositionBlock]] = {

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar
 
@@ -86,6 +87,8 @@ class ConfigUnion(AdapterConfig):
         return [part for config in self.configs for part in config.parts()]
 
     def replace(self, **changes: Any) -> "AdapterConfig":
+        if not changes:
+            return deepcopy(self)
         raise AdapterError("a union has no fields of its own: change the configurations that it joins")
 
     @classmethod
@@ -142,7 +145,9 @@ def config_of(config: Any) -> AdapterConfig:
         return parse(config)
     if isinstance(config, Mapping):
         data = dict(config)
-        architecture = data.get("architecture")
+        architecture = "peft" if "peft_type" in data else data.get("architecture")
+        if architecture not in ARCHITECTURES:
+            _register_peft()
         if architecture not in ARCHITECTURES:
             raise AdapterError(
                 f"architecture {architecture!r} is none of {sorted(str(a) for a in ARCHITECTURES)}"
@@ -151,12 +156,19 @@ def config_of(config: Any) -> AdapterConfig:
     raise AdapterError(f"an adapter configuration must be a string, mapping or config, but is {config!r}")
 
 
+def _register_peft() -> None:
+    """PEFT's configurations are imported when one is first asked for."""
+    import phyla.adapters.peft  # noqa: F401
+
+
 def parse(text: str) -> AdapterConfig:
     """A configuration string: names joined by `|`, each with `[field=value,...]`."""
     members = _cut(text, "|")
     if len(members) > 1:
         return ConfigUnion(*(parse(member) for member in members))
     match = _ONE.fullmatch(text)
+    if match is not None and match[1] not in ADAPTER_CONFIG_MAP:
+        _register_peft()
     if match is None or match[1] not in ADAPTER_CONFIG_MAP:
         name = match[1] if match else text
         raise AdapterError(f"{name!r} is no adapter configuration.{nearest(name, ADAPTER_CONFIG_MAP)}")

@@ -54,7 +54,7 @@ def add_embeddings(
     _new(self, name)
     if (reference_embedding is None) != (reference_tokenizer is None):
         raise AdapterError("reference_embedding and reference_tokenizer go together: pass both or neither")
-    like = self.get_input_embeddings().weight
+    like: Any = self.get_input_embeddings().weight
     table = torch.empty(len(tokenizer), embedding_dim or like.shape[1], dtype=like.dtype, device=like.device)
     table.normal_(0.0, 0.02)
     if reference_embedding is not None:
@@ -67,7 +67,8 @@ def add_embeddings(
 
 
 def _keep(model: PreTrainedModel, name: str, table: Tensor) -> None:
-    width = model.get_input_embeddings().weight.shape[1]
+    weight: Any = model.get_input_embeddings().weight
+    width = weight.shape[1]
     if table.dim() != 2 or table.shape[1] != width:
         raise ShapeMismatchError(f"embeddings must be (vocabulary, {width}), but are {tuple(table.shape)}")
     adapters_of(model).tables[module_key(name)] = nn.Parameter(table, requires_grad=False)
@@ -130,7 +131,7 @@ def load_embeddings(self: PreTrainedModel, path: Any, name: str) -> Any:
     table = torch.load(folder / FILE, weights_only=True, map_location="cpu")
     if not isinstance(table, Tensor):
         raise AdapterError(f"{folder / FILE} must hold one tensor, but holds {type(table).__name__}")
-    like = self.get_input_embeddings().weight
+    like: Any = self.get_input_embeddings().weight
     _keep(self, name, table.detach().to(like.device, like.dtype))
     if not (folder / FOLDER).is_dir():
         return None

@@ -1,5 +1,6 @@
 """AdapterFusion: attention over the outputs of several adapters (Pfeiffer et al. 2021, arXiv:2005.00247)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -71,6 +72,7 @@ class Fusion(nn.Module):
     def __init__(self, config: AdapterFusionConfig, width: int) -> None:
         super().__init__()
         self.config, self.heat = config, 50.0 if config.temperature else 1.0
+        self.seen: Callable[[Tensor], None] | None = None  # is told the shares, (B, S, N), where asked for
         self.query = nn.Linear(width, width) if config.query else None
         self.key = nn.Linear(width, width) if config.key else None
         self.value = nn.Linear(width, width, bias=False) if config.value else None
@@ -98,6 +100,8 @@ class Fusion(nn.Module):
         if self.training and config.dropout_prob:
             scores = F.dropout(scores, config.dropout_prob)
         shares = torch.softmax(scores / self.heat, -1)
+        if self.seen is not None:
+            self.seen(shares)
         if self.training and config.temperature:
             self.heat = max(self.heat - 0.05, 1.0)
         y = (shares[..., None] * values).sum(-2)

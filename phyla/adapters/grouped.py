@@ -21,14 +21,14 @@ class Grouped:
         self.members: list[Any] | None = None
         self.kept: tuple[tuple[int, ...], Tensor, Tensor] | None = None
         if isinstance(setup, Rows):
-            found = [parts.get(c, []) if isinstance(c, str | None) else None for c in setup.children]
+            found = [parts.get(c or "", []) if isinstance(c, str | None) else None for c in setup.children]
             if all(
                 p is not None
                 and len(p) < 2
                 and all((low.whole or type(low) is kind) and _plain(low) for low in p)
                 for p in found
             ):
-                self.members = [p[0] if p else None for p in found]  # type: ignore[index]
+                self.members = [p[0] if p else None for p in found]
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor | None:
         """What to add to y (..., out) for x (..., in); None where the parts must work one by one."""
@@ -41,13 +41,14 @@ class Grouped:
         chance = chances.pop()
         low, high = self._bank(parts)
         # several rows of x may belong to one row of the batch: they follow each other
-        rows = len(self.setup.index)
+        rows = len(self.setup.numbers)
         index = self.facts.children(self.setup, rows, x.device)
         if x.shape[0] % rows:
             return None  # the rows are counted, and refused, one by one
         flat = x.reshape(rows, -1, x.shape[-1])
         if chance:
             flat = F.dropout(flat, chance)
+        flat = flat.to(low.dtype)
         h = torch.bmm(flat, low[index].transpose(1, 2))
         return torch.bmm(h, high[index].transpose(1, 2)).view(*x.shape[:-1], -1)
 
@@ -76,7 +77,7 @@ class Grouped:
             a, b = member.lora_A, member.lora_B * member.scaling
             low.append(F.pad(a, (0, 0, 0, short)) if short else a)
             high.append(F.pad(b, (0, short)) if short else b)
-        return torch.stack(low), torch.stack(high)  # type: ignore[arg-type]
+        return torch.stack(low), torch.stack(high)
 
 
 def _plain(low: Any) -> bool:

@@ -388,7 +388,7 @@ def save_adapter_fusion(
     self: PreTrainedModel, save_directory: Any, adapter_names: Any, meta_dict: dict | None = None,
     with_head: bool | str | None = None, use_safetensors: bool = True,
 ) -> None:  # fmt: skip
-    """Write the layers of a fusion (not its adapters) into a folder; with_head=True: and the head so named."""
+    """Write a fusion's layers (not its adapters) into a folder; with_head=True: and the head so named."""
     adapters, dialect = adapters_of(self), dialect_of(self)
     name = adapter_names if isinstance(adapter_names, str) else (
         adapter_names.name if isinstance(adapter_names, Fuse) else ",".join(adapter_names)
@@ -508,9 +508,7 @@ def save_all_adapters(
 ) -> None:  # fmt: skip
     """Write every adapter into a folder of its own."""
     for name in adapters_of(self).names():
-        save_adapter(
-            self, Path(save_directory) / name, name, with_head, meta_dict, use_safetensors
-        )
+        save_adapter(self, Path(save_directory) / name, name, with_head, meta_dict, use_safetensors)
 
 
 def save_all_adapter_fusions(

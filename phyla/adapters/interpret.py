@@ -25,9 +25,9 @@ class Facts:
 
         Several rows of a tensor may belong to one row of the batch (beams, windows): they follow each other.
         """
-        key = ("groups", node.index, rows, device)
+        key = ("groups", node.numbers, rows, device)
         if key not in self.known:
-            index, times = node.index, _times(node, rows)
+            index, times = node.numbers, _times(node, rows)
             at = [[r for r, child in enumerate(index) if child == c] for c in range(len(node.children))]
             wide = [[r * times + i for r in group for i in range(times)] for group in at]
             order = [r for group in wide for r in group]
@@ -39,11 +39,11 @@ class Facts:
 
     def children(self, node: Rows, rows: int, device: torch.device) -> Tensor:
         """The child's number of each row."""
-        key = ("children", node.index, rows, device)
+        key = ("children", node.numbers, rows, device)
         if key not in self.known:
             times = _times(node, rows)
             with torch.inference_mode(False):
-                self.keep(key, torch.tensor(node.index, device=device).repeat_interleave(times))
+                self.keep(key, torch.tensor(node.numbers, device=device).repeat_interleave(times))
         return self.known[key]
 
     def keep(self, key: Any, value: Any) -> None:
@@ -55,11 +55,11 @@ class Facts:
 
 def _times(node: Rows, rows: int) -> int:
     """How many rows of a tensor one row of the batch has."""
-    if rows % len(node.index):
+    if rows % len(node.numbers):
         raise AdapterError(
-            f"adapter_names must name an adapter for each row, but has {len(node.index)} for {rows} rows"
+            f"adapter_names must name an adapter for each row, but has {len(node.numbers)} for {rows} rows"
         )
-    return rows // len(node.index)
+    return rows // len(node.numbers)
 
 
 class Method:

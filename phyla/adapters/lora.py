@@ -174,6 +174,7 @@ class Low(nn.Module):
         if self.training and self.config.dropout:
             x = F.dropout(x, self.config.dropout)
         pair: Any = self.pair
+        x = x.to(self.lora_A.dtype if pair is None else self.vera_D.dtype)
         if pair is not None:
             a, b = pair.lora_A[:, : x.shape[-1]].to(x.dtype), pair.lora_B[: self.vera_B.shape[0]].to(x.dtype)
             return F.linear(F.linear(x, a) * self.vera_D, b) * self.vera_B
@@ -215,7 +216,7 @@ class Low(nn.Module):
         scaling: Any = self.scaling
         if self.gate is not None:
             # The gate takes the place of alpha / r, as in the library whose files these are.
-            gate = torch.sigmoid(self.gate(x))
+            gate = torch.sigmoid(self.gate(x.to(h.dtype)))
             scaling = gate.mean(1, keepdim=True) if gate.dim() > 2 else gate
         if self.scales:
             pure = y - linear.bias if self.bias_behind and linear.bias is not None else y
@@ -297,11 +298,10 @@ class LinearSite(nn.Module, Method):
 
     def forward(self, x: Tensor, y: Tensor, linear: nn.Linear) -> Tensor:
         change = self.batched(x, y)
-        if change is not None:
-            return y + change
-        self.linear = [linear]
-        change, _ = run(self.setup, (None, None), (x, y), self, self.facts)
-        return y if change is None else y + change
+        if change is None:
+            self.linear = [linear]
+            change, _ = run(self.setup, (None, None), (x, y), self, self.facts)
+        return y if change is None else y + change.to(y.dtype)  # parts may have a dtype of their own
 
     def level_rows(self, flows: list[Flow], parts: list[tuple[Flow, Flow]]) -> list[Flow]:
         zeros: Any = [torch.zeros_like(rest[1]) for _, rest in parts]  # type: ignore[arg-type]
@@ -316,7 +316,7 @@ class LinearSite(nn.Module, Method):
             return torch.zeros_like(y), hidden
         for part in parts:
             if part.whole:
-                more = part(x, y if change is None else y + change, self.linear[0])  # type: ignore[operator]
+                more = part(x, y if change is None else y + change, self.linear[0])
                 change = more if change is None else change + more
                 continue
             if not part.scales and hidden is not None:

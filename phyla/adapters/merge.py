@@ -18,23 +18,24 @@ def merged_values(entry: Any) -> Values:
     """The values of the base's parameters that compute what base and adapter compute together."""
     found: Values = {}
 
-    def now(module: Any, leaf: str) -> Any:
+    def now(module: Any, leaf: str, path: str) -> Any:
         value = module._parameters.get(leaf)
-        if leaf == "weight" and not isinstance(value, nn.Parameter):
+        if leaf != "bias" and not isinstance(value, nn.Parameter):
             raise AdapterError(
-                "quantised weights take no merged adapters: load the model without quantisation"
+                f"{path}.{leaf} is quantised and takes no merged adapter: keep {entry.name!r} active "
+                "beside it, or load the model without quantized=True, merge, and quantise the result"
             )
         return found.get((id(module), leaf), (None, None, value))[2]
 
-    for (module, leaf), value in zip(entry.targets, entry.replaced, strict=True):
-        found[id(module), leaf] = (module, leaf, value)
+    for (owner, name), value in zip(entry.targets, entry.replaced, strict=True):
+        found[id(owner), name] = (owner, name, value)
     for place, part in entry.items():
         module: Any = place.module
         rows = slice(None)
         if isinstance(module, LinearSlice):
             module, rows = module.linear, slice(module.start, module.end)
-        whole = (now(module, "weight"), now(module, "bias"))
-        values = part.merged(*(None if v is None else v[rows] for v in whole))  # type: ignore[operator]
+        whole = (now(module, "weight", place.path), now(module, "bias", place.path))
+        values = part.merged(*(None if v is None else v[rows] for v in whole))
         if rows != slice(None):
             values = tuple(
                 None if v is None else _with_rows(w, rows, v) for w, v in zip(whole, values, strict=True)
@@ -45,7 +46,7 @@ def merged_values(entry: Any) -> Values:
     overlay: Any
     for overlay in entry.overlays:
         module, leaf = overlay.module, overlay.leaf
-        found[id(module), leaf] = (module, leaf, overlay(now(module, leaf)))
+        found[id(module), leaf] = (module, leaf, overlay(now(module, leaf, overlay.pieces[0].path)))
     return found
 
 

@@ -16,6 +16,7 @@ from phyla.blocks.cache import Cache
 from phyla.blocks.context import Context
 from phyla.blocks.mask import Mutual
 from phyla.errors import AdapterError
+from phyla.heads.loss import IGNORED
 
 
 @known("prompt_tuning")
@@ -240,6 +241,18 @@ def fit_call(site: PromptSite, named: dict[str, Any]) -> dict[str, Any]:
     skip, front = site.skip, real.to(mask.dtype)
     whole = torch.cat([bare[:, :skip], front, bare[:, skip:]], 1)
     return {**named, "attention_mask": whole}
+
+
+def fit_labels(site: PromptSite, named: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call, with labels of tokens that leave the prompts' positions out."""
+    labels, ids = named.get("labels"), named.get("input_ids", named.get("inputs_embeds"))
+    if not isinstance(labels, Tensor) or ids is None or labels.shape != ids.shape[:2]:
+        return named
+    if labels.is_floating_point():  # several labels of a row, as many as it has tokens
+        return named
+    front = labels.new_full((len(labels), site.count), IGNORED)
+    skip = site.skip
+    return {**named, "labels": torch.cat([labels[:, :skip], front, labels[:, skip:]], 1)}
 
 
 def hides_both_ways(places: Survey) -> bool:

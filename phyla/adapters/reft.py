@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from phyla.adapters.bottleneck import Act
 from phyla.adapters.config import ARCHITECTURES, AdapterConfig, known
@@ -81,8 +82,16 @@ class Unit(nn.Module):
         self.act = None if config.non_linearity is None else Act(config.non_linearity)
         self.subtract, self.dropout_prob = config.subtract_projection, config.dropout
 
+    def _apply(self, fn: Any, recurse: bool = True) -> "Unit":
+        """Move or cast; orthonormal rows stay in float32, for half precision has no such factorisation."""
+        made = super()._apply(fn, recurse)
+        if is_parametrized(self.projection):
+            super()._apply(_widened, recurse)
+        return made
+
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.projection.weight
+        given, weight = x, self.projection.weight
+        x = x.to(weight.dtype)
         h = self.learned_source(x)
         if self.act is not None:
             h = self.act(h)
@@ -90,7 +99,11 @@ class Unit(nn.Module):
             h = h - F.linear(x, weight)
         if self.training and self.dropout_prob:
             h = F.dropout(h, self.dropout_prob)
-        return x + h @ weight
+        return given + (h @ weight).to(given.dtype)
+
+
+def _widened(value: Tensor) -> Tensor:
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
 class Reft(nn.Module):
@@ -98,6 +111,7 @@ class Reft(nn.Module):
 
     def __init__(self, config: ReftConfig, width: int) -> None:
         super().__init__()
+        self.config = config
         self.first, self.last = config.prefix_positions, config.suffix_positions
         count = 1 if config.tied_weights else 2  # public files hold both, used or not
         self.units = nn.ModuleList(Unit(config, width) for _ in range(count))

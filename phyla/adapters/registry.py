@@ -30,6 +30,7 @@ from phyla.adapters.composition import (
     rows_of,
 )
 from phyla.adapters.config import AdapterConfig, config_of
+from phyla.adapters.context import ForwardContext
 from phyla.adapters.dialect import INVERTED, Spot, norm_of, spot_of
 from phyla.adapters.fusion import AdapterFusionConfig, Fusion, fusion_config_of
 from phyla.adapters.interpret import Facts
@@ -74,6 +75,14 @@ def check_name(name: str) -> str:
 def module_key(name: str) -> str:
     """The name as a key of a ModuleDict, which takes no dots and no names of its own methods."""
     return "_" + name.replace(".", "\u2024")
+
+
+def dtype_of(name: Any) -> torch.dtype:
+    """The dtype that a configuration's field `dtype` means: `bfloat16`, `torch.bfloat16` or the dtype."""
+    found = getattr(torch, str(name).removeprefix("torch."), None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise AdapterError(f"dtype must name a floating-point dtype such as bfloat16, but is {name!r}")
+    return found
 
 
 class Entry(nn.Module):
@@ -153,13 +162,12 @@ class Adapters(nn.Module):
 
         reading: a file's values will take the place of the fresh ones.
         """
-        made = Entry(check_name(name), config_of(config))
+        # a copy: preparing or ejecting an adapter changes its configuration
+        made = Entry(check_name(name), copy.deepcopy(config_of(config)))
         made.reading = reading
         if self.where.allowed is not None:
             self._check_allowed(made.config)
         for part_config in made.config.parts():
-            if getattr(part_config, "dtype", None) is not None:
-                raise AdapterError("the field dtype is not implemented: adapters have the model's dtype")
             seed = part_config.get("init_weights_seed")
             with torch.random.fork_rng(devices=[], enabled=seed is not None):
                 if seed is not None:
@@ -170,6 +178,10 @@ class Adapters(nn.Module):
                 f"{type(made.config).__name__} finds no place in this model with the fields that it has"
             )
         made.to(device=like.device, dtype=like.dtype if like.is_floating_point() else None)
+        for part in made.parts:
+            wanted = getattr(getattr(part, "config", None), "dtype", None)
+            if wanted is not None:
+                part.to(dtype_of(wanted))
         return made.train(self.training)
 
     def _check_allowed(self, config: AdapterConfig) -> None:
@@ -400,14 +412,39 @@ class Adapters(nn.Module):
         return call(model, forward, args, named)
 
     def call(self, forward: Any, model: Any, args: tuple, named: dict[str, Any]) -> Any:
-        """Run a model with what the active setup needs: task numbers, copies of the rows."""
+        """Run a model with what the active setup needs, and tell of it what the call asks for."""
+        asked = ForwardContext.context_attributes
+        if torch.compiler.is_compiling():
+            if any(named.pop(f"output_{name}", None) for name in asked):
+                raise AdapterError("scores of adapters cannot be recorded in compiled calls: call the model")
+            return self._call(forward, model, args, named)
+        with ForwardContext(model, *args, **named) as context:
+            rest = {k: v for k, v in named.items() if k.removeprefix("output_") not in asked}
+            if rest.pop("adapter_input_parallelized", None) and copies(self.setup) > 1:
+                with self.copied():
+                    return context.told(self._call(forward, model, args, rest))
+            return context.told(self._call(forward, model, args, rest))
+
+    @contextmanager
+    def copied(self) -> Iterator[None]:
+        """For a while, the rows of inputs are copied for Parallel already."""
+        before, self.facts.copied = self.facts.copied, True
+        try:
+            yield
+        finally:
+            self.facts.copied = before
+
+    def _call(self, forward: Any, model: Any, args: tuple, named: dict[str, Any]) -> Any:
+        """Run a model with task numbers, copies of the rows, adapters for each row."""
         if "adapter_names" in named:
             names = named.pop("adapter_names")
             rows = rows_in((args, named))
-            return self.with_rows(names, rows, lambda: self.call(forward, model, args, named))
+            return self.with_rows(names, rows, lambda: self._call(forward, model, args, named))
         site = self.prompts()
         if site is not None:
             named = prompt.fit_call(site, named)
+            if not hasattr(model, "flexible"):  # those heads know of prompts themselves
+                named = prompt.fit_labels(site, named)
         count = 1 if self.facts.copied else copies(self.setup)
         if count > 1:
             rows = rows_in((args, named))

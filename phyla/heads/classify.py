@@ -26,9 +26,11 @@ def dropout_of(config: Any, keys: tuple[str | float, ...]) -> float:
 
 
 def last_token(call: Call, x: Tensor) -> Tensor:
-    """Index (B) of each row's last real token: by pad_token_id, else by the mask, else the end of the row."""
+    """Index (B) of each row's last real token: by pad_token_id, else by the mask, else the end of the row.
+
+    x may have more positions than there are tokens: prompts, in front of them or behind the first.
+    """
     length, device = x.shape[1], x.device
-    order = torch.arange(length, device=device)
     padding = call.config.get_text_config().pad_token_id
     if call.input_ids is not None and padding is not None:
         real = call.input_ids.to(device) != padding
@@ -36,7 +38,8 @@ def last_token(call: Call, x: Tensor) -> Tensor:
         real = call.attention_mask.to(device).bool()
     else:
         return torch.full((x.shape[0],), length - 1, device=device)
-    return (order * real).argmax(-1)
+    order = torch.arange(real.shape[1], device=device)
+    return (order * real).argmax(-1) + (length - real.shape[1])
 
 
 class _Rows(HeadModule):
@@ -69,7 +72,7 @@ class _Rows(HeadModule):
                 f"every row must hold the same number of end tokens ({call.config.eos_token_id}), "
                 f"but they hold {count.tolist()}; end each text with the end token"
             )
-        last = ends.shape[1] - 1 - ends.flip(1).int().argmax(1)
+        last = x.shape[1] - 1 - ends.flip(1).int().argmax(1)
         return x[rows, last]
 
     def forward(self, out: Any, call: Call) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def update_and_allocate(model: PreTrainedModel, global_step: int, name: str = "d
         for part in parts:
             kept = (config.rank_pattern or {}).get(f"{part.path}.lora_E")
             if kept is not None:
-                part.lora_E *= torch.tensor(kept, dtype=part.lora_E.dtype, device=part.lora_E.device)[:, None]
+                part.lora_E.mul_(torch.tensor(kept, device=part.lora_E.device)[:, None])
 
 
 def _follow(config: AdaLoraConfig, parts: list[Adaptive], memory: dict[str, tuple[Tensor, Tensor]]) -> None:
@@ -87,7 +87,7 @@ def _cut(parts: list[Adaptive], memory: dict[str, Any], ranks: int) -> dict[str,
     found = {}
     for part, score in zip(parts, scores, strict=True):
         stays = score > floor
-        part.lora_E *= stays[:, None]
+        part.lora_E.mul_(stays[:, None])
         found[f"{part.path}.lora_E"] = stays.tolist()
     return found
 

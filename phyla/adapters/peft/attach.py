@@ -1,6 +1,7 @@
 """From a PEFT configuration to the parts of an adapter and the places where they stand."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -22,6 +23,7 @@ from phyla.adapters.peft.configs import (
     TunerConfig,
     VeraConfig,
 )
+from phyla.adapters.peft.experts import parts_of
 from phyla.adapters.peft.low import Adaptive, LowRank, Pair, Vector
 from phyla.adapters.peft.matrices import Hadamard, Kronecker, Spectrum
 from phyla.adapters.peft.part import At, Overlay, Part
@@ -67,12 +69,10 @@ def attach(config: PeftConfig, where: Survey, entry: Any) -> Iterator[tuple[Plac
 def _parts(
     config: TunerConfig, targets: Targets, where: Survey, entry: Any
 ) -> Iterator[tuple[Place, nn.Module]]:
-    if getattr(config, "target_parameters", None):
-        raise AdapterError(
-            "target_parameters is not implemented: name the experts' matrices in target_modules"
-        )
     make = PARTS.get(type(config))
-    found = [targets.modules[path] for path in chosen(config, targets, where)]
+    parameters = isinstance(config, LoraConfig) and config.target_parameters
+    alone = parameters and isinstance(config.target_modules, list | tuple) and not config.target_modules
+    found = [] if alone else [targets.modules[path] for path in chosen(config, targets, where)]
     parts: list[tuple[Part, Target]] = []
     if isinstance(config, TrainableTokensConfig):
         parts = [
@@ -94,6 +94,12 @@ def _parts(
         for name, indices in given.items():
             for path in [p for p in targets.modules if p == name or p.endswith(f".{name}")]:
                 parts += rows_of(indices, targets, targets.modules[path])
+    if isinstance(config, LoraConfig) and parameters:
+        more = list(parts_of(config, targets))
+        twice = {t.path for _, t in more} & {t.path for _, t in parts}
+        if twice:
+            raise AdapterError(f"{min(twice)} is meant by target_modules and by target_parameters")
+        parts += more
     yield from place(parts, where, entry)
 
 
@@ -122,7 +128,7 @@ def chosen(config: TunerConfig, targets: Targets, where: Survey) -> list[str]:
         names = all_linear(targets, config.task_type)
     elif names is None:
         names = _usual(config, targets, where)
-    settled = config.replace(target_modules=names)
+    settled = replace(config, target_modules=names)
     found = [path for path in targets.modules if settled.wants(path)]
     if isinstance(config, TrainableTokensConfig):
         found = sorted(found, key=lambda p: not targets.modules[p].idle)[:1]
@@ -204,8 +210,12 @@ def replace_tensors(entry: Any, targets: Targets, path: str, leaves: tuple[str, 
         for ours in line.ours:
             where, _, last = ours.rpartition(".")
             target = (targets.model.get_submodule(where), last)
-            if not isinstance(target[0]._parameters.get(last), nn.Parameter):
+            if last in target[0]._buffers:
                 continue
+            if not isinstance(target[0]._parameters.get(last), nn.Parameter):
+                raise AdapterError(
+                    f"{name} is quantised and cannot be trained whole: leave {path} out of modules_to_save"
+                )
             if not any(t[0] is target[0] and t[1] == last for t in entry.targets):
                 entry.targets.append(target)
                 entry.replaced.append(nn.Parameter(targets.tensors[ours].detach().clone()))

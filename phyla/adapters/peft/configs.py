@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, ClassVar
 
-from phyla.adapters.config import ARCHITECTURES, AdapterConfig
+from phyla.adapters.config import ADAPTER_CONFIG_MAP, ARCHITECTURES, AdapterConfig
 from phyla.errors import AdapterError, nearest
 
 KINDS: dict[str, type["PeftConfig"]] = {}
@@ -18,11 +18,16 @@ _REFUSED = (
 
 
 def peft(kind: str):
-    """Class decorator: the `peft_type` of a configuration."""
+    """Class decorator: the `peft_type` of a configuration; in lower case its name in configuration strings.
+
+    Names that AdapterHub's methods have as well (`lora`, `ia3`, ...) get `peft_` before them.
+    """
 
     def register(cls: type["PeftConfig"]) -> type["PeftConfig"]:
         cls.peft_type = kind
         KINDS[kind] = cls
+        name = kind.lower()
+        ADAPTER_CONFIG_MAP[f"peft_{name}" if name in ADAPTER_CONFIG_MAP else name] = cls()
         return cls
 
     return register
@@ -60,6 +65,8 @@ class PeftConfig(AdapterConfig):
                 raise AdapterError(f"the setting {name} of PEFT adapters is not implemented")
         given = {k: v for k, v in data.items() if k in known}
         rest = {k: v for k, v in data.items() if k not in known and k not in ("peft_type", "architecture")}
+        if given.get("target_parameters") and given.get("target_modules") is None:
+            given["target_modules"] = []  # files name the usual modules where those are meant
         return made(**given, extra=rest)
 
     def to_dict(self) -> dict[str, Any]:

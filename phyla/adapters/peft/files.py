@@ -10,6 +10,7 @@ from phyla.adapters.hub import dialect_of
 from phyla.adapters.lora import Low
 from phyla.adapters.peft.attach import entry_parts
 from phyla.adapters.peft.configs import (
+    AdaLoraConfig,
     LNTuningConfig,
     LoraConfig,
     PeftConfig,
@@ -60,6 +61,10 @@ def _fill(entry: Entry, tensors: dict[str, Tensor], targets: Targets, config: Pe
             continue
         if ".original_module." in key:
             continue
+        owner, leaf = _of_parameter(key, parts, targets)
+        if owner is not None:
+            files.setdefault(owner, {})[leaf] = value
+            continue
         plain = _plain_key(key)
         if plain in targets.lines:
             whole[plain] = value
@@ -85,6 +90,15 @@ def _fill(entry: Entry, tensors: dict[str, Tensor], targets: Targets, config: Pe
         if path not in files and not isinstance(part, Rows):
             part.from_file({})
     _fill_whole(entry, whole, targets)
+
+
+def _of_parameter(key: str, parts: dict[str, Part], targets: Targets) -> tuple[str | None, str]:
+    """(the part that a key is of, the rest) where its path is no module's: see experts.parts_of."""
+    for name in targets.spellings(key.removeprefix(AHEAD)):
+        path, _, leaf = name.rpartition(".lora_")
+        if path in parts and path not in targets.modules:
+            return path, f"lora_{leaf}"
+    return None, ""
 
 
 def _plain_key(key: str) -> str:
@@ -176,7 +190,9 @@ def _settled(facts: dict[str, Any], entry: Entry) -> dict[str, Any]:
 def _shortened(part: Part, config: PeftConfig) -> dict[str, Tensor]:
     """A part's tensors without the directions that AdaLoRA has given up."""
     values = part.to_file()
-    pattern = (config.rank_pattern or {}).get(f"{part.path}.lora_E") if isinstance(part, Adaptive) else None
+    if not isinstance(part, Adaptive) or not isinstance(config, AdaLoraConfig):
+        return values
+    pattern = (config.rank_pattern or {}).get(f"{part.path}.lora_E")
     if not pattern or len(pattern) != part.rank or all(pattern):
         return values
     kept = torch.tensor(pattern).nonzero().flatten().to(values["lora_A"].device)

@@ -36,8 +36,13 @@ class LowRank(Delta):
         self.rank, self.dropout = rank, config.lora_dropout
         self.scaling = alpha / math.sqrt(rank) if config.use_rslora else alpha / rank
         out, inner, *kernel = target.shape
+        groups = target.pieces[0].module.groups if target.kind == "conv" else 1
+        if groups > 1:
+            raise AdapterError(
+                f"LoRA takes convolutions of one group, but {target.path} has {groups}: name it in "
+                "exclude_modules, or take LoHa or LoKr"
+            )
         if target.kind == "table":
-            self.leaves = {"lora_A": "lora_embedding_A", "lora_B": "lora_embedding_B", "m": self.leaves["m"]}
             out, inner = inner, out
         self.lora_A = nn.Parameter(torch.empty(rank, inner, *kernel))
         self.lora_B = nn.Parameter(torch.empty(out, rank, *([1] * len(kernel))))
@@ -46,6 +51,11 @@ class LowRank(Delta):
         self.register_buffer("start_B", None, persistent=False)
         self._fresh(config.init_lora_weights, target)
         self.m = nn.Parameter(self._lengths(target.weight.detach().float())) if config.use_dora else None
+
+    def names(self) -> dict[str, str]:
+        if self.kind != "table":
+            return self.leaves
+        return {"lora_A": "lora_embedding_A", "lora_B": "lora_embedding_B", "m": self.leaves["m"]}
 
     def _fresh(self, how: Any, target: Target) -> None:
         a, b = self.lora_A, self.lora_B
@@ -165,12 +175,15 @@ class Adaptive(LowRank):
         pattern = by_pattern(
             {_module(k): v for k, v in (config.rank_pattern or {}).items()}, target.path, None
         )
-        rank = config.init_r if pattern is None else max(1, sum(map(bool, pattern)))
-        plain = LoraConfig(r=rank, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout)
+        rank = config.init_r if pattern is None else sum(map(bool, pattern))
+        plain = LoraConfig(r=max(1, rank), lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout)
         super().__init__(plain, target)
         if self.kind not in ("linear", "expert"):
             raise AdapterError(f"AdaLoRA changes projections, but {target.path} is none")
         self.lora_E = nn.Parameter(torch.zeros(rank, 1))
+        if not rank:  # a module that gave up all its directions
+            self.lora_A, self.lora_B = nn.Parameter(self.lora_A[:0]), nn.Parameter(self.lora_B[:, :0])
+        self.rank = rank
         nn.init.normal_(self.lora_A, std=0.02)
         nn.init.normal_(self.lora_B, std=0.02)
         self.scaling = (config.lora_alpha if config.lora_alpha > 0 else config.init_r) / (

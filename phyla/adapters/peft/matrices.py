@@ -128,7 +128,8 @@ class Kronecker(Lycoris):
             self.lokr_w2_b = behind(self.rank, in_n * math.prod(self.kernel))
 
     def delta(self) -> Tensor:
-        first = self.lokr_w1 if self.whole_1 else self.lokr_w1_a @ self.lokr_w1_b
+        first: Tensor = self.lokr_w1 if self.whole_1 else self.lokr_w1_a @ self.lokr_w1_b
+        second: Tensor
         if self.whole_2:
             second = self.lokr_w2
         elif self.effective:

@@ -28,6 +28,10 @@ class Part(nn.Module):
         super().__init__()
         self.path, self.kind, self.shape = target.path, target.kind, target.shape
 
+    def names(self) -> dict[str, str]:
+        """Parameter -> name in files, of this part's kind of module."""
+        return self.leaves
+
     def change(self, x: Tensor, y: Tensor, linear: Any, rows: Any) -> Tensor:
         """What to add to y (..., out) of a module fed with x (..., in)."""
         raise NotImplementedError
@@ -38,11 +42,13 @@ class Part(nn.Module):
 
     def to_file(self) -> dict[str, Tensor]:
         """Tensors by the names that files have for them."""
-        return {self.leaves[k]: p for k, p in self.named_parameters() if k in self.leaves}
+        names = self.names()
+        return {names[k]: p for k, p in self.named_parameters() if k in names}
 
     def from_file(self, tensors: dict[str, Tensor]) -> None:
         """Take over a file's tensors; errors name the key that lacks, is too much or has another shape."""
-        own = {self.leaves[k]: p for k, p in self.named_parameters() if k in self.leaves}
+        names = self.names()
+        own = {names[k]: p for k, p in self.named_parameters() if k in names}
         for name, parameter in own.items():
             if name not in tensors:
                 raise MissingWeightsError(f"the PEFT file has no tensor {self.path}.{name}")
@@ -170,13 +176,17 @@ class Overlay(nn.Module):
 
     def forward(self, value: Tensor) -> Tensor:
         """What the base is to read in the place of `value`."""
-        slices: list[Tensor] = []
-        for part, piece in zip(self.members, self.pieces, strict=True):
+        members = list(zip(self.members, self.pieces, strict=True))
+        single = [(part, piece) for part, piece in members if piece.expert is not None]
+        if single:
+            slices = list(value.unbind())
+            for part, piece in single:
+                slices[piece.expert] = part.merged(slices[piece.expert], None, None)[0]  # type: ignore
+            value = torch.stack(slices)
+        for part, piece in members:
             if piece.expert is None:
-                return part.merged(value, None, piece.rows)[0]  # type: ignore[operator]
-            slices = slices or list(value.unbind())
-            slices[piece.expert] = part.merged(slices[piece.expert], None, None)[0]  # type: ignore[operator]
-        return torch.stack(slices)
+                value = part.merged(value, None, piece.rows)[0]  # type: ignore[operator]
+        return value
 
     def put(self) -> None:
         """Stand before the parameter."""

@@ -81,8 +81,8 @@ class Virtual(nn.Module):
         """The arguments of a model's call; calls that go on from a cache have the vectors in it already."""
         names = [n for n in inspect.signature(type(model).forward).parameters if n != "self"]
         named = {**dict(zip(names, args, strict=False)), **named}
-        past = named.get("past_key_values")
-        if (past is not None and getattr(past, "length", 0)) or named.get("encoder_outputs") is not None:
+        past: Any = named.get("past_key_values")
+        if (past is not None and getattr(past, "length", False)) or named.get("encoder_outputs") is not None:
             return (), named
         return (), {k: v for k, v in self.ahead(model, named).items() if v is not None}
 

@@ -10,7 +10,7 @@ from phyla.adapters.places import Survey
 from phyla.blocks.embed import Tokens
 from phyla.checkpoints.names import Line, NameMap
 from phyla.checkpoints.ops import Stack
-from phyla.checkpoints.state import BARE, layout_of, tensors_of
+from phyla.checkpoints.state import BARE, Layout, layout_of, tensors_of
 from phyla.errors import AdapterError, nearest
 
 HEADS = ("classifier", "score")  # what PEFT leaves out of "all-linear" in classifiers, and trains with them
@@ -74,13 +74,16 @@ class Targets:
     output: str | None = None
     model: Any = None
 
+    def spellings(self, key: str) -> list[str]:
+        """A key as it is, without the backbone's prefix, and with it."""
+        if not self.prefix:
+            return [key]
+        bare = [key.removeprefix(self.prefix + ".")] if key.startswith(self.prefix + ".") else []
+        return [key, *bare, f"{self.prefix}.{key}"]
+
     def find(self, key: str) -> tuple[str, str]:
         """(public module, rest) of a key without `base_model.model.`; AdapterError if there is none."""
-        spelled = [key]
-        if self.prefix:
-            spelled.append(key.removeprefix(self.prefix + ".") if key.startswith(self.prefix + ".") else "")
-            spelled.append(f"{self.prefix}.{key}")
-        for name in filter(None, spelled):
+        for name in self.spellings(key):
             pieces = name.split(".")
             for cut in range(len(pieces) - 1, 0, -1):
                 path = ".".join(pieces[:cut])
@@ -93,7 +96,7 @@ class Targets:
 
 def targets_of(model: Any) -> Targets:
     """Every module of a model that PEFT can name."""
-    layout, tensors = layout_of(model), tensors_of(model)
+    layout, tensors = _named(model)
     prefixed = model.head_spec.task not in BARE or model.head_spec.prefix is not None
     found = Targets(tensors=tensors, prefix=layout.prefix, model=model)
     lines = layout.lines(prefixed)
@@ -110,6 +113,16 @@ def targets_of(model: Any) -> Targets:
         (p for p, t in found.modules.items() if output is not None and t.pieces[0].module is output), None
     )
     return found
+
+
+def _named(model: Any) -> tuple[Layout, dict[str, Tensor]]:
+    """Layout and tensors of a model; what it holds packed has the name and shape that it has unpacked."""
+    tensors = tensors_of(model)
+    if model.is_own() or not any(getattr(m, "packed", None) is not None for m in model.modules()):
+        return layout_of(model), tensors
+    with torch.device("meta"):
+        twin = type(model)(model.config, add_pooling_layer=model._pooled)
+    return layout_of(twin), {**tensors_of(twin), **tensors}
 
 
 def _alias(found: Targets, model: Any, aliases: dict[str, tuple[str, ...]]) -> None:

@@ -33,12 +33,13 @@ class Rows(Part):
         self.rows = nn.Parameter(torch.randn_like(start) if fresh else start)
 
     def change(self, x: Tensor, y: Tensor, linear: Any, rows: Any) -> Tensor:
-        index, where = self.index, self.where
+        index: Any = self.index
+        where: Any = self.where
         if x.is_floating_point():  # the output matrix: scores of these tokens
             bias = getattr(linear, "bias", None)
             scores = F.linear(x, self.rows.to(x.dtype), None if bias is None else bias[index])
-            return torch.zeros_like(y).index_copy(-1, index, scores - y[..., index])  # type: ignore[arg-type]
-        number = where[x]  # type: ignore[index]
+            return torch.zeros_like(y).index_copy(-1, index, scores - y[..., index])
+        number = where[x]
         new = self.rows[number.clamp(min=0)].to(y.dtype)
         return torch.where((number >= 0)[..., None], new - y, torch.zeros_like(y))
 
