@@ -1,6 +1,7 @@
 """The adapters of one model: their parts, the fusions, and what is active at which site."""
 
 import copy
+import inspect
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -442,6 +443,9 @@ class Adapters(nn.Module):
             return self.with_rows(names, rows, lambda: self._call(forward, model, args, named))
         site = self.prompts()
         if site is not None:
+            if args and not torch.compiler.is_compiling():
+                bound = inspect.signature(model.forward).bind_partial(*args)
+                args, named = (), {**bound.arguments, **named}
             named = prompt.fit_call(site, named)
             if not hasattr(model, "flexible"):  # those heads know of prompts themselves
                 named = prompt.fit_labels(site, named)

@@ -157,7 +157,7 @@ def _accepted(
         return _choose(task, scores, [0] * len(scores), going), [0] * len(scores)
     if task.do_sample and proposal.chances is not None:
         return _accepted_drawn(task, proposal, proposal.chances, scores, going)
-    tokens = _choose(task, scores, proposal.counts, going)
+    tokens = _choose(task, scores, proposal.counts, going, proposal.ids)
     same = tokens[:, :-1] == proposal.ids
     return tokens, _leading(same, proposal.counts)
 
@@ -189,17 +189,29 @@ def _leading(right: Tensor, counts: Sequence[int]) -> list[int]:
     return [min(n, most) for n, most in zip(known, counts, strict=True)]
 
 
-def _choose(task: Task, scores: Tensor, counts: Sequence[int], going: list[bool]) -> Tensor:
-    """The best or drawn tokens (rows, k + 1); of row r only the first counts[r] + 1 are drawn."""
+def _choose(
+    task: Task, scores: Tensor, counts: Sequence[int], going: list[bool], ids: Tensor | None = None
+) -> Tensor:
+    """The best or drawn tokens (rows, k + 1); of row r only the first counts[r] + 1 are drawn.
+
+    With candidates `ids` (rows, k) a row with a generator of its own draws no further than the first that is
+    not the candidate: it uses up a number a token, as without a draft, whatever was proposed.
+    """
     best = scores.argmax(-1)
     if not task.do_sample:
         return best
-    if len(task.generators) <= 1:
+    if len(task.generators) <= 1 and (len(scores) > 1 or not task.generators):
         flat = draw(scores.flatten(0, 1), task.generators)
         return flat.view(best.shape)
+    drawing = list(going)
     for i in range(scores.shape[1]):
-        drawn = draw_rows(task, scores[:, i], [on and i <= n for n, on in zip(counts, going, strict=True)])
-        best[:, i] = drawn
+        drawing = [on and i <= n for n, on in zip(counts, drawing, strict=True)]
+        if not any(drawing):
+            break
+        best[:, i] = draw_rows(task, scores[:, i], drawing)
+        if ids is not None and i < ids.shape[1]:
+            right = (best[:, i] == ids[:, i]).tolist()
+            drawing = [on and same for on, same in zip(drawing, right, strict=True)]
     return best
 
 

@@ -113,7 +113,7 @@ class FlexibleModel(HeadMethods, PreTrainedModel):
             return asked
         setup = self._setup()
         if isinstance(setup, Rows):
-            index: Any = setup.index
+            index: Any = setup.numbers
             names = [heads_of(child) for child in setup.children]
             if all(isinstance(name, str) and name in self.flexible.kept for name in names):
                 return Rows(*(names[child] for child in index))
@@ -193,7 +193,7 @@ class FlexibleModel(HeadMethods, PreTrainedModel):
 
     def _by_row(self, heads: Rows, out: Any, facts: dict[str, Any], rows: int) -> MultiHeadOutput:
         """One output for each row, of the head of the row's adapter; the losses of the heads add up."""
-        index: Any = heads.index  # of each row's head
+        index: Any = heads.numbers  # of each row's head
         times, found, losses = rows // len(index), {}, []
         for number, name in enumerate(heads.children):
             group = [row for row, child in enumerate(index) if child == number]

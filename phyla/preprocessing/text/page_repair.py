@@ -7,6 +7,8 @@ import functools
 import re
 from itertools import pairwise
 
+from phyla.errors import MissingExtraError, require
+
 Rule = tuple[str, str, re.RegexFlag]
 
 _LINES, _PLAIN = re.M, re.RegexFlag(0)
@@ -85,12 +87,11 @@ def _ended(text: str) -> str:
 
 @functools.cache
 def _english_words() -> frozenset[str] | None:
-    """NLTK's word list where NLTK and its list are there, else None."""
+    """NLTK's word list where NLTK (the extra `nougat`) and its list are there, else None."""
     try:
-        from nltk.corpus import words  # type: ignore[import-untyped]
-
+        words = require("nltk.corpus", "nougat", "telling words from halves of words").words
         return frozenset(words.words())
-    except (ImportError, LookupError):
+    except (MissingExtraError, LookupError):
         return None
 
 
