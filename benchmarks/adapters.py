@@ -10,11 +10,11 @@ import datetime
 import json
 import os
 import statistics
-import subprocess
 from typing import Any
 
 import environments
-from runner import HERE, RESULTS, commit, log, machine
+from runner import RESULTS, commit, log, machine
+from workers import Found, Worker
 
 PEERS = ("adapters-1.3.0", "peft-0.21.2")
 ROWS = (1, 8, 64)
@@ -35,42 +35,19 @@ MODELS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
-Found = dict[str, Any]
 
-
-class Worker:
+class Library(Worker):
     """A process of one library with one model; what it cannot do is said and left out."""
 
     def __init__(self, python: str, library: str, threads: int) -> None:
-        asked = json.dumps({"library": library, "threads": threads})
-        script = str(HERE / "peers" / "adapter_model.py")
         self.library = library
-        self.process = subprocess.Popen(
-            [python, script, asked], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        self.heard()
-
-    def heard(self) -> Found:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.startswith("RESULT "):
-                return json.loads(line.removeprefix("RESULT "))
-        raise RuntimeError(f"the worker of {self.library} ended with status {self.process.wait()}")
+        super().__init__(python, "adapter_model.py", {"library": library, "threads": threads})
 
     def ask(self, do: str, *arguments: Any, **more: Any) -> Found:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"do": do, "with": arguments, **more}) + "\n")
-        self.process.stdin.flush()
-        found = self.heard()
+        found = self.tell({"do": do, "with": arguments, **more})
         if "failed" in found:
             log(f"  {self.library} cannot {do} {arguments}: {found['failed']}")
         return found
-
-    def end(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
 
 
 def main() -> None:
@@ -81,7 +58,7 @@ def main() -> None:
         raise SystemExit(f"no model is named {arguments.only}; there are {list(MODELS)}")
     pythons = {name: environments.interpreter(name, given) for name in ("phyla", *PEERS)}
     for name in names:
-        workers = {p: Worker(python, p.split("-")[0], arguments.threads) for p, python in pythons.items()}
+        workers = {p: Library(python, p.split("-")[0], arguments.threads) for p, python in pythons.items()}
         samples = measured(workers, MODELS[name], arguments)
         for worker in workers.values():
             worker.end()
@@ -106,7 +83,7 @@ def parse() -> argparse.Namespace:
 
 
 def measured(
-    workers: dict[str, Worker], case: Found, arguments: argparse.Namespace
+    workers: dict[str, Library], case: Found, arguments: argparse.Namespace
 ) -> dict[str, dict[str, list[float]]]:
     """measure -> library -> seconds of every round, the order turning from round to round."""
     samples: dict[str, dict[str, list[float]]] = {}
@@ -134,7 +111,7 @@ def measured(
     return samples
 
 
-def calls(workers: dict[str, Worker], rounds: int, keep: Any, turns: Any) -> None:
+def calls(workers: dict[str, Library], rounds: int, keep: Any, turns: Any) -> None:
     """Calls and training steps with one adapter, and with none active."""
     turns("call, LoRA", "forward", "l0")
     for number in range(rounds):  # in turn: the machine's speed drifts
@@ -149,7 +126,7 @@ def calls(workers: dict[str, Worker], rounds: int, keep: Any, turns: Any) -> Non
     turns("training step, seq_bn", "train", "s", skip="peft")
 
 
-def many(workers: dict[str, Worker], keep: Any, turns: Any) -> None:
+def many(workers: dict[str, Library], keep: Any, turns: Any) -> None:
     """Switching, adding, loading, and batches of many adapters."""
     turns("switch", "switch")
     for name, worker in workers.items():

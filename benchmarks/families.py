@@ -12,49 +12,35 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import environments
 from family_models import CASES, Case
-from runner import HERE, RESULTS, commit, log, machine
+from runner import RESULTS, commit, log, machine
+from workers import Found, Worker
 
 REFERENCE = "transformers-4.50.3"
 FOLDERS = environments.CACHE / "families"
 NEVER_BELOW, MEDIAN = 1.0, 1.25  # the goals: times faster than the reference
 AGREE = 2e-3  # of the largest value: random weights make some models nearly chaotic
 
-Found = dict[str, Any]
 
-
-class Worker:
+class Library(Worker):
     """A process of one library that opens models one after the other."""
 
     def __init__(self, python: str, library: str, threads: int, cpu_time: bool) -> None:
-        asked = json.dumps({"library": library, "threads": threads, "cpu_time": cpu_time})
-        script = str(HERE / "peers" / "family_model.py")
-        self.process = subprocess.Popen(
-            [python, script, asked], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        self.heard()
+        asked = {"library": library, "threads": threads, "cpu_time": cpu_time}
+        super().__init__(python, "family_model.py", asked)
 
     def heard(self) -> Found:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.startswith("RESULT "):
-                found = json.loads(line.removeprefix("RESULT "))
-                if "failed" in found:
-                    raise RuntimeError(found["failed"])
-                return found
-        raise RuntimeError(f"the worker ended with status {self.process.wait()}")
+        found = super().heard()
+        if "failed" in found:
+            raise RuntimeError(found["failed"])
+        return found
 
     def ask(self, do: str, **more: Any) -> Found:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"do": do, **more}) + "\n")
-        self.process.stdin.flush()
-        return self.heard()
+        return self.tell({"do": do, **more})
 
     def open(self, case: Case, folder: str) -> Found:
         return self.ask(
@@ -65,11 +51,6 @@ class Worker:
             },
         )  # fmt: skip
 
-    def end(self) -> None:
-        if self.process.stdin is not None:
-            self.process.stdin.close()
-        self.process.wait()
-
 
 def main() -> None:
     arguments = parse()
@@ -79,8 +60,8 @@ def main() -> None:
         raise SystemExit(f"no model matches {arguments.only}; there are {[c.name for c in CASES]}")
     pythons = {name: environments.interpreter(name, given) for name in ("phyla", REFERENCE)}
 
-    def started(name: str) -> Worker:
-        return Worker(pythons[name], name.split("-")[0], arguments.threads, arguments.cpu_time)
+    def started(name: str) -> Library:
+        return Library(pythons[name], name.split("-")[0], arguments.threads, arguments.cpu_time)
 
     workers = {name: started(name) for name in pythons}
     results: dict[str, Found] = {}
@@ -123,7 +104,7 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def prepared(reference: Worker, case: Case, folder: Path) -> bool:
+def prepared(reference: Library, case: Case, folder: Path) -> bool:
     """Random weights, written by the reference where the model's description is not yet there."""
     described = folder / "described.json"
     wanted = json.dumps([case.model, case.model_type, case.config], sort_keys=True)
@@ -143,7 +124,7 @@ def prepared(reference: Worker, case: Case, folder: Path) -> bool:
     return True
 
 
-def compared(workers: dict[str, Worker], case: Case, folder: str, rounds: int) -> Found:
+def compared(workers: dict[str, Library], case: Case, folder: str, rounds: int) -> Found:
     """Samples and medians of one model in all libraries, the order turning from round to round."""
     names = list(workers)
     opened = {name: workers[name].open(case, folder) for name in names}

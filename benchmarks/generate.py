@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import environments
+from runner import commit, machine
 
 HERE = Path(__file__).resolve().parent
 FOLDER = environments.CACHE / "weights" / "SmolLM2-135M-float32"
@@ -31,6 +32,7 @@ PEERS = {
     "transformers-default": "transformers-5.23.0",
     "transformers-continuous": "transformers-5.23.0",
 }
+SETTINGS = ("requests", "rounds", "seconds", "batch", "threads")  # that a result is kept with
 Request = tuple[list[int], int]
 
 
@@ -50,6 +52,7 @@ def main() -> None:
         print("RESULT " + json.dumps(run(told)))
         return
     given = dict(pair.split("=", 1) for pair in arguments.env)
+    pythons = {peer: environments.interpreter(PEERS[peer], given) for peer in arguments.peers}
     samples: dict[str, list[dict[str, float]]] = {peer: [] for peer in arguments.peers}
     for number in range(arguments.rounds):
         turn = (
@@ -57,7 +60,7 @@ def main() -> None:
             + arguments.peers[: number % len(arguments.peers)]
         )
         for peer in turn:
-            found = measured(environments.interpreter(PEERS[peer], given), peer, number, arguments)
+            found = measured(pythons[peer], peer, number, arguments)
             print(f"round {number + 1}, {peer}: {found}", flush=True)
             samples[peer].append(found)
         found = summed(samples)
@@ -65,7 +68,14 @@ def main() -> None:
             ratio = f", phyla is {told['ratio']:.2f} times as fast" if "ratio" in told else ""
             print(f"{peer}: {told['new_per_second']:.1f} new tokens a second{ratio}", flush=True)
         if not arguments.no_save:
-            kept = {"arguments": vars(arguments), "samples": samples, "medians": found}
+            kept = {
+                "machine": machine(),
+                "commit": commit(),
+                "settings": {name: getattr(arguments, name) for name in SETTINGS},
+                "versions": {name: environments.versions(python) for name, python in pythons.items()},
+                "samples": samples,
+                "medians": found,
+            }
             name = f"generate-{datetime.date.today()}.json"
             (HERE / "results" / name).write_text(json.dumps(kept, indent=1) + "\n")
 

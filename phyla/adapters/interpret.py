@@ -73,7 +73,7 @@ class Method:
 
     def leaf(self, name: str, flow: Flow, fixed: Flow) -> Flow:
         """The flow after the adapter of this name; unchanged where it has no part here."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must say what an adapter does to a flow: leaf()")
 
     def level(self, flows: list[Flow], flow: Flow, fixed: Flow) -> list[Flow]:
         """The flows with shapes that fit together."""

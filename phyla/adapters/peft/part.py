@@ -34,11 +34,11 @@ class Part(nn.Module):
 
     def change(self, x: Tensor, y: Tensor, linear: Any, rows: Any) -> Tensor:
         """What to add to y (..., out) of a module fed with x (..., in)."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define change()")
 
     def merged(self, weight: Tensor, bias: Tensor | None, rows: Any) -> tuple[Tensor, Tensor | None]:
         """Weight and bias that compute what base and part compute together."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define merged()")
 
     def to_file(self) -> dict[str, Tensor]:
         """Tensors by the names that files have for them."""
@@ -76,7 +76,7 @@ class Delta(Part):
 
     def delta(self) -> Tensor:
         """The whole matrix, as the public weight: (out, in, ...)."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define delta()")
 
     def change(self, x: Tensor, y: Tensor, linear: Any, rows: Any) -> Tensor:
         return F.linear(x, take(self.dropped(self.delta()), rows).to(x.dtype))
@@ -94,7 +94,7 @@ class Turn(Part):
 
     def matrix(self) -> Tensor:
         """R, (in, in)."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define matrix()")
 
     def turned(self, x: Tensor) -> Tensor:
         """x R."""

@@ -2,20 +2,12 @@
 
 import re
 
-_ONES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-_TEENS = [
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-]
-_TENS = ["zero", "ten", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+# by their values, from 0 and from 20 on
+ONES = [
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+]  # fmt: skip
+TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _SCALES = (
     (10**15, "quadrillion"),
     (10**12, "trillion"),
@@ -34,13 +26,13 @@ _ABBREVIATIONS = {
 def in_words(number: int) -> str:
     """A number in English words."""
     if number < 20:
-        return f"minus {in_words(-number)}" if number < 0 else (_ONES + _TEENS)[number]
+        return f"minus {in_words(-number)}" if number < 0 else ONES[number]
     if number < 100:
         tens, rest = divmod(number, 10)
-        return _TENS[tens] + (f"-{_ONES[rest]}" if rest else "")
+        return TENS[tens - 2] + (f"-{ONES[rest]}" if rest else "")
     if number < 1000:
         hundreds, rest = divmod(number, 100)
-        return f"{_ONES[hundreds]} hundred" + (f" {in_words(rest)}" if rest else "")
+        return f"{ONES[hundreds]} hundred" + (f" {in_words(rest)}" if rest else "")
     if number >= 10**18:
         return "number out of range"
     scale, name = next(pair for pair in _SCALES if number >= pair[0])

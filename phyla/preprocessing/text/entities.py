@@ -271,16 +271,7 @@ class Entities(PreTrainedTokenizer):
         self, first: Marked, second: Marked | None, plan: Plan, options: CallOptions, limit: int
     ) -> dict:
         special = options.add_special_tokens
-        row = self._assembled(
-            list(first),
-            None if second is None else list(second),
-            special,
-            plan,
-            options.stride,
-            options.return_token_type_ids,
-            options.return_overflowing_tokens,
-            options.return_special_tokens_mask,
-        )
+        row = self._joined(list(first), None if second is None else list(second), plan, options)
         if first.entity_ids is None:
             return row
         total = (

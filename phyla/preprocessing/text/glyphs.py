@@ -85,16 +85,7 @@ class PythonGlyphPieces(PythonWordPiece):
 
     def _row(self, first: Glyphs, second: Glyphs | None, plan: Plan, options: CallOptions) -> dict:
         special = options.add_special_tokens
-        row = self._assembled(
-            list(first),
-            None if second is None else list(second),
-            special,
-            plan,
-            options.stride,
-            options.return_token_type_ids,
-            options.return_overflowing_tokens,
-            options.return_special_tokens_mask,
-        )
+        row = self._joined(list(first), None if second is None else list(second), plan, options)
         total = (
             len(first)
             + len(second or ())
@@ -150,25 +141,9 @@ class PythonGlyphPieces(PythonWordPiece):
             second.beside = {"word_shape": pair_shape_ids, "word_pronunciation": pair_pronunciation_ids}
         return self._prepared(first, second, self._options(options), prepend_batch_axis)
 
-    def _batch_encode_plus(self, batch, options: CallOptions) -> BatchEncoding:
-        self._refuse_offsets(options)
-        plan = self._plan_of(options)
-        rows: dict[str, list] = {}
-        for item in batch:
-            if options.is_split_into_words:
-                pair = isinstance(item, (list, tuple)) and bool(item) and isinstance(item[0], (list, tuple))
-            else:
-                pair = isinstance(item, (list, tuple)) and not (item and isinstance(item[0], int))
-            text, text_pair = item if pair else (item, None)
-            second = None if text_pair is None else self._glyphs(text_pair, options)
-            row = self._row(self._glyphs(text, options), second, plan, options)
-            if options.return_length:
-                row["length"] = len(row["input_ids"])
-            for key, value in row.items():
-                rows.setdefault(key, []).append(value)
-        mask = self._wants("attention_mask", options.return_attention_mask)
-        padded = self._padded(rows or {"input_ids": []}, plan, options, mask)
-        return BatchEncoding(dict(padded), tensor_type=options.return_tensors)
+    def _row_of(self, first, second, plan: Plan, options: CallOptions) -> dict:
+        pair = None if second is None else self._glyphs(second, options)
+        return self._row(self._glyphs(first, options), pair, plan, options)
 
     def _fills(self) -> dict[str, Any]:
         return dict.fromkeys(_KINDS.values(), self.pad_token_id)

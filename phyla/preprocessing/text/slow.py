@@ -258,16 +258,7 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
             else:
                 pair = isinstance(item, (list, tuple)) and not (item and isinstance(item[0], int))
             first, second = item if pair else (item, None)
-            row = self._assembled(
-                self._ids_of(first, options),
-                None if second is None else self._ids_of(second, options),
-                options.add_special_tokens,
-                plan,
-                options.stride,
-                options.return_token_type_ids,
-                options.return_overflowing_tokens,
-                options.return_special_tokens_mask,
-            )
+            row = self._row_of(first, second, plan, options)
             if options.return_length:
                 row["length"] = len(row["input_ids"])
             for key, value in row.items():
@@ -277,6 +268,24 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
         mask = self._wants("attention_mask", options.return_attention_mask)
         return BatchEncoding(
             dict(self._padded(rows, plan, options, mask)), tensor_type=options.return_tensors
+        )
+
+    def _row_of(self, first, second, plan: Plan, options: CallOptions) -> dict:
+        """The unpadded example of a text, or of two."""
+        ids = None if second is None else self._ids_of(second, options)
+        return self._joined(self._ids_of(first, options), ids, plan, options)
+
+    def _joined(self, ids: list[int], pair_ids: list[int] | None, plan: Plan, options: CallOptions) -> dict:
+        """The unpadded example of token ids, with what a call asks for beside them."""
+        return self._assembled(
+            ids,
+            pair_ids,
+            options.add_special_tokens,
+            plan,
+            options.stride,
+            options.return_token_type_ids,
+            options.return_overflowing_tokens,
+            options.return_special_tokens_mask,
         )
 
     def _padded(self, rows: dict, plan: Plan, options: CallOptions, mask: bool) -> BatchEncoding:

@@ -8,6 +8,8 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
+from .english import ONES
+
 Value = float | tuple[float | None, float | None, float | None]  # a number, or year, month and day
 
 _PATTERNS = (
@@ -19,21 +21,7 @@ _PATTERNS = (
 )  # fmt: skip
 _FIELDS = {"%A": r"\w+", "%B": r"\w+", "%Y": r"\d{4}", "%b": r"\w{3}", "%d": r"\d{1,2}", "%m": r"\d{1,2}"}
 _NUMBER = re.compile(r"((^|\s)[+-])?((\.\d+)|(\d+(,\d\d\d)*(\.\d*)?))")
-_WORDS = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-]
+_WORDS = ONES[:13]
 _ORDINALS = [
     "zeroth",
     "first",

@@ -4,40 +4,11 @@ import re
 from collections.abc import Iterator
 from fractions import Fraction
 
+from .english import ONES, TENS
+
 _ZEROS = {"o", "oh", "zero"}
-_ONES = {
-    word: value
-    for value, word in enumerate(
-        [
-            "one",
-            "two",
-            "three",
-            "four",
-            "five",
-            "six",
-            "seven",
-            "eight",
-            "nine",
-            "ten",
-            "eleven",
-            "twelve",
-            "thirteen",
-            "fourteen",
-            "fifteen",
-            "sixteen",
-            "seventeen",
-            "eighteen",
-            "nineteen",
-        ],
-        1,
-    )
-}
-_TENS = {
-    word: 10 * value
-    for value, word in enumerate(
-        ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"], 2
-    )
-}
+_ONES = {word: value for value, word in enumerate(ONES) if value}
+_TENS = {word: 10 * value for value, word in enumerate(TENS, 2)}
 _SCALES = {
     "hundred": 100,
     **{

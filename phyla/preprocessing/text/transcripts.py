@@ -8,11 +8,11 @@ from typing import Any
 
 from phyla.errors import TokenizerInputError, nearest
 
-from .base import PreTrainedTokenizerBase
 from .batch import to_python
 from .jsonfile import read_json, write_json
 from .language_codes import TRANSCRIBED, TRANSCRIBED_NAMES
 from .overlaps import joined
+from .prefixed import Prefixed
 
 _TIMESTAMP = re.compile(r"<\|(\d+\.\d+)\|>")
 _TASKS = ("translate", "transcribe")
@@ -21,7 +21,7 @@ _BEFORE, _AFTER = "\"'“¡¿([{-", "\"'.。,，!！?？:：”)]}、"
 _FRAMES = 1500  # the timestamps of one window of speech
 
 
-class Transcripts(PreTrainedTokenizerBase):
+class Transcripts(Prefixed):
     """What the Python and the Rust class share."""
 
     decode_options: tuple[str, ...] = (
@@ -79,23 +79,6 @@ class Transcripts(PreTrainedTokenizerBase):
                 raise TokenizerInputError(f"task must be one of {list(_TASKS)}, but is {self.task!r}")
             ids.append(find(f"<|{self.task}|>"))
         return ids if self.predict_timestamps else [*ids, find("<|notimestamps|>")]
-
-    def build_inputs_with_special_tokens(
-        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
-    ) -> list[int]:
-        """The prefix, the sequences, the end."""
-        return [*self.prefix_tokens, *token_ids_0, *(token_ids_1 or []), self.eos_token_id]
-
-    def get_special_tokens_mask(
-        self,
-        token_ids_0: list[int],
-        token_ids_1: list[int] | None = None,
-        already_has_special_tokens: bool = False,
-    ) -> list[int]:
-        """1 for special tokens, 0 for others."""
-        if already_has_special_tokens:
-            return super().get_special_tokens_mask(token_ids_0, token_ids_1, True)
-        return [1] * len(self.prefix_tokens) + [0] * len(token_ids_0 + (token_ids_1 or [])) + [1]
 
     def get_decoder_prompt_ids(
         self, task=None, language=None, no_timestamps: bool = True

@@ -16,6 +16,7 @@ from .jsonfile import write_json
 from .languages import Languages
 from .layout import Layout
 from .pieces import SPACE, PieceModel, PrefixByHand, PythonPieces
+from .prefixed import Prefixed
 from .slow import PreTrainedTokenizer
 from .spelled_numbers import spelled
 from .table import FromTable
@@ -324,7 +325,7 @@ class LanguageCodeError(TokenizerInputError, KeyError):
     __str__ = Exception.__str__
 
 
-class PythonUpperPieces(PythonListedPieces):
+class PythonUpperPieces(Prefixed, PythonListedPieces):
     """Listed pieces of transcripts: a target language may stand first; decoded text may be in capitals."""
 
     lang_lists: dict[str, list[str]] = {}
@@ -372,23 +373,6 @@ class PythonUpperPieces(PythonListedPieces):
     def set_tgt_lang_special_tokens(self, tgt_lang: str) -> None:
         """Texts in this language follow."""
         self.tgt_lang = tgt_lang
-
-    def build_inputs_with_special_tokens(
-        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
-    ) -> list[int]:
-        """The target language where there is one, the sequences, the end."""
-        return [*self.prefix_tokens, *token_ids_0, *(token_ids_1 or []), self.eos_token_id]
-
-    def get_special_tokens_mask(
-        self,
-        token_ids_0: list[int],
-        token_ids_1: list[int] | None = None,
-        already_has_special_tokens: bool = False,
-    ) -> list[int]:
-        """1 for special tokens, 0 for others."""
-        if already_has_special_tokens:
-            return super().get_special_tokens_mask(token_ids_0, token_ids_1, True)
-        return [1] * len(self.prefix_tokens) + [0] * len(token_ids_0 + (token_ids_1 or [])) + [1]
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """The text of tokens; special tokens stand as they are with a space behind."""
