@@ -4,6 +4,7 @@ Public names load on first use; importing phyla loads neither torch nor a family
 """
 
 import importlib
+import importlib.util
 from typing import Any
 
 __version__ = "0.1.0"
@@ -88,7 +89,9 @@ def _all_names() -> dict[str, str]:
 
 def __getattr__(name: str) -> Any:
     module = _NAMES.get(name)
-    if module is None and not name.startswith("__"):
+    if module is None and not name.startswith("_"):
+        if importlib.util.find_spec(f"phyla.{name}") is not None:  # `phyla.adapters`, `from phyla import fast`
+            return importlib.import_module(f"phyla.{name}")
         module = _all_names().get(name)
     if module is None:
         from phyla.errors import nearest

@@ -164,6 +164,7 @@ class Phyla(Running):
     def prepare(self) -> None:
         from phyla.fast import native
 
+        importlib.import_module("phyla.adapters")
         native.load()
         for model in (self.bare, self.model):
             model.pack()
@@ -183,16 +184,19 @@ class Phyla(Running):
 
 
 class Hub(Running):
-    """AdapterHub's adapters; rows go to adapters in blocks, by BatchSplit."""
+    """AdapterHub's adapters; rows go to adapters in blocks, by BatchSplit. The 1st adapter is timed with `init`."""
+
+    made = False
 
     def prepare(self) -> None:
-        import adapters
-
-        adapters.init(self.model)
+        importlib.import_module("adapters")
 
     def add(self, name: str, method: str) -> None:
         import adapters
 
+        if not self.made:
+            adapters.init(self.model)
+            self.made = True
         made = adapters.LoRAConfig(r=8, alpha=8) if method == "lora" else method
         self.model.add_adapter(name, config=made)
 
@@ -214,6 +218,9 @@ class Peft(Running):
     """PEFT's LoRA."""
 
     wrapped = False
+
+    def prepare(self) -> None:
+        importlib.import_module("peft")
 
     def add(self, name: str, method: str) -> None:
         import peft

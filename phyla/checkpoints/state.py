@@ -33,18 +33,25 @@ class Layout:
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and stored buffers by path, tied ones under each of their paths; outlines of packed ones."""
-    found: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    for path, module in model.named_modules():
-        if isinstance(module, PackedParts):
+    found: dict[str, Tensor] = {}
+    rest: dict[str, Tensor] = {}
+    seen: set[nn.Module] = set()  # buffers of a module that stands at two paths count once
+    for path, module in model.named_modules(remove_duplicate=False):
+        ahead = path + "." if path else ""
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                found[ahead + name] = parameter
+        if module in seen or isinstance(module, PackedParts):
             continue
+        seen.add(module)
         if isinstance(module, QuantizedLinear):
-            found[f"{path}.weight"] = module.outline
-        elif (whole := getattr(module, "packed", None)) is not None:
-            found[f"{path}.weight"] = whole.outline  # blocks of a GGUF file, expanded when they are saved
-        for name, buffer in module.named_buffers(recurse=False):
-            if name not in module._non_persistent_buffers_set:
-                found[f"{path}.{name}" if path else name] = buffer
-    return found
+            rest[ahead + "weight"] = module.outline
+        elif (whole := module._modules.get("packed")) is not None:
+            rest[ahead + "weight"] = whole.outline  # blocks of a GGUF file, expanded when they are saved
+        for name, buffer in module._buffers.items():
+            if buffer is not None and name not in module._non_persistent_buffers_set:
+                rest[ahead + name] = buffer
+    return {**found, **rest}
 
 
 def layout_of(model: PreTrainedModel) -> Layout:
@@ -52,7 +59,13 @@ def layout_of(model: PreTrainedModel) -> Layout:
     if model.is_own():
         return _own_layout(model)
     head_spec, where = model.head_spec, type(model).__name__
-    tensors = tensors_of(model)
+    parts = ("backbone", "head", *model.more_names())  # and no adapters: there may be hundreds
+    tensors = {
+        f"{part}.{path}": tensor
+        for part, module in model.named_children()
+        if part in parts
+        for path, tensor in tensors_of(module).items()
+    }
     first: dict[int, str] = {}
     tied: dict[str, str] = {}
     for path, tensor in tensors.items():
