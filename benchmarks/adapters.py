@@ -64,7 +64,7 @@ def main() -> None:
             worker.end()
         medians = {m: {p: statistics.median(v) for p, v in by.items()} for m, by in samples.items()}
         found = save(arguments, pythons, name, {"medians": medians, "samples": samples})
-        print(f"{name}\n{table(found['medians'])}\n{verdicts(found['medians'])}", flush=True)
+        print(f"{name}\n{table(found['medians'])}\n{verdicts(found)}", flush=True)
 
 
 def parse() -> argparse.Namespace:
@@ -116,8 +116,9 @@ def calls(workers: dict[str, Library], rounds: int, keep: Any, turns: Any) -> No
     turns("call, LoRA", "forward", "l0")
     for number in range(rounds):  # in turn: the machine's speed drifts
         for name in list(workers)[:: 1 if number % 2 else -1]:
-            keep("call, bare", name, workers[name].ask("forward_bare"))
-            keep("call, inactive LoRA", name, workers[name].ask("forward", None))
+            found = workers[name].ask("forward_idle")
+            keep("call, bare", name, found, "bare")
+            keep("call, inactive LoRA", name, found, "idle")
     turns("training step, LoRA", "train", "l0")
     for name, worker in workers.items():
         if not name.startswith("peft"):
@@ -155,8 +156,9 @@ def table(medians: dict[str, dict[str, float]]) -> str:
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
-def verdicts(medians: dict[str, dict[str, float]]) -> str:
-    """Each goal with what was found."""
+def verdicts(found: Found) -> str:
+    """Each goal with what was found; ratios of one library are medians over the rounds."""
+    medians, samples = found["medians"], found["samples"]
     own = {measure: found["phyla"] for measure, found in medians.items() if "phyla" in found}
     slower = [
         f"{m} ({medians[m][p] / own[m]:.2f}x of {p})"
@@ -170,7 +172,8 @@ def verdicts(medians: dict[str, dict[str, float]]) -> str:
         ("64 adapters against one (at most 1.5)", "64 rows, 64 adapters", "64 rows, 1 adapters"),
     ):
         if measure in own and base in own:
-            lines.append(f"  {goal}: {own[measure] / own[base]:.3f}")
+            pairs = zip(samples[measure]["phyla"], samples[base]["phyla"], strict=False)
+            lines.append(f"  {goal}: {statistics.median(a / b for a, b in pairs):.3f}")
     if "switch" in own:
         lines.append(f"  switching (under 1 ms): {own['switch'] * 1e3:.3f} ms")
     return "\n".join(lines)

@@ -17,6 +17,7 @@ ASKED = settings()
 LIBRARY = ASKED["library"]
 SLICE_SECONDS = 0.25  # a round repeats short calls for about this long
 MOST_REPEATS = 10
+PAIRS = 5
 
 
 def main() -> None:
@@ -91,8 +92,18 @@ class Running:
         self.activate(name)
         return self.timed(lambda: self.model(input_ids=self.ids))
 
-    def forward_bare(self) -> dict[str, Any]:
-        return self.timed(lambda: self.bare(input_ids=self.ids))
+    def forward_idle(self) -> dict[str, Any]:
+        """The bare model and one with inactive adapters, call by call: the machine's speed drifts."""
+        self.model.eval()
+        self.activate(None)
+        times: dict[str, list[float]] = {"bare": [], "idle": []}
+        with self.torch.inference_mode():
+            for number in range(2 + 2 * PAIRS):
+                name, model = (("bare", self.bare), ("idle", self.model))[number % 2]
+                took = once(lambda model=model: model(input_ids=self.ids))
+                if number > 1:
+                    times[name].append(took)
+        return {name: statistics.median(found) for name, found in times.items()}
 
     def train(self, name: str) -> dict[str, Any]:
         """A step of what the adapter trains, without dropout."""
@@ -184,7 +195,7 @@ class Phyla(Running):
 
 
 class Hub(Running):
-    """AdapterHub's adapters; rows go to adapters in blocks, by BatchSplit. The 1st adapter is timed with `init`."""
+    """AdapterHub's adapters; rows go to adapters in blocks, by BatchSplit; `init` counts as adding the 1st."""
 
     made = False
 
