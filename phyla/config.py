@@ -44,6 +44,13 @@ _PROBLEMS = ("regression", "single_label_classification", "multi_label_classific
 _DTYPES = ("float32", "float16", "bfloat16", "float64", "auto", "float8_e4m3fn", "float8_e5m2")
 
 
+# Kinds of layers in `rope_parameters`, and the keys that say the same in older files.
+_ROPE_FULL, _ROPE_LOCAL = "full_attention", "sliding_attention"
+_ROPE_BASES = ("rope_theta", "rotary_emb_base", "global_rope_theta")
+_ROPE_LOCAL_BASES = ("rope_local_base_freq", "local_rope_theta")
+_ROPE_SHARES = ("partial_rotary_factor", "rotary_pct")
+
+
 class PretrainedConfig:
     """Base of all configurations. A family lists its keys as annotated class attributes with public defaults.
 
@@ -79,6 +86,7 @@ class PretrainedConfig:
                 value = keys.pop(alias)
                 keys.setdefault(name, value)
         values = self.__dict__
+        _take_rope(keys, names)
         for name in names:
             value = keys.pop(name) if name in keys else copy.deepcopy(getattr(type(self), name))
             values[name] = self._checked(name, value)
@@ -423,6 +431,32 @@ class _NoKey(AttributeError):
     def __str__(self) -> str:
         owner, key, keys = self.args
         return f"{owner} has no key {key!r}.{nearest(key, keys)}"
+
+
+def _take_rope(keys: dict[str, Any], names: list[str]) -> None:
+    """Put what newer public files say of rotary positions, `rope_parameters`, where older ones have it."""
+    given = keys.get("rope_parameters")
+    base = next((name for name in _ROPE_BASES if name in names), None)
+    if base is None or not isinstance(given, dict):
+        return
+    for kind in (_ROPE_FULL, _ROPE_LOCAL):
+        if not isinstance(given.get(kind) or {}, dict):
+            raise ConfigError(f"{kind} of rope_parameters must be an object, but is {given[kind]!r}")
+    del keys["rope_parameters"]
+    whole = dict(given.get(_ROPE_FULL) or ({} if _ROPE_LOCAL in given else given))
+    local = dict(given.get(_ROPE_LOCAL) or {})
+    for found, places in ((whole, (base,)), (local, _ROPE_LOCAL_BASES)):
+        _put(keys, names, places, found.pop("rope_theta", None))
+    _put(keys, names, _ROPE_SHARES, whole.pop("partial_rotary_factor", None))
+    if whole.get("rope_type", "default") != "default":
+        _put(keys, names, ("rope_scaling",), whole)
+
+
+def _put(keys: dict[str, Any], names: list[str], places: tuple[str, ...], value: Any) -> None:
+    """Set the first of the places that the configuration has, unless it is set or there is no value."""
+    place = next((name for name in places if name in names), None)
+    if place is not None and value is not None:
+        keys.setdefault(place, value)
 
 
 def _plain_labels(count: int) -> dict[int, str]:

@@ -163,3 +163,37 @@ def test_any_json_gives_a_configuration_or_a_typed_error(changes: dict) -> None:
         phyla.LlamaConfig.from_dict({**LLAMA, **changes})
     except PhylaError:
         pass
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+BOTH = {"full_attention": {**YARN, "rope_theta": 70.0}, "sliding_attention": {"rope_theta": 30.0}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "wanted"),
+    [
+        ("LlamaConfig", {"rope_theta": 300.0}, {"rope_theta": 300.0, "rope_scaling": None}),
+        ("LlamaConfig", {**YARN, "rope_theta": 300.0}, {"rope_theta": 300.0, "rope_scaling": YARN}),
+        ("PhiConfig", {"partial_rotary_factor": 0.25}, {"partial_rotary_factor": 0.25, "rope_theta": 1e4}),
+        (
+            "GPTNeoXConfig",
+            {"rope_theta": 9.0, "partial_rotary_factor": 0.5},
+            {"rotary_emb_base": 9.0, "rotary_pct": 0.5},
+        ),
+        ("Gemma3TextConfig", BOTH, {"rope_theta": 70.0, "rope_local_base_freq": 30.0, "rope_scaling": YARN}),
+        ("ModernBertConfig", BOTH, {"global_rope_theta": 70.0, "local_rope_theta": 30.0}),
+    ],
+)
+def test_rotary_settings_of_newer_files_are_read(kind: str, given: dict, wanted: dict) -> None:
+    made = getattr(phyla, kind)(rope_parameters=given)
+    assert {key: getattr(made, key) for key in wanted} == wanted
+    written = made.to_dict()
+    assert "rope_parameters" not in written
+    assert {key: written[key] for key in wanted} == wanted
+    own = next(iter(wanted))
+    assert getattr(getattr(phyla, kind)(**{own: 0.75}, rope_parameters=given), own) == 0.75
+
+
+def test_rotary_settings_that_are_no_objects_are_named() -> None:
+    with pytest.raises(ConfigError, match="must be an object, but is 7"):
+        phyla.Gemma3TextConfig(rope_parameters={"full_attention": 7})

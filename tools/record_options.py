@@ -160,7 +160,8 @@ def record(case: dict[str, Any], goldens: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     root, *files = sys.argv[1:]
-    importlib.import_module("transformers").logging.set_verbosity_error()
+    reference = importlib.import_module("transformers")
+    reference.logging.set_verbosity_error()
     for file in files:
         family = Path(file).stem
         goldens = {g.class_name: g for g in read_folder(Path(root) / family)}
@@ -177,9 +178,8 @@ def main() -> None:
                 )
                 continue
             kept[made["name"]] = made
-        text = json.dumps(
-            {"reference": "transformers 4.50.3", "goldens": list(kept.values())}, separators=(",", ":")
-        )
+        made_by = f"transformers {reference.__version__}"
+        text = json.dumps({"reference": made_by, "goldens": list(kept.values())}, separators=(",", ":"))
         target.write_bytes(lzma.compress(text.encode(), preset=9 | lzma.PRESET_EXTREME))
         print(f"{target.name}: {len(kept)} cases, {target.stat().st_size} bytes")
 

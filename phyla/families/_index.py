@@ -30,7 +30,10 @@ _FURTHER = {
     "zero-shot-image-classification": {"clip": "CLIPModel", "siglip": "SiglipModel"},
     "document-question-answering": {"layoutlmv3": "LayoutLMv3ForQuestionAnswering"},
     # Of a whole checkpoint, the language model alone.
-    "causal-lm": {"mllama": "MllamaForCausalLM", "musicgen": "MusicgenForCausalLM"},
+    "causal-lm": {
+        "gemma3": "Gemma3ForConditionalGeneration", "mllama": "MllamaForCausalLM",
+        "musicgen": "MusicgenForCausalLM",
+    },
     "base-model": {"musicgen": "MusicgenModel"},
 }  # fmt: skip
 
@@ -38,9 +41,9 @@ _FURTHER = {
 _OTHERS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys((
         "blip_2_qformer", "blip_2_vision_model", "clap_audio_model", "clap_text_model", "clip_text_model",
-        "clip_vision_model", "encoder-decoder", "hifigan", "mllama_text_model", "mllama_vision_model",
-        "musicgen_decoder", "pix2struct_text_model", "pix2struct_vision_model", "siglip_text_model",
-        "siglip_vision_model", "speech-encoder-decoder", "vision-encoder-decoder",
+        "clip_vision_model", "encoder-decoder", "gemma3_text", "hifigan", "mllama_text_model",
+        "mllama_vision_model", "musicgen_decoder", "pix2struct_text_model", "pix2struct_vision_model",
+        "siglip_text_model", "siglip_vision_model", "speech-encoder-decoder", "vision-encoder-decoder",
     ), ()),
     "bart": ("BartPreTrainedModel", "BartPretrainedModel", "PretrainedBartModel"),
     "dbrx": ("DbrxPreTrainedModel", "DbrxAttentionConfig", "DbrxFFNConfig"),
@@ -78,6 +81,8 @@ _ROWS = (
     _row("bert", "BertConfig", "text", BertModel=_BASE, BertForPreTraining=_PRE, BertForMaskedLM=_MLM,
          BertLMHeadModel=_LM, BertForNextSentencePrediction=_NSP, BertForSequenceClassification=_SEQ,
          BertForTokenClassification=_TOK, BertForQuestionAnswering=_QA, BertForMultipleChoice=_MC),
+    _row("bert-generation", "BertGenerationConfig", "text", BertGenerationEncoder=_BASE,
+         BertGenerationDecoder=_LM),
     _row("big_bird", "BigBirdConfig", "text", BigBirdModel=_BASE, BigBirdForPreTraining=_PRE,
          BigBirdForMaskedLM=_MLM, BigBirdForCausalLM=_LM, BigBirdForSequenceClassification=_SEQ,
          BigBirdForTokenClassification=_TOK, BigBirdForQuestionAnswering=_QA, BigBirdForMultipleChoice=_MC),
@@ -161,6 +166,8 @@ _ROWS = (
          GemmaForSequenceClassification=_SEQ, GemmaForTokenClassification=_TOK),
     _row("gemma2", "Gemma2Config", "text", Gemma2Model=_BASE, Gemma2ForCausalLM=_LM,
          Gemma2ForSequenceClassification=_SEQ, Gemma2ForTokenClassification=_TOK),
+    _row("gemma3", "Gemma3Config", "multimodal", Gemma3ForConditionalGeneration=_I2T),
+    _row("gemma3_text", "Gemma3TextConfig", "text", Gemma3TextModel=_BASE, Gemma3ForCausalLM=_LM),
     _row("gpt2", "GPT2Config", "text", GPT2Model=_BASE, GPT2LMHeadModel=_LM,
          GPT2DoubleHeadsModel="double-heads", GPT2ForSequenceClassification=_SEQ,
          GPT2ForTokenClassification=_TOK, GPT2ForQuestionAnswering=_QA),
@@ -252,6 +259,12 @@ _ROWS = (
          Qwen2ForQuestionAnswering=_QA),
     _row("qwen2_vl", "Qwen2VLConfig", "multimodal", Qwen2VLModel=_BASE,
          Qwen2VLForConditionalGeneration=_I2T),
+    _row("qwen3", "Qwen3Config", "text", Qwen3Model=_BASE, Qwen3ForCausalLM=_LM,
+         Qwen3ForSequenceClassification=_SEQ, Qwen3ForTokenClassification=_TOK,
+         Qwen3ForQuestionAnswering=_QA),
+    _row("qwen3_moe", "Qwen3MoeConfig", "text", Qwen3MoeModel=_BASE, Qwen3MoeForCausalLM=_LM,
+         Qwen3MoeForSequenceClassification=_SEQ, Qwen3MoeForTokenClassification=_TOK,
+         Qwen3MoeForQuestionAnswering=_QA),
     _row("rag", "RagConfig", "text", RagModel="retrieval", RagSequenceForGeneration="retrieval-lm",
          RagTokenForGeneration="retrieval-lm"),
     _row("recurrent_gemma", "RecurrentGemmaConfig", "text", RecurrentGemmaModel=_BASE,
@@ -329,6 +342,9 @@ _ROWS = (
          XLNetForSequenceClassification=_SEQ, XLNetForTokenClassification=_TOK,
          XLNetForQuestionAnsweringSimple=_QA, XLNetForQuestionAnswering=_QA,
          XLNetForMultipleChoice=_MC),
+    _row("xmod", "XmodConfig", "text", XmodModel=_BASE, XmodForMaskedLM=_MLM, XmodForCausalLM=_LM,
+         XmodForSequenceClassification=_SEQ, XmodForTokenClassification=_TOK,
+         XmodForQuestionAnswering=_QA, XmodForMultipleChoice=_MC),
     _row("yolos", "YolosConfig", "vision", YolosModel=_BASE, YolosForObjectDetection="object-detection"),
 )  # fmt: skip
 

@@ -69,6 +69,15 @@ class Kept(Learned):
         return torch.zeros((), dtype=self.weight.dtype, device=self.weight.device)
 
 
+def relative_keys(c: PretrainedConfig) -> Spec | None:
+    """What tells attention how far apart tokens stand; None where only their embeddings know places."""
+    if c.position_embedding_type == "absolute":
+        return None
+    width = Heads(c.num_attention_heads).resolve(c.hidden_size)[2]
+    queries = c.position_embedding_type == "relative_key_query"
+    return RelativeKeys(c.max_position_embeddings, width, queries=queries)
+
+
 def layers(c: PretrainedConfig, position: Spec | None = None) -> tuple[Spec, ...]:
     """BERT's layers, with what tells their attention where tokens stand."""
     norm, drop = LayerNorm(c.hidden_size, eps=c.layer_norm_eps), c.hidden_dropout_prob
@@ -84,19 +93,16 @@ def layers(c: PretrainedConfig, position: Spec | None = None) -> tuple[Spec, ...
 def build(c: PretrainedConfig, table: Spec | None = None) -> Spec:
     """BERT's stack; relatives pass the position table of their embeddings."""
     norm, drop = LayerNorm(c.hidden_size, eps=c.layer_norm_eps), c.hidden_dropout_prob
-    heads, relative = Heads(c.num_attention_heads), None
     table = table or Learned(c.max_position_embeddings, c.hidden_size)
     if c.position_embedding_type != "absolute":
         table = Kept(c.max_position_embeddings, c.hidden_size)
-        width, queries = heads.resolve(c.hidden_size)[2], c.position_embedding_type == "relative_key_query"
-        relative = RelativeKeys(c.max_position_embeddings, width, queries=queries)
     stack = Decoder if c.is_decoder else Encoder
     return stack(
         embed=Embed(
             c.vocab_size, c.hidden_size, position=table, segments=c.type_vocab_size, norm=norm,
             dropout=drop, padding=c.pad_token_id,
         ),
-        layers=layers(c, relative),
+        layers=layers(c, relative_keys(c)),
         pool=Pool(c.hidden_size),
     )  # fmt: skip
 

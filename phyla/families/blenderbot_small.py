@@ -61,7 +61,7 @@ class NormedTokens(Embed):
         x = self.norm(x) + self.position(self.position.index(ctx, ids))
         if self.training and self.dropout_prob:
             x = F.dropout(x, self.dropout_prob)
-        return x if self.site is None else self.site(x)
+        return x if self.site is None else self.site(x, ctx)
 
 
 def stack(c: PretrainedConfig, kind: type, decoder: bool) -> Spec:

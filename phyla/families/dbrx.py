@@ -90,6 +90,8 @@ class Config(PretrainedConfig):
 class ClippedAttention(Attention):
     """Attention whose queries, keys and values are clamped to -clip .. clip."""
 
+    divides = True
+
     def __init__(
         self, width: int, heads: Heads, position: Any, mask: Any, clip: float | None, dropout: float
     ) -> None:

@@ -95,7 +95,7 @@ class Residues(Embed):
         if self.norm is not None:
             x = self.norm(x)
         x = x if real is None else x * real
-        return x if self.site is None else self.site(x)
+        return x if self.site is None else self.site(x, ctx)
 
 
 class HalfScaled(RelativeKeys):

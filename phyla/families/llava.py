@@ -9,7 +9,7 @@ from typing import Any
 
 from phyla.blocks import FFN, Spec
 from phyla.blocks.fusion import ImageText
-from phyla.checkpoints.names import NameMap
+from phyla.checkpoints.names import NameMap, To
 from phyla.config import PretrainedConfig
 from phyla.family import family, part
 from phyla.heads import Head
@@ -71,7 +71,7 @@ PROJECTOR = {
 }
 
 
-def names(c: PretrainedConfig, lines: Mapping[str, str] = PROJECTOR) -> NameMap:
+def names(c: PretrainedConfig, lines: Mapping[str, str | To] = PROJECTOR) -> NameMap:
     """The projector's names and those of the parts."""
     return NameMap(
         lines,

@@ -57,6 +57,8 @@ class Aside(Layer):
 class Seeing(GatedFFN):
     """A gated feed-forward whose output is 0 at tokens that see no image."""
 
+    divides = True
+
     def mix(self, x: Tensor, ctx: Context) -> Tensor:
         y, sees = super().mix(x, ctx), ctx.memo.get("sees")
         return y if sees is None else y * sees.to(y)

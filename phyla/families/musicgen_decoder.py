@@ -86,7 +86,7 @@ class CodeEmbed(Block):
         x = vectors + self.position(place).to(vectors.dtype)
         if self.training and self.dropout_prob:
             x = F.dropout(x, self.dropout_prob)
-        return x if self.site is None else self.site(x)
+        return x if self.site is None else self.site(x, ctx)
 
 
 def build(c: Config) -> Spec:

@@ -67,6 +67,8 @@ class Project(Block):
 class Prefix(ImageText):
     """An `ImageText` whose prompt sees both sides."""
 
+    paged = False  # positions count from one, and what a prompt sees depends on where it ends
+
     def arrange(self, ctx: Context, segments: Tensor | None, learning: bool) -> None:
         """A prompt sees itself; a text to learn sees what stands before it, padding nobody."""
         given, length = ctx.attention_mask, ctx.length

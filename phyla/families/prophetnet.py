@@ -85,6 +85,7 @@ class StreamAttention(Attention):
     the bucket of the distance.
     """
 
+    paged = False  # its streams stand one behind the other
     both_sides = False  # of buckets: later positions have none of their own
     reads_by_place = True  # False: as the paper means it, whatever the length of a call
 

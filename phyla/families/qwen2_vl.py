@@ -186,6 +186,7 @@ class Reader(Block):
     """A tower, a text decoder, and where the tokens of a text with images stand."""
 
     caches = True
+    paged = False  # positions lag behind the count of tokens
     slot = -1
 
     def __init__(self, vision: Spec, text: Spec, image_token: int, video_token: int, merge: int) -> None:

@@ -52,7 +52,7 @@ class Config(PretrainedConfig):
         bert.check_positions(self)
 
 
-def build(c: Config) -> Spec:
+def build(c: PretrainedConfig) -> Spec:
     table = Learned(c.max_position_embeddings, c.hidden_size, count="tokens", padding=c.pad_token_id)
     return bert.build(c, table=table)
 

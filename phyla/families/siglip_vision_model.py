@@ -72,19 +72,30 @@ def build(c: PretrainedConfig) -> Encoder:
     )
 
 
+LINES: dict[str, str | To] = {
+    "embed.projection": "vision_model.embeddings.patch_embedding",
+    "embed.position": "vision_model.embeddings.position_embedding.weight",
+    **layer_names("vision_model"),
+    "norm": "vision_model.post_layernorm",
+    "pool.probe": To("vision_model.head.probe", Reshape((1, 1, -1))),
+    "pool.q|k|v": split("vision_model.head.attention.in_proj", joint="_"),
+    "pool.o": "vision_model.head.attention.out_proj",
+    "pool.ffn.pre_norm": "vision_model.head.layernorm",
+    "pool.ffn.up": "vision_model.head.mlp.fc1",
+    "pool.ffn.down": "vision_model.head.mlp.fc2",
+}
+# Files of later versions leave out the name of the tower.
+_LATER = {
+    f"{ours}.{leaf}": (f"{name.removeprefix('vision_model.')}.{leaf}",)
+    for ours, name in LINES.items()
+    for leaf in ("weight", "bias")
+    if isinstance(name, str)
+}
+_LATER |= {f"pool.q.{leaf}": (f"head.attention.in_proj_{leaf}",) for leaf in ("weight", "bias")}
+_LATER |= {"pool.probe": ("head.probe",), "embed.position": ("embeddings.position_embedding.weight",)}
 TOWER = NameMap(
-    {
-        "embed.projection": "vision_model.embeddings.patch_embedding",
-        "embed.position": "vision_model.embeddings.position_embedding.weight",
-        **layer_names("vision_model"),
-        "norm": "vision_model.post_layernorm",
-        "pool.probe": To("vision_model.head.probe", Reshape((1, 1, -1))),
-        "pool.q|k|v": split("vision_model.head.attention.in_proj", joint="_"),
-        "pool.o": "vision_model.head.attention.out_proj",
-        "pool.ffn.pre_norm": "vision_model.head.layernorm",
-        "pool.ffn.up": "vision_model.head.mlp.fc1",
-        "pool.ffn.down": "vision_model.head.mlp.fc2",
-    },
+    LINES,
+    aliases=_LATER,
     ignore=(r"vision_model\.embeddings\.position_ids",),
 )
 # Files of the whole SigLIP hold the other tower too.

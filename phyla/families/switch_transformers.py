@@ -81,6 +81,8 @@ class Config(PretrainedConfig):
 class Dense(FFN):
     """T5's feed-forward among sparse ones: where routers are asked for scores, it has a mark instead."""
 
+    divides = True
+
     def mix(self, x: Tensor, ctx: Context) -> Tensor:
         if ctx.router_logits is not None:
             ctx.router_logits.append((torch.zeros(1, dtype=torch.long, device=x.device),))  # type: ignore[arg-type]

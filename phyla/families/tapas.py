@@ -115,7 +115,7 @@ class TableEmbed(Embed):
         for number, table in enumerate(self.segment):
             x = x + (table.weight[0] if segment_ids is None else table(segment_ids[..., number]))
         x = F.dropout(self.norm(x), self.dropout_prob, self.training)
-        return x if self.site is None else self.site(x)
+        return x if self.site is None else self.site(x, ctx)
 
 
 def build(c: Config) -> Spec:

@@ -38,7 +38,8 @@ _NAMES = {
     "multimodal": (
         "BaseModelOutputWithAttentionMask", "Blip2ForConditionalGenerationModelOutput",
         "Blip2ImageTextMatchingModelOutput", "Blip2TextModelOutput", "Blip2VisionModelOutput",
-        "CLIPOutput", "CLIPTextModelOutput", "CLIPVisionModelOutput", "LlavaCausalLMOutputWithPast",
+        "CLIPOutput", "CLIPTextModelOutput", "CLIPVisionModelOutput", "Gemma3CausalLMOutputWithPast",
+        "LlavaCausalLMOutputWithPast",
         "LlavaNextCausalLMOutputWithPast", "PaliGemmaCausalLMOutputWithPast",
         "Qwen2VLCausalLMOutputWithPast", "ViltForImagesAndTextClassificationOutput",
     ),

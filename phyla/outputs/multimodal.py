@@ -54,6 +54,10 @@ class PaliGemmaCausalLMOutputWithPast(LlavaCausalLMOutputWithPast):
     """Next-token scores (B, S, V) of a text with images, and the images' vectors."""
 
 
+class Gemma3CausalLMOutputWithPast(LlavaCausalLMOutputWithPast):
+    """Next-token scores (B, S, V) of a text with images, and the images' vectors."""
+
+
 class Qwen2VLCausalLMOutputWithPast(ModelOutput):
     """Next-token scores (B, S, V), and (B, 1) how far positions lag behind the count of tokens."""
 

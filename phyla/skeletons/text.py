@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from phyla.blocks.context import Context
 from phyla.blocks.stack import Stack
 from phyla.errors import ArgumentError
 from phyla.heads.base import Call
@@ -91,19 +92,11 @@ class TextModel(PreTrainedModel):
         past = past_key_values if past_key_values is not None else cache_params
         if past is None and state is not None:
             past = backbone.recall(take_cache(self, None, True, batch, length), state)
-        caching = self.caches_by_default if use_cache is None and not self.training else bool(use_cache)
-        cache = take_cache(self, past, caching, batch, length)
-        attentions = flag(output_attentions, config.output_attentions)
-        ctx = context_for(
-            self, (batch, length), given.device, attention_mask, position_ids, cache, attentions,
-            encoder_hidden_states is not None or config.add_cross_attention,
+        ctx = self._context(
+            given, attention_mask, position_ids, past, use_cache,
+            flag(output_attentions, config.output_attentions), head_mask, encoder_hidden_states,
+            encoder_attention_mask,
         )  # fmt: skip
-        if head_mask is not None:
-            ctx.head_mask = expand_head_mask(head_mask, len(backbone.layers), self.dtype)
-        if encoder_hidden_states is not None:
-            ctx.memory = encoder_hidden_states
-            if encoder_attention_mask is not None:
-                ctx.memory_mask = encoder_attention_mask.bool()
         if flag(output_router_logits, config.__dict__.get("output_router_logits", self.head_spec.routed)):
             ctx.router_logits = []
         out = backbone(
@@ -121,6 +114,32 @@ class TextModel(PreTrainedModel):
             mc_token_ids=mc_token_ids, mc_labels=mc_labels,
         )  # fmt: skip
         return conclude(self, out, call, return_dict)
+
+    def _context(
+        self,
+        given: Tensor,
+        mask: Tensor | None,
+        positions: Tensor | None,
+        past: Any,
+        use_cache: bool | None,
+        attentions: bool,
+        head_mask: Tensor | None,
+        memory: Tensor | None,
+        memory_mask: Tensor | None,
+    ) -> Context:
+        """The context of a call on ids (B, S) or vectors (B, S, D): masks, positions, cache, memory."""
+        batch, length = given.shape[:2]
+        caching = self.caches_by_default if use_cache is None and not self.training else bool(use_cache)
+        cache = take_cache(self, past, caching, batch, length)
+        cross = memory is not None or self.config.add_cross_attention
+        ctx = context_for(self, (batch, length), given.device, mask, positions, cache, attentions, cross)
+        if head_mask is not None:
+            ctx.head_mask = expand_head_mask(head_mask, len(self.backbone.layers), self.dtype)
+        if memory is not None:
+            ctx.memory = memory
+            if memory_mask is not None:
+                ctx.memory_mask = memory_mask.bool()
+        return ctx
 
     @property
     def caches_by_default(self) -> bool:

@@ -166,6 +166,8 @@ TOKENIZER_NAMES: dict[str, tuple[str | None, str | None]] = {
     "qwen2_audio": ("Qwen2Tokenizer", "Qwen2TokenizerFast"),
     "qwen2_moe": ("Qwen2Tokenizer", "Qwen2TokenizerFast"),
     "qwen2_vl": ("Qwen2Tokenizer", "Qwen2TokenizerFast"),
+    "qwen3": ("Qwen2Tokenizer", "Qwen2TokenizerFast"),
+    "qwen3_moe": ("Qwen2Tokenizer", "Qwen2TokenizerFast"),
     "rag": ("RagTokenizer", None),
     "realm": ("RealmTokenizer", "RealmTokenizerFast"),
     "recurrent_gemma": ("GemmaTokenizer", "GemmaTokenizerFast"),

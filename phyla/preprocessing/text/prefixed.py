@@ -6,8 +6,12 @@ from .base import PreTrainedTokenizerBase
 class Prefixed(PreTrainedTokenizerBase):
     """Texts between `prefix_tokens`, as they stand at the moment, and the end."""
 
-    prefix_tokens: list[int]
     eos_token_id: int
+
+    @property
+    def prefix_tokens(self) -> list[int]:
+        """The ids before each text; none unless a tokenizer says so."""
+        return []
 
     def build_inputs_with_special_tokens(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
