@@ -2,7 +2,7 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -94,6 +94,10 @@ class ShardedWeights(Weights):
         for shard in self.shards.values():
             if id(shard) in groups:
                 yield from shard.read_many(groups[id(shard)], dtype, into)
+
+    def read_part(self, name: str, dim: int, runs: Sequence[tuple[int, int]]) -> torch.Tensor:
+        self.info(name)
+        return self.owner[name].read_part(name, dim, runs)
 
     def read_packed(self, name: str) -> PackedTensor | None:
         self.info(name)

@@ -17,6 +17,7 @@ from phyla.checkpoints.names import Line, modern
 from phyla.checkpoints.ops import Same
 from phyla.checkpoints.report import LoadReport
 from phyla.checkpoints.resolve import resolve
+from phyla.checkpoints.spans import alike, read_parts, readings, spans_of, whole_shapes
 from phyla.checkpoints.state import Layout, layout_of, tensors_of
 from phyla.checkpoints.weights import Weights, open_weights
 from phyla.config import PretrainedConfig
@@ -61,6 +62,9 @@ def from_pretrained(
     low_cpu_mem_usage: bool | None = None,
     use_safetensors: bool | None = None,
     add_pooling_layer: bool = True,
+    tp_plan: Any = None,
+    tp_size: int | None = None,
+    device_mesh: Any = None,
     **config_changes: Any,
 ) -> Any:
     """Load a model from a folder, a file (.safetensors, .bin, .gguf), a hub id or a weight package.
@@ -70,8 +74,10 @@ def from_pretrained(
     compute on it; without, it is expanded. quantization_config: settings such as BitsAndBytesConfig, by which
     a dense checkpoint is quantised (`load_in_4bit=True` and the like stand for it). strict: tensors without a
     place are an error. allow_missing: patterns (`*` stands for anything) of tensors that may be
-    missing. add_pooling_layer: False leaves a pool out. Other keywords replace config keys, or go to the
-    `__init__` of a class of one's own. Returns the model in eval mode, with output_loading_info
+    missing. add_pooling_layer: False leaves a pool out. tp_plan: "auto", or site patterns and styles, divides
+    the model over the processes that torchrun has started, or over tp_size neighbours, or over device_mesh:
+    each reads its part (docs/parallel.md). Other keywords replace config keys, or go to the `__init__` of a
+    class of one's own. Returns the model in eval mode, with output_loading_info
     (model, info).
 
     Raises MissingFileError, CorruptFileError, ConfigError, MissingWeightsError, ShapeMismatchError, ...
@@ -88,9 +94,15 @@ def from_pretrained(
     if attn_implementation is not None:
         config._attn_implementation = attn_implementation
     named = list(config.architectures or [])
-    plan = QuantizationPlan.of(config, source, quantization_config, shorthand, quantized)
+    plan = QuantizationPlan.of(config, source, quantization_config, shorthand, quantized, path)
     config._name_or_path = os.fspath(source)
-    device = choose_device(device_map)
+    divided = _is_divided(tp_plan, tp_size, device_mesh, device_map)
+    if divided and (plan.packed or plan.asked is not None):
+        raise ArgumentError(
+            "packed weights cannot be divided over processes: leave out quantized and quantization_config, "
+            "or tp_plan"
+        )
+    device = choose_device(None if divided else device_map)
     model = cls.__new__(cls)
     if not cls.is_own():
         nn.Module.__init__(model)
@@ -103,25 +115,40 @@ def from_pretrained(
             model.__init__(config, **made_with)  # type: ignore[misc]
         else:
             model._assemble(config)
+        if divided:
+            device = model._divide(tp_plan, tp_size, device_mesh)
         wanted = choose_dtype(dtype if dtype is not None else torch_dtype, config, weights)
         report = LoadReport(os.fspath(source))
         layout = layout_of(model)
         packed = plan.install(model, weights, layout, wanted)
         fill(model, layout, weights, wanted, device, report, ignore_mismatched_sizes, packed)
+        if cls.is_own():
+            model.to(device, wanted)
+        else:
+            model.fill_buffers()
+        if packed:
+            model.to(device)
+        model.eval()
+        plan.finish(model)
+        if config.__dict__.get("adapters") is not None:
+            taken = model._adapters_restore(weights, report.unexpected)
+            report.unexpected = [n for n in report.unexpected if n not in taken]
     _give_back()
     _judge(model, layout, report, named, strict, allow_missing)
-    if cls.is_own():
-        model.to(device, wanted)
-    else:
-        model.fill_buffers()
-    if packed:
-        model.to(device)
-    model.eval()
-    plan.finish(model)
     config.torch_dtype = str(wanted).removeprefix("torch.")
     if model.can_generate():
         model._read_generation_config(path if path.is_dir() else path.parent)
     return (model, report.public()) if output_loading_info else model
+
+
+def _is_divided(plan: Any, size: int | None, mesh: Any, device_map: Any) -> bool:
+    """Whether the model is divided over processes: asked for, or "auto" under torchrun as in the public
+    library."""
+    if plan is None and size is None and mesh is None:
+        return device_map == "auto" and int(os.environ.get("WORLD_SIZE") or 0) > 1
+    if device_map is not None:
+        raise ArgumentError("from_pretrained takes tp_plan or device_map, but got both")
+    return True
 
 
 def _give_back() -> None:
@@ -224,34 +251,38 @@ def fill(
         for name, line in reads.items()
         if type(line.op) is Same and len(line.ours) == 1 and id(tensors[line.ours[0]]) in arena.places
     }
-    for name, value in weights.read_many(list(reads), dtype=None, into=plain):
-        line = reads[name]
+    spans = spans_of(model)
+    parts = readings(reads, spans, tensors, weights.infos)
+    for name, value in read_parts(weights, reads, parts, plain):
+        line, part = reads[name], parts.get(name)
         got = waiting.setdefault(line.ours, {})
         got[name] = value
         if len(got) < len(line.theirs):
             continue
         del waiting[line.ours]
-        shapes = [tensors[p].shape for p in line.ours]
+        shapes = whole_shapes(line, spans, tensors) if part is None else [tensors[p].shape for p in line.ours]
         try:
-            values = line.op.load([got[n] for n in line.theirs], shapes)
+            values = (line if part is None else part).op.load([got[n] for n in line.theirs], shapes)
         except ShapeMismatchError as error:
             raise ShapeMismatchError(f"{line.theirs[0]}: {error} ({report.source})") from None
-        for path, new in zip(line.ours, values, strict=True):
+        for path, new, due in zip(line.ours, values, shapes, strict=True):
             old = tensors[path]
-            if new.shape != old.shape:
+            if new.shape != due:
                 if not ignore_mismatched:
                     raise ShapeMismatchError(
-                        f"{line.theirs[0]} must have shape {tuple(old.shape)} by config.json, but has "
+                        f"{line.theirs[0]} must have shape {tuple(due)} by config.json, but has "
                         f"{tuple(new.shape)} ({report.source}); change the config key that sets it, or pass "
                         "ignore_mismatched_sizes=True to start that tensor afresh"
                     )
-                report.mismatched.append((line.theirs[0], tuple(new.shape), tuple(old.shape)))
+                report.mismatched.append((line.theirs[0], tuple(new.shape), tuple(due)))
                 fresh.append(path)
                 continue
             if old.is_floating_point() and not new.is_floating_point():
                 raise DtypeMismatchError(
                     f"{line.theirs[0]} must hold floating numbers, but holds {new.dtype} ({report.source})"
                 )
+            if part is None and path in spans:
+                new = spans[path].cut(new).clone()
             place = arena.take(id(old))
             if place is None:
                 new = new.to(
@@ -262,7 +293,8 @@ def fill(
             assign(places, old, new)
             report.loaded += 1
     # What a class of one's own has made with values keeps them.
-    _fill_rest(model, [path for path in fresh if tensors_of(model)[path].is_meta], dtype, device)
+    with alike(model, fresh):
+        _fill_rest(model, [path for path in fresh if tensors_of(model)[path].is_meta], dtype, device)
 
 
 def _arena(
@@ -296,7 +328,7 @@ def choose_lines(layout: Layout, spelled: dict[str, str]) -> list[Line]:
 def _stored_names(line: Line, layout: Layout, spelled: dict[str, str]) -> tuple[str, ...] | None:
     if all(n in spelled for n in line.theirs):
         return tuple(spelled[n] for n in line.theirs)
-    if len(line.ours) == 1:
+    if 1 in (len(line.ours), len(line.theirs)):
         others = (*layout.aliases.get(line.ours[0], ()), *layout.copies.get(line.ours[0], ()))
         for name in others:
             for candidate in (name, name.removeprefix(layout.prefix + ".")):

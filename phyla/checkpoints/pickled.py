@@ -11,8 +11,10 @@ from pathlib import Path
 import torch
 
 from phyla.checkpoints.paths import open_regular
-from phyla.checkpoints.weights import TensorInfo, Weights
+from phyla.checkpoints.subclasses import stand_ins, unwrapped
+from phyla.checkpoints.weights import HQQ_FILE, TensorInfo, Weights
 from phyla.errors import CorruptFileError, UnsafeFormatError
+from phyla.quantization.hqq import flattened
 
 _MAX_ENTRIES = 1_000_000
 _MAX_PICKLE = 1 << 30
@@ -24,10 +26,12 @@ class PickledFile(Weights):
 
     def __init__(self, path: Path):
         self.path = Path(path)
-        self.tensors = load_pickled(self.path)
+        notes: dict[str, str] = {}
+        self.tensors = load_pickled(self.path, notes)
         self._given: set[int] = set()
         super().__init__(
-            {name: TensorInfo(name, tuple(t.shape), t.dtype, self.path) for name, t in self.tensors.items()}
+            {name: TensorInfo(name, tuple(t.shape), t.dtype, self.path) for name, t in self.tensors.items()},
+            notes,
         )
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -49,16 +53,16 @@ class PickledFile(Weights):
         self.tensors = {}
 
 
-def load_pickled(path: Path) -> dict[str, torch.Tensor]:
+def load_pickled(path: Path, notes: dict[str, str] | None = None) -> dict[str, torch.Tensor]:
     """The tensors of a PyTorch file by name; raises UnsafeFormatError if it holds anything but plain tensors
-    in containers."""
+    in containers, or torchao's, whose parts take their place. notes: gets what is to be known of those."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         head = file.read(8)
         file.seek(0)
         if not head:
             raise CorruptFileError(f"{path} is empty; download it again")
-        if head.startswith(b"PK\x03\x04"):
+        if _is_zip(head):
             _check_zip(file, path, size)
         elif not head.startswith(b"\x80"):
             raise CorruptFileError(f"{path} is no PyTorch file: it starts with {head!r}; download it again")
@@ -67,7 +71,8 @@ def load_pickled(path: Path) -> dict[str, torch.Tensor]:
             with warnings.catch_warnings():
                 # Notes on pickle protocols are of no use to who loads a model.
                 warnings.simplefilter("ignore")
-                value = torch.load(io.BufferedReader(file), map_location="cpu", weights_only=True)
+                with torch.serialization.safe_globals(stand_ins(path) if _is_zip(head) else []):
+                    value = torch.load(io.BufferedReader(file), map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             raise _unsafe(path, error) from error
         except Exception as error:
@@ -77,7 +82,11 @@ def load_pickled(path: Path) -> dict[str, torch.Tensor]:
             raise CorruptFileError(
                 f"{path} cannot be read: {_first_line(error)}; download it again"
             ) from error
-    return _state_dict(value, path)
+    return _state_dict(unwrapped(value, {} if notes is None else notes), path)
+
+
+def _is_zip(head: bytes) -> bool:
+    return head.startswith(b"PK\x03\x04")
 
 
 def _unsafe(path: Path, error: Exception) -> UnsafeFormatError:
@@ -132,6 +141,8 @@ def _state_dict(value: object, path: Path) -> dict[str, torch.Tensor]:
     for key in _NESTED:
         if isinstance(value, dict) and isinstance(value.get(key), dict):
             value = value[key]
+    if isinstance(value, dict) and path.name == HQQ_FILE:
+        value = flattened(value)
     if not isinstance(value, dict):
         raise CorruptFileError(f"{path} must hold tensors by name, but holds {type(value).__name__}")
     tensors = {name: t for name, t in value.items() if isinstance(t, torch.Tensor)}

@@ -5,6 +5,7 @@ import os
 import re
 import socket
 import urllib.parse
+from collections.abc import Callable
 from pathlib import Path
 
 from phyla.checkpoints.paths import safe_join
@@ -28,12 +29,13 @@ def resolve(
     subfolder: str = "",
     file: str = "",
     weights: bool = True,
+    choose: Callable[[list[str]], list[str]] | None = None,
 ) -> Path:
     """The folder or file that `source` names: a path, an installed weight package, or a hub id (cached or
     downloaded).
 
     `file` picks one file of it (such as one of several GGUF files); with `weights=False` a download leaves
-    the weights out.
+    the weights out; `choose` picks the files of a repository to download itself.
     Raises MissingFileError with the nearest names, or ArgumentError for what is neither a path nor a hub id.
     """
     if not isinstance(source, (str, os.PathLike)) or not os.fspath(source):
@@ -50,7 +52,8 @@ def resolve(
     if package is not None:
         return _inside(package, subfolder, file)
     _check_hub_id(text)
-    folder = _hub_folder(text, revision, cache_dir, local_files_only, token, subfolder, file, weights)
+    choose = choose or (lambda names: choose_files(names, subfolder, file, weights))
+    folder = _hub_folder(text, revision, cache_dir, local_files_only, token, choose)
     return _inside(folder, subfolder, file)
 
 
@@ -148,9 +151,7 @@ def _hub_folder(
     cache_dir: str | os.PathLike | None,
     local_files_only: bool,
     token: str | bool | None,
-    subfolder: str,
-    file: str,
-    weights: bool,
+    choose: Callable[[list[str]], list[str]],
 ) -> Path:
     hub = require("huggingface_hub", "hub", f"loading {source!r} from the hub")
     from huggingface_hub import constants, errors
@@ -173,7 +174,7 @@ def _hub_folder(
             reason = f"the hub cannot be reached ({_first_line(error)})"
             logger.warning("%s; looking for %s in the cache", reason, source)
         else:
-            return _download(hub, source, choose_files(names, subfolder, file, weights), options)
+            return _download(hub, source, choose(names), options)
     try:
         return Path(hub.snapshot_download(source, local_files_only=True, **options))
     except errors.LocalEntryNotFoundError as error:
@@ -227,6 +228,7 @@ def choose_files(names: list[str], subfolder: str, file: str, weights: bool) -> 
         ("model", ".safetensors"),
         ("", ".safetensors"),
         ("pytorch_model", ".bin"),
+        ("qmodel", ".pt"),
         ("", ".gguf"),
     ):
         found = [name for name in here if name[len(prefix) :].startswith(start) and name.endswith(suffix)]

@@ -6,7 +6,7 @@ without gaps).
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
@@ -52,6 +52,7 @@ _PAIR_OF_F4 = getattr(torch, "float4_e2m1fn_x2", torch.uint8)
 
 READERS = 2
 PARALLEL = 1 << 25  # bytes from which on several threads read
+SMALLEST = 1 << 11  # bytes of a piece from which on parts of a tensor are read one by one
 MAX_HEADER = 100_000_000  # the public reader's limit
 _MAX_RANK = 64
 _MAX_SIZE = (1 << 63) - 1
@@ -243,6 +244,24 @@ class SafetensorsFile(Weights):
         if _state(self.file) != self.state:
             raise CorruptFileError(f"{self.path} was overwritten while it was read; load it again")
         return data.view(info.dtype).view(info.shape)
+
+    def read_part(self, name: str, dim: int, runs: Sequence[tuple[int, int]]) -> torch.Tensor:
+        info, entry = self.info(name), self.entries[name]
+        row = prod(info.shape[dim + 1 :]) * info.dtype.itemsize
+        length = sum(stop - start for start, stop in runs)
+        shape = (*info.shape[:dim], length, *info.shape[dim + 1 :])
+        if prod(info.shape) * info.dtype.itemsize != entry.stop - entry.start or row * length < SMALLEST:
+            return super().read_part(name, dim, runs)
+        data = torch.empty(shape, dtype=info.dtype)
+        buffer, at = data.view(-1).view(torch.uint8).numpy().data, 0
+        for outer in range(prod(info.shape[:dim])):
+            for start, stop in runs:
+                size, place = (stop - start) * row, (outer * info.shape[dim] + start) * row
+                read_exactly(self.file, buffer[at : at + size], entry.start + place, self.path)
+                at += size
+        if _state(self.file) != self.state:
+            raise CorruptFileError(f"{self.path} was overwritten while it was read; load it again")
+        return data
 
     def read_many(
         self,

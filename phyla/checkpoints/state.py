@@ -2,11 +2,13 @@
 
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
 from phyla.checkpoints.names import Line, NameMap, filled
 from phyla.checkpoints.ops import Same
+from phyla.checkpoints.spans import spans_of
 from phyla.model import PreTrainedModel
 from phyla.quantization.linear import PackedParts, QuantizedLinear
 
@@ -148,10 +150,15 @@ def _leaves(path: str, tensors: dict[str, Tensor]) -> list[tuple[str, str, dict[
     return [(p.rpartition(".")[2], p, {}) for p in tensors if p.rpartition(".")[0] == path]
 
 
-def public_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Every tensor of the model under its public name, as files hold it."""
+def public_tensors(model: PreTrainedModel, on_first: bool = False) -> dict[str, Tensor]:
+    """Every tensor of the model under its public name, as files hold it.
+
+    on_first: of a model that is divided over ranks, parts are put together on the first alone, in the main
+    memory; others get what they hold whole.
+    """
     layout = layout_of(model)
     tensors = tensors_of(model)
+    spans = spans_of(model)
     result: dict[str, Tensor] = {}
     for line in layout.lines(saves_prefix(model)):
         owner = model.get_submodule(line.ours[0].rpartition(".")[0])
@@ -159,7 +166,12 @@ def public_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
             stem = line.theirs[0].removesuffix("weight")
             result.update({stem + leaf: part for leaf, part in owner.packed.parts.items()})
             continue
-        values = line.op.save([_expanded(model, p, tensors[p]) for p in line.ours])
+        ours = [_expanded(model, p, tensors[p], spans.get(p)) for p in line.ours]
+        if on_first and any(p in spans for p in line.ours):
+            if spans[next(p for p in line.ours if p in spans)].ranks.rank:
+                continue
+            ours = [t.cpu() for t in ours]
+        values = line.op.save(ours)
         result.update(zip(line.theirs, values, strict=True))
         for path, value in zip(line.ours, values, strict=False):
             for name in layout.copies.get(path, ()):
@@ -167,9 +179,10 @@ def public_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
     return result
 
 
-def _expanded(model: PreTrainedModel, path: str, tensor: Tensor) -> Tensor:
-    """A tensor of the model; for the outline of packed blocks, their values."""
+def _expanded(model: PreTrainedModel, path: str, tensor: Tensor, span: Any) -> Tensor:
+    """A tensor of the model, put together where ranks hold parts; for an outline of packed blocks, their
+    values."""
     if not tensor.is_meta:
-        return tensor.detach()
+        return tensor.detach() if span is None else span.joined(tensor.detach())
     owner, _, leaf = path.rpartition(".")
     return getattr(model.get_submodule(owner), leaf).detach()

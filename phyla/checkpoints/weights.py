@@ -1,7 +1,7 @@
 """What every kind of weight file answers: names, shapes, dtypes, and tensors in memory of their own."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -10,12 +10,14 @@ import torch
 
 from phyla.errors import MissingFileError, MissingWeightsError, UnsafeFormatError, nearest
 
+HQQ_FILE = "qmodel.pt"  # what HQQ saves by itself
 # In the order in which they are looked for.
 WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
+    HQQ_FILE,
 )
 
 
@@ -67,6 +69,12 @@ class Weights:
         """
         for name in self.infos if names is None else names:
             yield name, self.read(name, dtype)
+
+    def read_part(self, name: str, dim: int, runs: Sequence[tuple[int, int]]) -> torch.Tensor:
+        """Of a tensor, the elements start .. stop of dimension `dim` for each of the runs, one behind the
+        other."""
+        whole = self.read(name)
+        return torch.cat([whole.narrow(dim, start, stop - start) for start, stop in runs], dim)
 
     def read_packed(self, name: str) -> PackedTensor | None:
         """The quantised blocks of a tensor as they stand in the file, or None where they are plain

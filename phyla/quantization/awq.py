@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from phyla.errors import ConfigError
+from phyla.quantization.numbers import Numbers
 from phyla.quantization.scheme import FLOATS, Facts, Parts, Scheme, demand, demand_dtype, demand_shape
-from phyla.quantization.words import unpack
+from phyla.quantization.words import pack, unpack
 
 # Where output 0, 1, ... of a word stands in it.
 _PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
@@ -38,7 +39,7 @@ class AWQ(Scheme):
             raise ConfigError(f"quantization_config.bits must be 4 for AWQ, but is {bits!r}")
         if version not in ("gemm", "exllama", "ipex"):
             raise ConfigError(
-                f"quantization_config.version must be gemm (or exllama, ipex, which store the same), but is "
+                "quantization_config.version must be gemm, exllama, ipex, gemv, gemv_fast or marlin, but is "
                 f"{version!r}; save the checkpoint with version='gemm'"
             )
         return cls(int(config.get("group_size", config.get("q_group_size", 128))))
@@ -65,6 +66,20 @@ class AWQ(Scheme):
         grouped = numbers.unflatten(0, (len(scales), -1))  # (groups, group, out)
         grouped.sub_(zeros[:, None]).mul_(scales[:, None])
         return numbers.t().contiguous()
+
+    def numbers(self, parts: Parts, facts: Facts) -> Numbers:
+        codes, zeros = (_in_order(parts[leaf]).t() for leaf in ("qweight", "qzeros"))
+        group, table = facts.shape[1] // len(parts["scales"]), torch.arange(16.0, device=codes.device)
+        return Numbers(codes, parts["scales"].t(), group, table, zeros)
+
+    def bulk(self, parts: Parts) -> str:
+        return "qweight"
+
+    def stored(self, codes: Tensor, like: Tensor, facts: Facts) -> Tensor:
+        numbers = codes.t().unflatten(-1, (-1, _MANY))
+        placed = torch.empty_like(numbers, memory_format=torch.contiguous_format)
+        placed[..., list(_PLACES)] = numbers
+        return pack(placed.flatten(-2), 4)
 
 
 def _in_order(words: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ Four bits: `weight` is bytes of two codes, high one first, in blocks of (mostly)
 """
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,12 +14,14 @@ import torch
 from torch import Tensor
 
 from phyla.errors import ShapeMismatchError
+from phyla.quantization.numbers import Numbers
 from phyla.quantization.scheme import Facts, Parts, Scheme, demand, demand_dtype, demand_shape
 from phyla.quantization.tables import FP4, NF4, dynamic_map, expand, nearest_codes
 
 KINDS = {"nf4": NF4, "fp4": FP4}
 _STATE = "weight.quant_state.bitsandbytes__"
 _BLOCK, _NESTED_BLOCK = 64, 256
+_LEAST_GROUP = 16  # values below which a scale for each group costs more than it saves
 _STORES = (torch.uint8, torch.int8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -63,18 +66,40 @@ class FourBits(Scheme):
         return Facts(shape, state)
 
     def dense(self, parts: Parts, facts: Facts) -> Tensor:
-        state = facts.extra
-        (out, width), scales = facts.shape, parts["weight.absmax"]
-        nested = state.get("nested_blocksize")
-        if nested is not None:
-            table = parts["weight.nested_quant_map"].float()
-            scales = _scaled(table[scales.int()], parts["weight.nested_absmax"].float(), nested)
-            scales = scales + state["nested_offset"]
+        state, (out, width), scales = facts.extra, facts.shape, self._scales(parts, facts)
         table, octets = parts["weight.quant_map"].float(), torch.arange(256, device=scales.device)
         pairs = torch.stack((table[octets >> 4], table[octets & 15]), -1)
         codes = parts["weight"].contiguous().view(torch.uint8).flatten()
         values = expand(codes, pairs)[: out * width]
         return _scaled(values, scales, state["blocksize"]).view(out, width)
+
+    def _scales(self, parts: Parts, facts: Facts) -> Tensor:
+        """One for each block of values in a row."""
+        state, scales = facts.extra, parts["weight.absmax"]
+        nested = state.get("nested_blocksize")
+        if nested is None:
+            return scales
+        table = parts["weight.nested_quant_map"].float()
+        scales = _scaled(table[scales.int()], parts["weight.nested_absmax"].float(), nested)
+        return scales + state["nested_offset"]
+
+    def numbers(self, parts: Parts, facts: Facts) -> Numbers | None:
+        (out, width), block = facts.shape, facts.extra["blocksize"]
+        group = math.gcd(width, block)  # blocks run on from row to row
+        if group < _LEAST_GROUP:
+            return None
+        octets = parts["weight"].contiguous().view(torch.uint8).flatten()
+        codes = torch.stack((octets >> 4, octets & 15), -1).flatten()[: out * width].view(out, width)
+        starts = torch.arange(0, out * width, group, device=codes.device)
+        scales = self._scales(parts, facts)[starts // block].view(out, -1)
+        return Numbers(codes, scales, group, parts["weight.quant_map"].float())
+
+    def stored(self, codes: Tensor, like: Tensor, facts: Facts) -> Tensor:
+        pairs = torch.nn.functional.pad(codes.flatten(), (0, codes.numel() % 2)).view(-1, 2)
+        octets = pairs[:, 0] << 4 | pairs[:, 1]
+        held = like.numel() * like.element_size()
+        octets = torch.nn.functional.pad(octets, (0, held - len(octets)))
+        return octets.view(like.dtype).view(like.shape)
 
     def quantise(self, weight: Tensor) -> Parts:
         values, shape = weight.float().flatten(), list(weight.shape)
@@ -161,6 +186,9 @@ class EightBits(Scheme):
 
     def dense(self, parts: Parts, facts: Facts) -> Tensor:
         return parts["weight"].float().mul_(parts["SCB"].float()[:, None] / 127)
+
+    def numbers(self, parts: Parts, facts: Facts) -> Numbers:
+        return Numbers(parts["weight"], parts["SCB"].float()[:, None] / 127, facts.shape[1])
 
     def quantise(self, weight: Tensor) -> Parts:
         largest = weight.abs().amax(1).float()

@@ -14,8 +14,18 @@ import torch
 from torch import Tensor
 
 from phyla.errors import ArgumentError, ConfigError
-from phyla.quantization.fp8 import E4M3, LARGEST, spread
-from phyla.quantization.scheme import FLOATS, Facts, Parts, Scheme, demand, demand_dtype, demand_shape
+from phyla.quantization.fp8 import E4M3, LARGEST, by_group, has_nan, spread
+from phyla.quantization.numbers import Numbers
+from phyla.quantization.scheme import (
+    FLOATS,
+    Facts,
+    Parts,
+    Scheme,
+    demand,
+    demand_dtype,
+    demand_shape,
+    order_of,
+)
 from phyla.quantization.tables import E2M1, expand, pairs
 from phyla.quantization.words import pack, unpack, word_count
 
@@ -187,6 +197,58 @@ class Compressed(Scheme):
             zeros = unpack(zeros.t().contiguous(), bits, out).t().float() - half
         return self._grouped(values, scale, zeros, index)
 
+    def numbers(self, parts: Parts, facts: Facts) -> Numbers | None:
+        shape, zeros = (facts.shape[0], facts.shape[1]), parts.get("weight_zero_point")
+        if "weight_packed" not in parts:
+            codes, table = parts["weight"], None
+            floats = codes.dtype != torch.int8
+            if floats and (codes.dtype != E4M3 or zeros is not None or has_nan(codes)):
+                return None
+        elif parts["weight_packed"].dtype == torch.uint8:
+            codes, table = parts["weight_packed"], torch.tensor(E2M1)
+            codes = torch.stack((codes & 15, codes >> 4), -1).flatten(1)
+            scale = _half_byte_scale(parts["weight_scale"], parts.get("weight_global_scale"))
+            return Numbers(codes, scale, _HALF_BYTES[parts["weight_scale"].dtype], table.to(codes.device))
+        else:
+            bits = facts.extra[0]
+            codes, half = unpack(parts["weight_packed"], bits, shape[1]), 1 << bits - 1
+            table = torch.arange(16.0, device=codes.device) - half
+            if bits > 4:
+                codes, table = (codes - half).view(torch.int8), None
+            if zeros is not None and zeros.dtype == torch.int32:
+                zeros = unpack(zeros.t().contiguous(), bits, shape[0]).t().float() - half
+        scale, group = self._by_group(parts["weight_scale"].float(), shape)
+        order = None
+        if not facts.extra[1] if facts.extra is not None else False:
+            order = order_of(parts["weight_g_idx"].long(), group)
+            if order is None:
+                return None
+        if zeros is not None:
+            zeros, wanted = self._by_group(zeros.float(), shape)
+            if wanted != group:
+                return None
+        return Numbers(codes, scale, group, table, zeros, order=order)
+
+    def _by_group(self, number: Tensor, shape: tuple[int, int]) -> tuple[Tensor, int]:
+        """Scales or zeros of whatever strategy as (out, groups), and the inputs of a group."""
+        if self.block is not None and number.dim() == 2 and number.shape != (shape[0], 1):
+            return by_group(number, shape, self.block)
+        if number.numel() == 1 or number.dim() < 2 or number.shape[1] == 1:
+            return by_group(number, shape, None)
+        return number, self.group or -(-shape[1] // number.shape[1])
+
+    def bulk(self, parts: Parts) -> str:
+        return "weight_packed" if "weight_packed" in parts else "weight"
+
+    def stored(self, codes: Tensor, like: Tensor, facts: Facts) -> Tensor:
+        if like.dtype == torch.uint8:
+            pairs = codes.unflatten(1, (-1, 2))
+            return pairs[..., 0] | pairs[..., 1] << 4
+        if like.dtype != torch.int32:
+            return codes
+        bits = facts.extra[0]
+        return pack(codes.view(torch.uint8) + (1 << bits - 1) if bits > 4 else codes, bits)
+
     def _grouped(self, values: Tensor, scale: Tensor, zeros: Tensor | None, index: Tensor | None) -> Tensor:
         """(values (out, in) - zeros) * scale, scales and zeros of whatever strategy."""
         shape, scale = tuple(values.shape), scale.float()
@@ -232,6 +294,14 @@ class Compressed(Scheme):
     def packs(self, shape: Any) -> bool:
         return len(shape) == 2 and not (self.group and shape[1] % self.group)
 
+    def completed(self, settings: dict[str, Any]) -> dict[str, Any]:
+        if self.form != "int-quantized":
+            return settings
+        # Version 0.20 takes weights of whole numbers without inputs for packed ones unless their group says.
+        groups = settings.get("config_groups") or {}
+        told = {name: {"format": self.form, **g} for name, g in groups.items() if isinstance(g, dict)}
+        return {**settings, "config_groups": {**groups, **told}}
+
     def config(self) -> dict[str, Any]:
         if self.told:
             return dict(self.told)
@@ -263,10 +333,12 @@ def rounded(grouped: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor
     return (grouped / scale[:, :, None]).add_(zeros[:, :, None]).round_().clamp_(low, high), scale, zeros
 
 
-def _half_bytes(octets: Tensor, scale: Tensor, overall: Tensor | None) -> Tensor:
-    group = _HALF_BYTES[scale.dtype]
+def _half_byte_scale(scale: Tensor, overall: Tensor | None) -> Tensor:
     factor = torch.exp2(scale.float() - 127) if scale.dtype == torch.uint8 else scale.float()
-    if overall is not None:
-        factor = factor / overall.float()
+    return factor if overall is None else factor / overall.float()
+
+
+def _half_bytes(octets: Tensor, scale: Tensor, overall: Tensor | None) -> Tensor:
+    group, factor = _HALF_BYTES[scale.dtype], _half_byte_scale(scale, overall)
     values = expand(octets, pairs(E2M1, high_first=False))
     return values.mul_(factor.repeat_interleave(group, 1)[:, : values.shape[1]])

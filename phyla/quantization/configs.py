@@ -178,7 +178,9 @@ class AwqConfig(QuantizationConfig):
         self._take(locals())
         self.version = str(getattr(version, "value", version)).lower()
         self._demand(
-            self.version in ("gemm", "gemv", "exllama", "ipex"), "version", "gemm, gemv, exllama, ipex"
+            self.version in ("gemm", "gemv", "gemv_fast", "marlin", "exllama", "ipex"),
+            "version",
+            "gemm, gemv, gemv_fast, marlin, exllama or ipex",
         )
         self._demand(backend in ("autoawq", "llm-awq"), "backend", "autoawq or llm-awq")
 
@@ -261,7 +263,7 @@ class QuantoConfig(QuantizationConfig):
 
 
 class HqqConfig(QuantizationConfig):
-    """Weights of 1 to 8 bits with a scale and a zero for each group of inputs, rounded to nearest."""
+    """Weights of 1 to 8 bits with a scale and a zero, searched for, of each group; axis 0: of outputs."""
 
     quant_method = "hqq"
 
@@ -271,32 +273,40 @@ class HqqConfig(QuantizationConfig):
         **rest: Any,
     ) -> None:  # fmt: skip
         self.skip_modules = ["lm_head"] if skip_modules is None else skip_modules
-        self.nbits, self.group_size, self.axis, self.view_as_float = nbits, group_size, axis, view_as_float
-        self._demand(nbits in (8, 4, 3, 2, 1), "nbits", "8, 4, 3, 2 or 1")
-        self._demand(axis in (None, 1), "axis", "1: groups lie along the inputs")
+        given = rest.pop("quant_config", None)
         if dynamic_config:
             raise ConfigError("HqqConfig.dynamic_config must be None: all layers get the same settings")
-
-    def to_dict(self) -> dict[str, Any]:
-        """The settings as public files hold them."""
-        inner = {
-            "nbits": self.nbits,
-            "group_size": self.group_size,
-            "axis": 1,
-            "view_as_float": self.view_as_float,
-        }
-        settings = {"weight_quant_params": inner}
-        return {"quant_method": "hqq", "quant_config": settings, "skip_modules": self.skip_modules}
+        if nbits not in (8, 4, 3, 2, 1):
+            raise ConfigError(f"HqqConfig.nbits must be 8, 4, 3, 2 or 1, but is {nbits!r}")
+        if axis not in (None, 0, 1):
+            raise ConfigError(f"HqqConfig.axis must be 0 or 1, but is {axis!r}")
+        settings = {
+            "nbits": nbits, "channel_wise": True, "group_size": group_size, "optimize": True,
+            "round_zero": nbits == 4, "axis": 1 if axis is None else axis, "view_as_float": view_as_float,
+        }  # fmt: skip
+        made = {"weight_quant_params": settings, "scale_quant_params": None, "zero_quant_params": None}
+        self.quant_config = given if given is not None else {**made, "offload_meta": False}
 
 
 class TorchAoConfig(QuantizationConfig):
-    """Weights as torchao's int4_weight_only (groups of group_size) or int8_weight_only makes them."""
+    """Weights as torchao's int4_weight_only (groups of group_size), int8_weight_only or float8_weight_only.
+
+    The types that quantise inputs as well (int8_dynamic_activation_int8_weight, ...) do so to weights only.
+    """
 
     quant_method = "torchao"
+    _OTHERS = ("include_input_output_embeddings", "untie_embedding_weights", "include_embedding")
 
-    def __init__(self, quant_type: str, modules_to_not_convert: list[str] | None = None, **rest: Any) -> None:
+    def __init__(
+        self,
+        quant_type: str | dict[str, Any],
+        modules_to_not_convert: list[str] | None = None,
+        **rest: Any,
+    ) -> None:
         self.quant_type, self.modules_to_not_convert = quant_type, modules_to_not_convert
+        self.__dict__.update({name: rest.pop(name) for name in self._OTHERS if name in rest})
         self.quant_type_kwargs = rest.get("quant_type_kwargs", rest)
+        self._demand(isinstance(quant_type, (str, dict)), "quant_type", "a name, or settings by class")
 
     def _necessary(self) -> dict[str, Any]:
         return {"quant_type": self.quant_type}

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from phyla.errors import ConfigError
+from phyla.quantization.numbers import Numbers
 from phyla.quantization.scheme import FLOATS, Facts, Parts, Scheme, demand, demand_dtype
 
 E4M3 = torch.float8_e4m3fn
@@ -59,6 +60,12 @@ class FP8(Scheme):
         values = parts["weight"].float()
         return values.mul_(spread(parts[self.leaf].float(), facts.shape, self.block))
 
+    def numbers(self, parts: Parts, facts: Facts) -> Numbers | None:
+        values, scale, (out, width) = parts["weight"], parts[self.leaf].float(), facts.shape
+        if values.dtype != E4M3 or has_nan(values):
+            return None
+        return Numbers(values, *by_group(scale, (out, width), self.block))
+
     def quantise(self, weight: Tensor) -> Parts:
         rows, columns = self.block or (1, weight.shape[1])
         out, width = weight.shape
@@ -107,3 +114,15 @@ def spread(scale: Tensor, shape: tuple[int, ...], block: tuple[int, int] | None)
         return scale if scale.numel() == 1 else scale.reshape(-1, 1)
     scale = scale.repeat_interleave(block[0], 0)[: shape[0]]
     return scale.repeat_interleave(block[1], 1)[:, : shape[1]]
+
+
+def by_group(scale: Tensor, shape: tuple[int, int], block: tuple[int, int] | None) -> tuple[Tensor, int]:
+    """Scales (out, groups) and the inputs of a group, from scales of each block, each output, or all."""
+    if block is None:
+        return scale.reshape(-1, 1).expand(shape[0], 1), shape[1]
+    return scale.repeat_interleave(block[0], 0)[: shape[0]], block[1]
+
+
+def has_nan(values: Tensor) -> bool:
+    """Whether one of some eight-bit floats (E4M3) is none."""
+    return bool((values.view(torch.uint8) & 127 == 127).any())

@@ -12,8 +12,18 @@ import torch
 from torch import Tensor
 
 from phyla.errors import ConfigError
-from phyla.quantization.scheme import FLOATS, Facts, Parts, Scheme, demand, demand_dtype, demand_shape
-from phyla.quantization.words import WORD, unpack
+from phyla.quantization.numbers import Numbers
+from phyla.quantization.scheme import (
+    FLOATS,
+    Facts,
+    Parts,
+    Scheme,
+    demand,
+    demand_dtype,
+    demand_shape,
+    order_of,
+)
+from phyla.quantization.words import WORD, pack, unpack
 
 BITS = (2, 3, 4, 8)
 
@@ -39,8 +49,8 @@ class GPTQ(Scheme):
             raise ConfigError(f"quantization_config.bits must be one of {BITS} for GPTQ, but is {bits!r}")
         if form not in ("gptq", "gptq_v2"):
             raise ConfigError(
-                f"quantization_config.checkpoint_format must be gptq or gptq_v2, but is {form!r}; save the "
-                "checkpoint in one of those with GPTQModel"
+                f"quantization_config.checkpoint_format must be gptq, gptq_v2 or marlin, but is {form!r}; "
+                "save the checkpoint in one of those with GPTQModel"
             )
         return cls(bits, int(config.get("group_size") or -1), form == "gptq")
 
@@ -73,13 +83,43 @@ class GPTQ(Scheme):
     def dense(self, parts: Parts, facts: Facts) -> Tensor:
         scales, words = parts["scales"].float(), parts["qweight"]
         out, width = facts.shape
-        zeros = unpack(parts["qzeros"], self.bits, out)
-        if self.less_one:
-            zeros = (zeros + 1) & (1 << self.bits) - 1
-        zeros = zeros.float() * scales
-        group = width if self.group_size == -1 else self.group_size
+        zeros = self._zeros(parts, out).float() * scales
         index = parts.get("g_idx")
-        index = torch.arange(width, device=words.device) // group if index is None else index.long()
+        follow = torch.arange(width, device=words.device) // self._group(width)
+        index = follow if index is None else index.long()
         numbers = unpack(words.t().contiguous(), self.bits, width).float()  # (out, in)
         numbers *= scales.t().contiguous()[:, index]
         return numbers.sub_(zeros.t().contiguous()[:, index])
+
+    def _group(self, width: int) -> int:
+        return width if self.group_size == -1 else self.group_size
+
+    def _zeros(self, parts: Parts, out: int) -> Tensor:
+        zeros = unpack(parts["qzeros"], self.bits, out)  # (groups, out)
+        return (zeros + 1) & (1 << self.bits) - 1 if self.less_one else zeros
+
+    def numbers(self, parts: Parts, facts: Facts) -> Numbers | None:
+        out, width = facts.shape
+        group, order = self._group(width), None
+        if "g_idx" in parts:
+            order = order_of(parts["g_idx"].long() % len(parts["scales"]), group)
+            if order is None:
+                return None
+            if torch.equal(order, torch.arange(width, device=order.device)):
+                order = None
+        codes, zeros = (
+            unpack(parts["qweight"].t().contiguous(), self.bits, width),
+            self._zeros(parts, out).t(),
+        )
+        scales = parts["scales"].t()
+        if self.bits == 8:
+            codes, zeros = (codes ^ 128).view(torch.int8), zeros.int() - 128
+            return Numbers(codes, scales, group, None, zeros, order=order)
+        return Numbers(codes, scales, group, torch.arange(16.0, device=codes.device), zeros, order=order)
+
+    def bulk(self, parts: Parts) -> str:
+        return "qweight"
+
+    def stored(self, codes: Tensor, like: Tensor, facts: Facts) -> Tensor:
+        numbers = codes.view(torch.uint8) ^ 128 if self.bits == 8 else codes
+        return pack(numbers, self.bits).t().contiguous()

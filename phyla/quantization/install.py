@@ -41,7 +41,7 @@ def install_quantized(
             if name not in weights.held:
                 continue
             parts = weights.parts(name)
-            made = weights.scheme
+            made = weights.scheme_of(name)
             facts = weights.facts(name, parts)
             if facts.shape != _joint_shape(line, model):
                 continue  # a wrong shape is for the ordinary way to report
@@ -51,10 +51,11 @@ def install_quantized(
             shape = _joint_shape(line, model)
             if not scheme.packs(shape):
                 continue
-            found = _quantised(line, weights.read(name).to(dtype), shape, scheme)
+            made = scheme.one(name, {}, shape)
+            found = _quantised(line, weights.read(name).to(dtype), shape, made)
             if found is None:
                 continue
-            parts, made = found, scheme
+            parts = found
         _replace(model, line, PackedParts(made, parts), compute)
         done |= set(line.ours)
     return done

@@ -7,12 +7,17 @@ import torch
 
 from phyla.errors import ArgumentError, ConfigError, nearest
 from phyla.quantization.awq import AWQ
+from phyla.quantization.awq_gemv import AWQGemv, AWQGemvFast
 from phyla.quantization.bitsandbytes import KINDS, EightBits, FourBits
 from phyla.quantization.compressed import Compressed
 from phyla.quantization.fp8 import FBGEMM, FP8
 from phyla.quantization.gptq import GPTQ
+from phyla.quantization.hqq import HQQ
+from phyla.quantization.marlin import AWQMarlin, GPTQMarlin
 from phyla.quantization.mxfp4 import MXFP4
+from phyla.quantization.quanto import Quanto
 from phyla.quantization.scheme import Scheme
+from phyla.quantization.torchao import TorchAO, quant_type
 
 
 def _bitsandbytes(config: dict[str, Any]) -> Scheme:
@@ -28,14 +33,27 @@ def _bitsandbytes(config: dict[str, Any]) -> Scheme:
     return FourBits(kind, bool(config.get("bnb_4bit_use_double_quant")))
 
 
+def _gptq(config: dict[str, Any]) -> Scheme:
+    is_marlin = config.get("checkpoint_format") == "marlin" or config.get("is_marlin_format")
+    return GPTQMarlin.read(config) if is_marlin else GPTQ.read(config)
+
+
+def _awq(config: dict[str, Any]) -> Scheme:
+    kinds = {"gemv": AWQGemv, "gemv_fast": AWQGemvFast, "marlin": AWQMarlin}
+    return kinds.get(str(config.get("version", "gemm")).lower(), AWQ).read(config)  # type: ignore[attr-defined]
+
+
 READERS: dict[str, Callable[[dict[str, Any]], Scheme]] = {
-    "awq": AWQ.read,
+    "awq": _awq,
     "bitsandbytes": _bitsandbytes,
     "compressed-tensors": Compressed.read,
     "fbgemm_fp8": lambda config: FBGEMM(),
     "fp8": FP8.read,
-    "gptq": GPTQ.read,
+    "gptq": _gptq,
+    "hqq": HQQ.read,
     "mxfp4": MXFP4.read,
+    "quanto": Quanto.read,
+    "torchao": TorchAO.read,
 }
 
 
@@ -57,37 +75,23 @@ def _guessed(data: dict[str, Any]) -> str:
 
 
 def _quanto(config: dict[str, Any]) -> Scheme:
-    kind = config.get("weights")
     if config.get("activations"):
         raise ArgumentError("QuantoConfig.activations must be None: activations are not quantised here")
-    if kind == "float8":
-        return Compressed(8, None, floats=True, form="float-quantized", choices=(8,))
-    bits = {"int8": 8, "int4": 4, "int2": 2}[str(kind)]
-    return Compressed(8, None, form="int-quantized") if bits == 8 else _packed(bits, 128)
-
-
-def _hqq(config: dict[str, Any]) -> Scheme:
-    told = config["quant_config"]["weight_quant_params"]
-    return _packed(int(told["nbits"]), int(told["group_size"]))
+    return Quanto.read(config)
 
 
 def _torchao(config: dict[str, Any]) -> Scheme:
-    kind = config.get("quant_type")
-    if kind == "int8_weight_only":
-        return Compressed(8, None, form="int-quantized", choices=(8,))
-    if kind == "int4_weight_only":
+    if quant_type(config) == "int4_weight_only":
         return _packed(4, int((config.get("quant_type_kwargs") or {}).get("group_size", 128)))
-    raise ArgumentError(
-        f"TorchAoConfig.quant_type must be int4_weight_only or int8_weight_only here, but is {kind!r}"
-    )
+    return TorchAO.making(config)
 
 
 def _packed(bits: int, group: int) -> Scheme:
     return Compressed(bits, group, symmetric=False, choices=(bits,))
 
 
-# Methods without public files that could be read here: what they make is saved as compressed-tensors.
-MAKERS = {**READERS, "quanto": _quanto, "hqq": _hqq, "torchao": _torchao}
+# Four bits of torchao are saved as compressed-tensors: its own layouts are those of single kernels.
+MAKERS = {**READERS, "quanto": _quanto, "torchao": _torchao}
 
 
 def maker_of(config: Any, dtype: torch.dtype) -> Scheme:
@@ -102,4 +106,4 @@ def maker_of(config: Any, dtype: torch.dtype) -> Scheme:
             + nearest(method, MAKERS)
         )
     scheme = MAKERS[method](data)
-    return replace(scheme, dtype=dtype) if isinstance(scheme, FourBits) else scheme
+    return replace(scheme, dtype=dtype) if isinstance(scheme, (FourBits, HQQ, TorchAO)) else scheme

@@ -1,24 +1,29 @@
 """What from_pretrained does about quantisation: read a quantised checkpoint, keep it packed, or make one."""
 
+import json
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from phyla.blocks.linear import Linear
-from phyla.checkpoints.state import Layout
-from phyla.checkpoints.weights import Weights
-from phyla.errors import ArgumentError
+from phyla.checkpoints.state import Layout, layout_of, saves_prefix
+from phyla.checkpoints.weights import HQQ_FILE, WEIGHT_FILES, Weights
+from phyla.errors import ArgumentError, CorruptFileError
 from phyla.quantization.configs import BitsAndBytesConfig, Mxfp4Config, QuantizationConfig, config_of
 from phyla.quantization.linear import QuantizedLinear
 from phyla.quantization.methods import maker_of, reader_of
+from phyla.quantization.quanto import QMAP, kind_of
 from phyla.quantization.scheme import Scheme
-from phyla.quantization.view import QuantizedWeights, turned_names
+from phyla.quantization.view import QuantizedWeights, public_shapes, turned_names
 
 KEY = "quantization_config"
 # Fields that name public modules which stay dense, by what the settings call them.
+_FIELDS = {"bitsandbytes": "llm_int8_skip_modules", "compressed-tensors": "ignore", "hqq": "skip_modules"}
 _SKIPPED = ("llm_int8_skip_modules", "modules_to_not_convert", "skip_modules", "ignore")
 
 
@@ -33,11 +38,13 @@ class QuantizationPlan:
 
     @classmethod
     def of(
-        cls, config: Any, source: str | os.PathLike, asked: Any, shorthand: dict[str, Any], packed: bool
-    ) -> "QuantizationPlan":
+        cls, config: Any, source: str | os.PathLike, asked: Any, shorthand: dict[str, Any], packed: bool,
+        path: Path | None = None,
+    ) -> "QuantizationPlan":  # fmt: skip
         """From the checkpoint's configuration and the call; ConfigError or ArgumentError for what cannot be.
 
-        shorthand: load_in_4bit, load_in_8bit and other fields of BitsAndBytesConfig that the call has.
+        shorthand: load_in_4bit, load_in_8bit and other fields of BitsAndBytesConfig that the call has. path:
+        where the checkpoint's files lie.
         """
         if shorthand.get("load_in_4bit") or shorthand.get("load_in_8bit"):
             if asked is not None:
@@ -48,7 +55,7 @@ class QuantizationPlan:
         asked = None if asked is None else config_of(asked)
         if isinstance(asked, BitsAndBytesConfig) and not asked.is_quantizable():
             asked = None
-        found = _stored(config)
+        found = _stored(config) or _told_by_files(path)
         if found is None:
             return cls(asked=asked, packed=packed)
         stored, data = config_of(found) if _is_known(found) else None, found
@@ -72,6 +79,7 @@ class QuantizationPlan:
         if isinstance(weights, QuantizedWeights):
             prefixed = [n for li in (*layout.lines(True), *layout.lines(False)) for n in turned_names([li])]
             weights.turned = set(prefixed)
+            weights.shapes = public_shapes(model, layout, weights.infos)
         settings = self.asked or self.stored
         compute = getattr(settings, "_computes_in", None)
         if self.reader is not None:
@@ -109,6 +117,21 @@ def _stored(config: Any) -> dict[str, Any] | None:
     return None
 
 
+def _told_by_files(path: Path | None) -> dict[str, Any] | None:
+    """What the files of Quanto and HQQ say of themselves, whose own configurations name no method."""
+    if path is None or not path.is_dir():
+        return {"quant_method": "hqq"} if path is not None and path.name == HQQ_FILE else None
+    if (path / QMAP).is_file():
+        try:
+            return {"quant_method": "quanto", "weights": kind_of((path / QMAP).read_bytes())}
+        except (ValueError, AttributeError) as error:
+            raise CorruptFileError(
+                f"{path / QMAP} must be JSON that names weights, but fails: {error}; download it again"
+            ) from None
+    others = [name for name in WEIGHT_FILES if name != HQQ_FILE and (path / name).exists()]
+    return {"quant_method": "hqq"} if (path / HQQ_FILE).is_file() and not others else None
+
+
 def _is_known(data: dict[str, Any]) -> bool:
     from phyla.quantization.configs import CLASSES
 
@@ -125,18 +148,37 @@ def saved_config(model: Any) -> dict[str, Any] | None:
         settings = settings.to_dict()
     if settings is None or settings.get("quant_method") != scheme.method:
         settings = scheme.config()
+    settings = scheme.completed(settings)
+    if scheme.method == "quanto":
+        return None  # its tools look for a file of their own, and others would take it for theirs
     if scheme.method == "compressed-tensors":
         settings = {**settings, "quantization_status": "compressed"}
-    field = {"bitsandbytes": "llm_int8_skip_modules", "compressed-tensors": "ignore"}.get(
-        scheme.method, "modules_to_not_convert"
-    )
-    return {**settings, field: dense_maps(model)}
+    return {**settings, _FIELDS.get(scheme.method, "modules_to_not_convert"): dense_maps(model)}
+
+
+def saved_beside(model: Any, names: Collection[str]) -> tuple[dict[str, str], dict[str, bytes]]:
+    """(notes for the header of weight files, small files) that go with packed weights of these names."""
+    if not any(isinstance(module, QuantizedLinear) for module in model.modules()):
+        return {}, {}
+    layout, notes, maps, schemes = layout_of(model), {}, {}, []
+    for line in layout.lines(saves_prefix(model)):
+        owner = model.get_submodule(line.ours[0].rpartition(".")[0])
+        if isinstance(owner, QuantizedLinear) and line.ours[0].endswith(".weight"):
+            schemes.append(owner.packed.scheme)
+            maps[line.theirs[0].removesuffix(".weight")] = owner.packed.parts
+            note = schemes[-1].note()
+            if note is not None:
+                notes[line.theirs[0]] = note
+    if notes:
+        parts = {f"{path}.{leaf}" for path in maps for leaf in schemes[0].leaves}
+        notes |= dict.fromkeys(set(names) - parts, '{"_type": "Tensor"}')
+        notes["tensor_names"] = json.dumps(sorted(notes))
+    return notes, schemes[0].files(maps) if schemes else {}
 
 
 def dense_maps(model: Any) -> list[str]:
     """Public paths of the linear maps that are not packed, and of experts, which are stacks of such."""
     from phyla.checkpoints.ops import Stack, Swapped
-    from phyla.checkpoints.state import layout_of, saves_prefix
 
     dense = {f"{path}.weight" for path, module in model.named_modules() if type(module) is Linear}
     lines = layout_of(model).lines(saves_prefix(model))

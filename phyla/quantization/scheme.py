@@ -1,13 +1,14 @@
 """What every public format answers: which tensors stand for a weight, how they expand, how they are made."""
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from phyla.errors import ArgumentError, ShapeMismatchError
+from phyla.quantization.numbers import Numbers
 
 # The tensors that stand for one weight: what follows the module's public path -> tensor.
 Parts = dict[str, Tensor]
@@ -53,6 +54,18 @@ class Scheme:
         """The weight (out, in) in float32, in memory of its own, without a look at values on the way."""
         raise NotImplementedError(f"{type(self).__name__} must define dense(parts, facts)")
 
+    def numbers(self, parts: Parts, facts: Facts) -> Numbers | None:
+        """The weight as numbers that the kernels take; None where they do not take it."""
+        return None
+
+    def bulk(self, parts: Parts) -> str:
+        """The leaf that holds the codes."""
+        return "weight"
+
+    def stored(self, codes: Tensor, like: Tensor, facts: Facts) -> Tensor:
+        """That leaf again from the codes of `numbers`; like: its shape and dtype, on meta."""
+        return codes
+
     def quantise(self, weight: Tensor) -> Parts:
         """The parts of a weight (out, in); ArgumentError where a format cannot be made without examples."""
         raise ArgumentError(
@@ -67,6 +80,22 @@ class Scheme:
     def config(self) -> dict[str, Any]:
         """The `quantization_config` under which public tools read what `quantise` makes."""
         return {"quant_method": self.method}
+
+    def completed(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Settings of this method as its public tools want to find them in config.json."""
+        return settings
+
+    def one(self, name: str, notes: Mapping[str, str], shape: tuple[int, ...] | None) -> "Scheme":
+        """The scheme of one weight, by the notes in the file's header and its shape by the model."""
+        return self
+
+    def note(self) -> str | None:
+        """What a file's header must say of a weight of this scheme."""
+        return None
+
+    def files(self, maps: Mapping[str, Parts]) -> dict[str, bytes]:
+        """Small files that stand beside the weights, from the packed maps by their public paths."""
+        return {}
 
 
 def demand(holds: bool, leaf: str, text: str) -> None:
@@ -89,6 +118,13 @@ def demand_shape(parts: Parts, leaf: str, *allowed: tuple[int, ...]) -> Tensor:
     wanted = " or ".join(map(str, allowed))
     demand(tuple(got.shape) in allowed, leaf, f"must have shape {wanted}, but has {tuple(got.shape)}")
     return got
+
+
+def order_of(index: Tensor, group: int) -> Tensor | None:
+    """Inputs in order of their groups, which `index` (in) numbers; None where the groups differ in size."""
+    order = index.argsort(stable=True)
+    follow = torch.arange(len(index), device=index.device) // group
+    return order if torch.equal(index[order], follow.to(index.dtype)) else None
 
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)

@@ -15,7 +15,8 @@ from phyla.quantization.scheme import Facts, Parts, Scheme
 class QuantizedWeights(Weights):
     """The tensors of a checkpoint with every quantised weight expanded, one at a time, when it is read.
 
-    turned: names of weights that dense files hold as (in, out). Closing closes the file below.
+    turned: names of weights that dense files hold as (in, out). shapes: of weights (out, in), by the model.
+    Closing closes the file below.
     """
 
     def __init__(self, inner: Weights, scheme: Scheme) -> None:
@@ -23,6 +24,7 @@ class QuantizedWeights(Weights):
         self.inner, self.scheme = inner, scheme
         self.held: dict[str, dict[str, str]] = {}  # dense name -> leaf -> name in the file
         self.turned: set[str] = set()
+        self.shapes: dict[str, tuple[int, ...]] = {}
         taken: set[str] = set()
         for module, leaves in scheme.modules(inner.infos.keys()):
             joint = "_" if scheme.method == "mxfp4" else "."
@@ -52,11 +54,15 @@ class QuantizedWeights(Weights):
         """What stands for a quantised weight, as stored."""
         return {leaf: self.inner.read(stored) for leaf, stored in self.held[name].items()}
 
+    def scheme_of(self, name: str) -> Scheme:
+        """How one quantised weight is stored."""
+        return self.scheme.one(name, self.inner.metadata, self.shapes.get(name))
+
     def facts(self, name: str, parts: Parts) -> Facts:
         """What the parts of a quantised weight say of it; raises ShapeMismatchError naming the tensor."""
         stem = name.removesuffix(".weight")
         try:
-            return self.scheme.check(parts)
+            return self.scheme_of(name).check(parts)
         except ShapeMismatchError as error:
             where = self.inner.infos[next(iter(self.held[name].values()))].file
             raise ShapeMismatchError(
@@ -71,7 +77,7 @@ class QuantizedWeights(Weights):
         parts = self.parts(name)
         facts = self.facts(name, parts)
         try:
-            value = self.scheme.dense(parts, facts)
+            value = self.scheme_of(name).dense(parts, facts)
         except (IndexError, RuntimeError) as error:
             raise CheckpointError(f"{name} cannot be expanded ({self.scheme.method}): {error}") from error
         value = value.t().contiguous() if name in self.turned else value
@@ -97,6 +103,25 @@ class QuantizedWeights(Weights):
 
     def close(self) -> None:
         self.inner.close()
+
+
+def public_shapes(model: Any, layout: Any, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """(out, in) of the weights that a file holds, by what the model has in their places."""
+    from phyla.checkpoints.load import choose_lines
+    from phyla.checkpoints.names import modern
+
+    spelled, found = {modern(name): name for name in names}, {}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for line in choose_lines(layout, spelled):
+        held = [spelled[name] for name in line.theirs if name in spelled]
+        if not held or not all(path in parameters for path in line.ours):
+            continue
+        outlines = line.op.save([parameters[path].to("meta") for path in line.ours])
+        turned = bool(turned_names([line]))
+        for name, outline in zip(line.theirs, outlines, strict=True):
+            if name in spelled:
+                found[spelled[name]] = tuple(outline.shape)[:: -1 if turned else 1]
+    return found
 
 
 def turned_names(lines: Iterable[Any]) -> set[str]:

@@ -36,6 +36,11 @@ def unpack(words: Tensor, bits: int, count: int) -> Tensor:
 def pack(values: Tensor, bits: int) -> Tensor:
     """The inverse: whole numbers (..., count) -> int32 (..., ceil(count * bits / 32))."""
     count = values.shape[-1]
+    if bits in (4, 8):
+        octets = F.pad(values.to(torch.uint8), (0, -count % (WORD // bits)))
+        if bits == 4:
+            octets = octets[..., ::2] | octets[..., 1::2] << 4
+        return octets.contiguous().view(torch.int32)
     padded = F.pad(values.to(torch.int64), (0, -count % WORD)).unflatten(-1, (-1, WORD))
     words = torch.zeros(*padded.shape[:-1], bits, dtype=torch.int64, device=values.device)
     for i in range(WORD):
