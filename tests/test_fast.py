@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType, quants
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from phyla.blocks import Attention, GatedFFN, Heads, make
@@ -15,13 +13,11 @@ from phyla.blocks.linear import Linear
 from phyla.checkpoints.gguf_quants import dequantize
 from phyla.checkpoints.weights import PackedTensor
 from phyla.errors import ShapeMismatchError
-from phyla.fast import nibbles
-from phyla.fast.ggml import LOSSLESS, nibble_matrix
-from phyla.fast.nibbles import NibbleMatrix
+from phyla.fast.ggml import LOSSLESS, code_matrix
 from phyla.fast.pack import join, pack
 from phyla.fast.packed import PackedLinear, PackedTokens, PackedWeight
 
-EXACT, ROUNDED, RECODED = 1e-4, 1e-2, 1.5e-2
+EXACT, ROUNDED, RECODED = 1e-6, 1e-2, 1.5e-2
 # Where the float16 numbers of a block stand that gguf cannot write itself.
 HALVES = {"IQ4_NL": (0,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "Q2_K": (80, 82), "Q3_K": (108,)}
 
@@ -60,80 +56,37 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
 @pytest.mark.parametrize("rows", [1, 3, 200])
 def test_products_in_float32_are_those_of_the_expanded_weights(kind: str, rows: int) -> None:
     tensor = packed(kind, 100, 512)
-    matrix, x = nibble_matrix(tensor, exact=True), torch.randn(rows, 512, generator=torch.manual_seed(1))
-    assert difference(matrix.dense(), plain(tensor)) < 1e-5
-    assert difference(matrix.matmul(x), product(x, plain(tensor))) < EXACT
+    matrix, x = code_matrix(tensor), torch.randn(rows, 512, generator=torch.manual_seed(1))
+    assert torch.equal(matrix.dense(), plain(tensor))
+    assert difference(matrix.matmul(x), product(x, plain(tensor))) < 1e-6
 
 
 @pytest.mark.parametrize("kind", sorted(LOSSLESS))
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_one_pass_products_are_rounded_to_bfloat16_only(kind: str, dtype: torch.dtype) -> None:
+def test_products_in_bfloat16_are_rounded_to_it_only(kind: str) -> None:
     tensor = packed(kind, 64, 512)
-    matrix = nibble_matrix(tensor, exact=False)
+    matrix = code_matrix(tensor)
     for rows in (1, 5, 150):
-        x = torch.randn(rows, 512, generator=torch.manual_seed(1)).to(dtype)
+        x = torch.randn(rows, 512, generator=torch.manual_seed(1)).bfloat16()
         y = matrix.matmul(x)
-        assert y.dtype == dtype
+        assert y.dtype == torch.bfloat16
         assert difference(y, product(x, plain(tensor))) < ROUNDED
 
 
-@pytest.mark.parametrize("kind", ["Q6_K", "Q2_K", "Q3_K", "IQ4_NL", "TQ2_0"])
+@pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "TQ2_0"])
 def test_other_types_are_recoded_within_their_stated_error(kind: str) -> None:
     tensor = packed(kind, 64, 512)
     values = plain(tensor)
     groups = values.view(64, -1, 32)
     span = groups.amax(-1, keepdim=True) - groups.amin(-1, keepdim=True)
-    dense = nibble_matrix(tensor, exact=True).dense().view_as(groups)
+    dense = code_matrix(tensor).dense().view_as(groups)
     assert bool(((dense - groups).abs() <= span / 509 + 1e-7).all())
     assert difference(dense, groups) < RECODED
-
-
-@given(planes=st.integers(1, 3), rows=st.integers(1, 150), groups=st.integers(1, 5), count=st.integers(0, 6),
-       exact=st.booleans(), seed=st.integers(0, 99))  # fmt: skip
-def test_any_codes_and_scales(
-    planes: int, rows: int, groups: int, count: int, exact: bool, seed: int
-) -> None:
-    torch.manual_seed(seed)
-    codes = torch.randint(0, 16, (planes, rows, 32 * groups), dtype=torch.uint8)
-    scale, zero = torch.rand(planes, rows, groups) + 0.1, torch.randn(planes, rows, groups)
-    matrix = NibbleMatrix.build(codes, scale, zero, exact)
-    grouped = codes.view(planes, rows, groups, 32).double() - 8
-    weight = (grouped * scale[..., None] + zero[..., None]).flatten(2).sum(0)
-    x = torch.randn(count, 32 * groups)
-    y = matrix.matmul(x)
-    assert y.shape == (count, rows)
-    limit = EXACT if exact else 2 * ROUNDED
-    size = weight.norm() * x.double().norm(dim=1, keepdim=True) / rows**0.5
-    assert bool(
-        ((y.double() - product(x, weight)).norm(dim=1, keepdim=True) <= limit * size * rows**0.5).all()
-    )
-    index = torch.randint(0, rows, (2, 3))
-    assert difference(matrix.rows(index, torch.float32), weight[index]) < limit
-
-
-def test_without_the_kernel_the_products_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    tensor = packed("Q4_1", 96, 128)
-    x = torch.randn(2, 128, generator=torch.manual_seed(0))
-    monkeypatch.setattr(nibbles, "_kernel_works", lambda device: False)
-    assert difference(nibble_matrix(tensor, exact=True).matmul(x), product(x, plain(tensor))) < 1e-5
-    rounded = nibble_matrix(tensor, exact=False).matmul(x.bfloat16())
-    assert rounded.dtype == torch.bfloat16 and difference(rounded, product(x, plain(tensor))) < ROUNDED
-
-
-def test_the_kernel_works_where_the_processor_has_its_vectors() -> None:
-    vectors = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
-    assert nibbles._kernel_works("cpu") == vectors
-    assert not nibbles._kernel_works("cuda")
 
 
 def test_shapes_that_do_not_fit_are_named() -> None:
     tensor = packed("Q8_0", 4, 64)
     with pytest.raises(ShapeMismatchError, match="multiple of 32"):
-        nibble_matrix(PackedTensor(tensor.blocks, "Q8_0", (4, 2, 32)), exact=True)
-    with pytest.raises(ShapeMismatchError, match="whole groups of 32"):
-        NibbleMatrix.build(
-            torch.zeros(1, 4, 33, dtype=torch.uint8), torch.ones(1, 4, 1), torch.ones(1, 4, 1), True
-        )
+        code_matrix(PackedTensor(tensor.blocks, "Q8_0", (4, 2, 32)))
 
 
 class Twice(nn.Module):
@@ -172,7 +125,7 @@ def test_a_table_and_its_tied_head_share_one_weight() -> None:
     for wrong in (200, -1):
         with pytest.raises((IndexError, RuntimeError)):
             model["tokens"](torch.tensor([wrong]))
-    assert len(list(model.buffers())) == 4  # codes, scales, fine and the table's dtype
+    assert len(list(model.buffers())) == 3  # codes, scales and the table's dtype
     twin = copy.deepcopy(model)
     assert twin["tokens"].packed is twin["head"].packed
     model.to(torch.bfloat16)
@@ -242,7 +195,7 @@ def test_joined_maps_step_aside_when_they_may_not_run() -> None:
 
 @torch.no_grad()
 def test_packed_maps_join_too() -> None:
-    maps = [PackedLinear(PackedWeight.from_ggml(packed("Q4_1", n, 128, n))) for n in (128, 64, 64)]
+    maps = [PackedLinear(PackedWeight.from_ggml(packed("Q4_1", n, 128, n))) for n in (128, 64, 32)]
     x = torch.randn(1, 3, 128)
     before = [m(x) for m in maps]
     joined = join(maps)

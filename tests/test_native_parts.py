@@ -24,7 +24,7 @@ COMPILER = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("g++", 
 def kernels(tmp_path_factory):
     """The kernels; where there is no compiler, functions that always decline."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "kernels"))
         found = native.load()
     assert (found is not None) == (COMPILER is not None)
     return found or native.Kernels(*(lambda *parts: None,) * len(native.Kernels._fields))

@@ -39,7 +39,7 @@ CONFIGS = {
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "kernels"))
         found = native.load()
     assert (found is not None) == BUILT
     return found or native.Kernels(*(lambda *parts: None,) * len(native.Kernels._fields))

@@ -46,6 +46,11 @@ def rows_alike() -> Iterator[None]:
         _asked.alike = before
 
 
+def wants_rows_alike() -> bool:
+    """Whether `rows_alike` is in force."""
+    return getattr(_asked, "alike", False)
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + b: x (..., K), weight (N, K), bias (N) -> (..., N).
 

@@ -1,11 +1,11 @@
-"""Quantised GGUF blocks as matrices of 4-bit codes.
+"""Quantised GGUF blocks as matrices of codes.
 
 Layouts: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h. The kinds of LOSSLESS keep their
-values exactly. The others have scales for fewer than 32 values, or tables; they are expanded and coded anew
-with 8 bits a value and a scale for each 32, which moves a value by at most 1/510 of the range of its 32.
+values exactly. The others are expanded and coded anew with 8 bits a value and a scale for each 32, which
+moves a value by at most 1/510 of the range of its 32.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,16 +13,18 @@ from torch import Tensor
 from phyla.checkpoints.gguf_quants import dequantize
 from phyla.checkpoints.weights import PackedTensor
 from phyla.errors import ShapeMismatchError
-from phyla.fast.nibbles import GROUP, NibbleMatrix
+from phyla.fast.codes import CodeMatrix
+from phyla.quantization.numbers import Numbers
 
-# Codes (N, K) uint8, scale and offset (N, K / 32) float32: w = code * scale + offset.
-Affine = tuple[Tensor, Tensor, Tensor]
+GROUP = 32
+# Codes (N, K) below 16 or int8, scale and offset (N, groups): w = code * scale + offset.
+Affine = tuple[Tensor, Tensor, Tensor | None]
 # Rows converted at a time, so that the intermediate tensors stay small beside the weights.
 _ROWS = 4096
 
 
-def nibble_matrix(packed: PackedTensor, exact: bool) -> NibbleMatrix:
-    """The matrix (N, K) of a quantised tensor; exact: keep all bits of its scales for float32 products.
+def code_matrix(packed: PackedTensor) -> CodeMatrix:
+    """The matrix (N, K) of a quantised tensor.
 
     Raises ShapeMismatchError where the tensor is no matrix of whole groups of 32.
     """
@@ -31,28 +33,17 @@ def nibble_matrix(packed: PackedTensor, exact: bool) -> NibbleMatrix:
             f"a packed weight must be a matrix with rows of a multiple of {GROUP}, but is {packed.shape} in "
             f"{tuple(packed.blocks.shape)} bytes of {packed.ggml_type} blocks"
         )
-    read, bits = _READERS.get(packed.ggml_type, (None, 8))
-    pieces = []
-    for rows in packed.blocks.split(_ROWS):
-        code, scale, offset = read(rows) if read else _recode(rows, packed)
-        pieces.append(_planes(code.view(len(rows), -1), scale, offset, bits))
-    codes, scales, zeros = (torch.cat(part, 1) for part in zip(*pieces, strict=True))
-    return NibbleMatrix.build(codes, scales, zeros, exact)
-
-
-def _planes(code: Tensor, scale: Tensor, offset: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes (planes, N, K) in one plane of 4 bits or in two; scales and zeros (planes, N, K / 32)."""
-    if bits == 4:
-        return code[None], scale[None], (offset + 8 * scale)[None]
-    # Codes are moved to the middle of 0..255, so that the zero stays small and bfloat16 keeps it well.
-    shift = 128 - (1 << bits - 1)
-    code = code + shift
-    zero = offset + (136 - shift) * scale
-    return (
-        torch.stack((code >> 4, code & 15)),
-        torch.stack((16 * scale, scale)),
-        torch.stack((zero, torch.zeros_like(zero))),
+    read, values = _READERS.get(packed.ggml_type, (None, None))
+    pieces = [read(rows) if read else _recode(rows, packed) for rows in packed.blocks.split(_ROWS)]
+    codes, scale = (
+        torch.cat([part.flatten(1) for part in parts])
+        for parts in ([p[0] for p in pieces], [p[1] for p in pieces])
     )
+    offsets = [piece[2].flatten(1) for piece in pieces if piece[2] is not None]
+    zero = torch.cat(offsets) if offsets else None
+    width = packed.shape[1]
+    table = None if values is None else torch.tensor([*values], dtype=torch.float32)
+    return CodeMatrix.build(Numbers(codes, scale, width // scale.shape[1], table, zero, relative=False))
 
 
 def _half(blocks: Tensor, at: int) -> Tensor:
@@ -73,8 +64,7 @@ def _fifth_bits(blocks: Tensor, at: int) -> Tensor:
 
 def _q4_0(rows: Tensor) -> Affine:
     blocks = rows.view(len(rows), -1, 18)
-    scale = _half(blocks, 0)
-    return _nibbles(blocks[..., 2:]), scale, -8 * scale
+    return _nibbles(blocks[..., 2:]), _half(blocks, 0), None
 
 
 def _q4_1(rows: Tensor) -> Affine:
@@ -84,19 +74,19 @@ def _q4_1(rows: Tensor) -> Affine:
 
 def _q5_0(rows: Tensor) -> Affine:
     blocks = rows.view(len(rows), -1, 22)
-    scale = _half(blocks, 0)
-    return _nibbles(blocks[..., 6:]) | _fifth_bits(blocks, 2), scale, -16 * scale
+    codes = _nibbles(blocks[..., 6:]) | _fifth_bits(blocks, 2)
+    return (codes - 16).view(torch.int8), _half(blocks, 0), None
 
 
 def _q5_1(rows: Tensor) -> Affine:
     blocks = rows.view(len(rows), -1, 24)
-    return _nibbles(blocks[..., 8:]) | _fifth_bits(blocks, 4), _half(blocks, 0), _half(blocks, 2)
+    codes = _nibbles(blocks[..., 8:]) | _fifth_bits(blocks, 4)
+    return codes.view(torch.int8), _half(blocks, 0), _half(blocks, 2)
 
 
 def _q8_0(rows: Tensor) -> Affine:
     blocks = rows.view(len(rows), -1, 34)
-    scale = _half(blocks, 0)
-    return blocks[..., 2:] ^ 128, scale, -128 * scale
+    return blocks[..., 2:].contiguous().view(torch.int8), _half(blocks, 0), None
 
 
 def _k_scales(blocks: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,24 +108,36 @@ def _q5_k(rows: Tensor) -> Affine:
     low = _nibbles(blocks[..., 48:].unflatten(-1, (4, 32)))  # (N, B, 4, 64)
     low = low.unflatten(-1, (2, 32)).flatten(2, 3)  # (N, B, 8, 32)
     shifts = torch.arange(8, dtype=torch.uint8)[:, None]
-    return low | (((blocks[..., None, 16:48] >> shifts) & 1) << 4), *_k_scales(blocks)
+    codes = low | (((blocks[..., None, 16:48] >> shifts) & 1) << 4)
+    return codes.view(torch.int8), *_k_scales(blocks)
+
+
+def _q6_k(rows: Tensor) -> Affine:
+    blocks = rows.view(len(rows), -1, 210)
+    low = _nibbles(blocks[..., :128].unflatten(-1, (2, 64)))  # (N, B, 2, 128)
+    shifts = torch.arange(0, 8, 2, dtype=torch.uint8)[:, None]
+    high = (blocks[..., 128:192].unflatten(-1, (2, 1, 32)) >> shifts & 3).flatten(-2)  # (N, B, 2, 128)
+    scale = blocks[..., 192:208].contiguous().view(torch.int8) * _half(blocks, 208)[..., None]
+    return ((low | high << 4) - 32).view(torch.int8), scale, None
 
 
 def _recode(rows: Tensor, packed: PackedTensor) -> Affine:
     values = dequantize(rows.reshape(-1), packed.ggml_type).view(len(rows), -1, GROUP)
     low, high = values.aminmax(dim=-1)
     scale = (high - low) / 255
-    code = (values - low[..., None]).div_(scale.clamp_min(1e-38)[..., None]).round_().to(torch.uint8)
-    return code, scale, low
+    code = (values - low[..., None]).div_(scale.clamp_min(1e-38)[..., None]).round_().sub_(128)
+    return code.to(torch.int8), scale, low + 128 * scale
 
 
-_READERS: dict[str, tuple[Callable[[Tensor], Affine], int]] = {
-    "Q4_0": (_q4_0, 4),
-    "Q4_1": (_q4_1, 4),
-    "Q5_0": (_q5_0, 5),
-    "Q5_1": (_q5_1, 5),
-    "Q8_0": (_q8_0, 8),
-    "Q4_K": (_q4_k, 4),
-    "Q5_K": (_q5_k, 5),
+_READERS: dict[str, tuple[Callable[[Tensor], Affine], Sequence[int] | None]] = {
+    "Q4_0": (_q4_0, range(-8, 8)),
+    "Q4_1": (_q4_1, range(16)),
+    "Q5_0": (_q5_0, None),
+    "Q5_1": (_q5_1, None),
+    "Q8_0": (_q8_0, None),
+    "Q4_K": (_q4_k, range(16)),
+    "Q5_K": (_q5_k, None),
+    "Q6_K": (_q6_k, None),
+    "IQ4_NL": (_q4_0, (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)),
 }
 LOSSLESS = frozenset(_READERS)

@@ -10,15 +10,15 @@ from phyla.checkpoints.names import Line, modern
 from phyla.checkpoints.ops import Same, Split
 from phyla.checkpoints.state import Layout
 from phyla.checkpoints.weights import PackedTensor, Weights
-from phyla.fast.nibbles import GROUP
+from phyla.fast.ggml import GROUP
 from phyla.fast.packed import PackedLinear, PackedTokens, PackedWeight
 
 
 def install_packed(model: nn.Module, weights: Weights, layout: Layout, dtype: torch.dtype) -> set[str]:
     """Replace every Linear and token table whose weight the file holds quantised; the paths of those weights.
 
-    float32 models get exact products, others one pass of bfloat16 (see NibbleMatrix.matmul). A weight that
-    several modules share stays shared. Biases stay parameters on meta, to be filled like the rest.
+    A weight that several modules share stays shared. Biases stay parameters on meta, to be filled like the
+    rest.
     """
     spelled = {modern(name): name for name in weights.infos}
     holders: dict[int, list[str]] = {}
@@ -28,7 +28,7 @@ def install_packed(model: nn.Module, weights: Weights, layout: Layout, dtype: to
     done: set[str] = set()
     for line in choose_lines(layout, spelled):
         for path, packed in _packed_parts(line, model, weights, spelled):
-            weight = PackedWeight.from_ggml(packed, exact=dtype == torch.float32)
+            weight = PackedWeight.from_ggml(packed)
             for holder in holders[id(model.get_parameter(path))]:
                 _replace(model, holder, weight, dtype)
                 done.add(f"{holder}.weight")

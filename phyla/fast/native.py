@@ -23,6 +23,8 @@ import torch
 from phyla.blocks import flat, gradient, matmul, parts, recurrence, scan, stack
 from phyla.blocks.processor import description
 from phyla.errors import NativeBuildError
+from phyla.fast import codes
+from phyla.fast.codes import Coder, coder_of
 from phyla.fast.flat import alike_of, flat_attention_of
 from phyla.fast.parts import Parts, parts_of
 from phyla.fast.products import Product, product_of
@@ -30,10 +32,10 @@ from phyla.fast.recurrent import Memory, Scan, memory_of, scan_of
 from phyla.fast.step import StackRunner, runner_of
 from phyla.fast.train import Training, training_of
 
-HEADERS = tuple(Path(__file__).with_name(name) for name in ("vectors.h", "lanes.h"))
+HEADERS = tuple(Path(__file__).with_name(name) for name in ("vectors.h", "lanes.h", "codes.h"))
 SOURCES = tuple(
     Path(__file__).with_name(f"{name}.cpp")
-    for name in ("gemv", "gemm", "step", "wide", "train", "loss", "parts", "scan", "flat")
+    for name in ("gemv", "gemm", "step", "wide", "train", "loss", "parts", "scan", "flat", "codes")
 )
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared")
 BUILD_SECONDS = 300
@@ -51,6 +53,7 @@ class Kernels(NamedTuple):
     memory: Memory
     flat: flat.FlatAttention
     alike: Product
+    codes: Coder
 
 
 _log = logging.getLogger(__name__)
@@ -82,6 +85,11 @@ def enable(background: bool = True) -> None:
             _builder.start()
 
 
+def is_coming() -> bool:
+    """Whether a thread is building the kernels now."""
+    return _builder is not None
+
+
 def wait() -> bool:
     """Wait until what `enable` began has ended; whether the kernels are in use."""
     builder = _builder
@@ -107,6 +115,7 @@ def load() -> Kernels | None:
             memory_of(library, parallel, count, number),
             flat_attention_of(library, parallel),
             alike_of(library, parallel),
+            coder_of(library, parallel),
         )
     except _FAILURES as error:
         _log.debug("native kernels: not in use: %s", error)
@@ -136,7 +145,7 @@ def _put(kernels: Kernels | None) -> None:
     k = kernels or Kernels(*none)
     matmul.native, stack.native, gradient.native = k.product, k.stack, k.gradient
     scan.native, recurrence.native, flat.native = k.scan, k.memory, k.flat
-    matmul.native_alike, parts.native = k.alike, k.parts
+    matmul.native_alike, parts.native, codes.native = k.alike, k.parts, k.codes
 
 
 def _prepare() -> None:

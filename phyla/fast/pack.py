@@ -3,6 +3,7 @@
 The parts stay where they are (`attn.q.weight`, sites, public names); their weights become views of one.
 """
 
+import itertools
 from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
@@ -15,10 +16,12 @@ from phyla.blocks.ffn import GatedFFN
 from phyla.blocks.linear import Linear
 from phyla.blocks.matmul import linear
 from phyla.fast import native
-from phyla.fast.nibbles import NibbleMatrix, concatenate
-from phyla.fast.packed import PackedLinear
+from phyla.fast.coded import put_into_codes
+from phyla.fast.codes import CodeMatrix, concatenate
+from phyla.fast.packed import PackedLinear, PackedWeight
+from phyla.quantization.linear import QuantizedLinear
 
-Map = Linear | PackedLinear
+Map = Linear | PackedLinear | QuantizedLinear
 
 
 def pack(model: nn.Module) -> nn.Module:
@@ -26,6 +29,9 @@ def pack(model: nn.Module) -> nn.Module:
 
     Values, names, sites and gradients stay. Pack anew after `model.to(...)`: until then the parts run alone.
     """
+    if any(t.device.type == "cpu" for t in itertools.chain(model.parameters(), model.buffers())):
+        native.enable()
+    put_into_codes(model)
     for module in model.modules():
         if isinstance(module, Attention) and not module.cross:
             maps: tuple[Map, ...] = (module.q, module.k, module.v)
@@ -35,8 +41,6 @@ def pack(model: nn.Module) -> nn.Module:
             continue
         if module.joined is None or not module.joined.whole():
             module.joined = join(maps)
-    if any(p.device.type == "cpu" for p in model.parameters()):
-        native.enable()
     return model
 
 
@@ -103,17 +107,22 @@ class _JoinedDense(Joined):
 
 
 class _JoinedPacked(Joined):
-    def __init__(self, maps: Sequence[PackedLinear], matrix: NibbleMatrix) -> None:
+    def __init__(self, maps: Sequence[Map], weights: Sequence[PackedWeight], matrix: CodeMatrix) -> None:
         super().__init__(maps)
-        self.matrix = matrix
-        self.packed = [m.packed for m in maps]
-        self.views = [weight.codes for weight in self.packed]
+        self.matrix, self.weights = matrix, list(weights)
+        self.views = [weight.codes for weight in weights]
 
     def product(self, x: Tensor) -> Tensor:
         return self.matrix.matmul(x.reshape(-1, self.matrix.shape[1])).view(*x.shape[:-1], -1)
 
     def whole(self) -> bool:
-        return all(weight.codes is view for weight, view in zip(self.packed, self.views, strict=True))
+        pairs = zip(self.maps, self.weights, self.views, strict=True)
+        return all(weight_of(m) is weight and weight.codes is view for m, weight, view in pairs)
+
+
+def weight_of(linear: Map) -> PackedWeight | None:
+    """The codes of a packed map, None where it has none for the kernels."""
+    return linear.packed if isinstance(linear, PackedLinear) else getattr(linear, "coded", None)
 
 
 def join(maps: Sequence[Map]) -> Joined | None:
@@ -124,8 +133,9 @@ def join(maps: Sequence[Map]) -> Joined | None:
     dense = [m for m in maps if type(m) is Linear]
     if len(dense) == len(maps):
         return _join_dense(dense)
-    packed = [m for m in maps if type(m) is PackedLinear]
-    return _join_packed(packed) if len(packed) == len(maps) else None
+    packed = [m for m in maps if type(m) in (PackedLinear, QuantizedLinear)]
+    weights = [w for w in map(weight_of, packed) if w is not None]
+    return _join_packed(packed, weights) if len(weights) == len(maps) else None
 
 
 def _join_dense(maps: Sequence[Linear]) -> Joined | None:
@@ -155,14 +165,13 @@ def _side_by_side(weights: Sequence[Tensor]) -> Tensor | None:
     return first.data.as_strided((sum(len(w) for w in weights), first.shape[1]), (first.shape[1], 1))
 
 
-def _join_packed(maps: Sequence[PackedLinear]) -> Joined | None:
-    parts = [m.packed.matrix for m in maps]
-    whole = concatenate(parts)
+def _join_packed(maps: Sequence[Map], weights: Sequence[PackedWeight]) -> Joined | None:
+    whole = concatenate([w.matrix for w in weights])
     if whole is None:
         return None
-    for m, part in zip(maps, whole.split([p.shape[0] for p in parts]), strict=True):
-        m.packed.look_at(part)
-    return _JoinedPacked(maps, whole)
+    for weight, part in zip(weights, whole.split([w.shape[0] for w in weights]), strict=True):
+        weight.look_at(part)
+    return _JoinedPacked(maps, weights, whole)
 
 
 def _finish(m: Map, x: Tensor, y: Tensor) -> Tensor:

@@ -1,65 +1,84 @@
 """Modules that hold quantised weights: a linear map, and a token table that an output head can share."""
 
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from phyla.checkpoints.weights import PackedTensor
-from phyla.fast.ggml import nibble_matrix
-from phyla.fast.nibbles import NibbleMatrix
+from phyla.fast.codes import BY_TABLE, CodeMatrix
+from phyla.fast.ggml import code_matrix
+
+_BUFFERS = ("codes", "scale", "zero", "table", "order")
 
 
 class PackedWeight(nn.Module):
     """A quantised matrix (N, K) as buffers, so that it moves with its model; several modules may share one.
 
-    exact: float32 inputs get float32 products, in three passes; otherwise one bfloat16 pass, sums in float32.
+    Their dtypes are those of the matrix: casting the model leaves them.
     """
 
-    codes: Tensor
-    scales: Tensor
-    fine: Tensor | None
-
-    def __init__(self, matrix: NibbleMatrix) -> None:
+    def __init__(self, matrix: CodeMatrix) -> None:
         super().__init__()
-        for name in ("codes", "scales", "fine"):
+        for name in _BUFFERS:
             self.register_buffer(name, None, persistent=False)
         self.look_at(matrix)
 
     @classmethod
-    def from_ggml(cls, packed: PackedTensor, exact: bool = True) -> "PackedWeight":
+    def from_ggml(cls, packed: PackedTensor) -> "PackedWeight":
         """From the blocks of a GGUF file; ggml.LOSSLESS names the types that keep their values exactly."""
-        return cls(nibble_matrix(packed, exact))
+        return cls(code_matrix(packed))
 
-    def look_at(self, matrix: NibbleMatrix) -> None:
+    def look_at(self, matrix: CodeMatrix) -> None:
         """Take the memory of `matrix` for this weight's own."""
-        self.shape, self.planes = matrix.shape, matrix.planes
+        self.shape = matrix.shape
         # stands for the expanded weights where names and shapes count; tied modules have it in common
         self.outline = torch.empty(self.shape, device="meta")
-        # int16 stands for bfloat16: casting a model to another dtype must not touch the scales.
-        self.codes, self.scales = matrix.codes, matrix.scales.view(torch.int16)
-        self.fine = None if matrix.fine is None else matrix.fine.view(torch.int16)
-        self._matrix: NibbleMatrix | None = None
+        for name in _BUFFERS:
+            setattr(self, name, getattr(matrix, name))
+        self._matrix = matrix
 
     @property
-    def matrix(self) -> NibbleMatrix:
+    def matrix(self) -> CodeMatrix:
         """The matrix over these buffers."""
-        if self._matrix is None:
-            fine = None if self.fine is None else self.fine.view(torch.bfloat16)
-            scales = self.scales.view(torch.bfloat16)
-            self._matrix = NibbleMatrix(self.codes, scales, fine, self.shape, self.planes)
+        now = self._buffers
+        if now["codes"] is not self._matrix.codes or now["scale"] is not self._matrix.scale:
+            self._matrix = _over(self._matrix, now)
         return self._matrix
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedWeight":
-        self._matrix = None  # it looks at buffers that are about to be replaced
-        return super()._apply(fn, recurse)
+        for name, old in self._buffers.items():
+            if old is not None:
+                new = fn(old)
+                self._buffers[name] = new if new.dtype == old.dtype else old.to(new.device)
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "PackedWeight":
+        tensors = {k: deepcopy(t, memo) for k, t in self._buffers.items()}
+        memo[id(self)] = twin = PackedWeight(_over(self.matrix, tensors))
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_matrix": replace(self.matrix)}  # without what the kernel is told
 
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The expanded weights, (N, K), in memory of their own."""
         return self.matrix.dense(dtype)
 
+    def numbers(self) -> Tensor:
+        """The codes (N, K) as they were given."""
+        return self.matrix.numbers()
+
     def extra_repr(self) -> str:
-        return f"{self.shape[0]}, {self.shape[1]}, bits={4 * self.planes}, exact={self.fine is not None}"
+        return f"{self.shape[0]}, {self.shape[1]}, bits={4 if self._matrix.kind == BY_TABLE else 8}"
+
+
+def _over(matrix: CodeMatrix, tensors: dict[str, Any]) -> CodeMatrix:
+    """The same matrix over other tensors."""
+    return replace(matrix, **tensors)
 
 
 class PackedLinear(nn.Module):
@@ -85,11 +104,10 @@ class PackedLinear(nn.Module):
         flat = x.reshape(-1, self.in_features)
         if x.requires_grad and torch.is_grad_enabled():
             y = _Product.apply(flat, weight)
+            y = y if self.bias is None else y + self.bias
         else:
-            y = weight.matrix.matmul(flat)
+            y = weight.matrix.matmul(flat, self.bias)
         y = y.view(*x.shape[:-1], self.out_features)
-        if self.bias is not None:
-            y = y + self.bias
         return y if self.site is None else self.site(x, y, self)
 
 
@@ -105,6 +123,11 @@ class PackedTokens(nn.Module):
         self.packed, self.padding = weight, padding
         # An empty tensor that follows `model.to(dtype)`: the dtype in which vectors come out.
         self.register_buffer("like", torch.empty(0, dtype=dtype), persistent=False)
+
+    @property
+    def num_embeddings(self) -> int:
+        """V."""
+        return self.packed.shape[0]
 
     @property
     def weight(self) -> Tensor:

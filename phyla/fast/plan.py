@@ -19,6 +19,9 @@ from phyla.blocks.mask import Causal, Full, Window
 from phyla.blocks.norm import LayerNorm, RMSNorm
 from phyla.blocks.position import Rotary
 from phyla.blocks.stack import Layer, Stack
+from phyla.fast.codes import CodeMatrix
+from phyla.fast.packed import PackedLinear
+from phyla.quantization.linear import QuantizedLinear
 
 WIDEST = 512  # elements of a head that the kernels have room for
 ALL = 1 << 40  # more keys than there are
@@ -26,6 +29,7 @@ _ACTS = {
     "relu": 0, "silu": 1, "swish": 1, "gelu_new": 2, "gelu_pytorch_tanh": 2, "gelu_python_tanh": 2,
     "gelu": 3, "gelu_python": 3, "quick_gelu": 4,
 }  # fmt: skip
+_PACKED = (PackedLinear, QuantizedLinear)
 SITES = ("site", "mix_site", "kv_site")
 _NORMS: dict[type, int] = {RMSNorm: 1, LayerNorm: 2}
 
@@ -39,7 +43,7 @@ class Norm(ctypes.Structure):
 
 
 class Map(ctypes.Structure):
-    _fields_ = [("weight", _pointer), ("bias", _pointer)]
+    _fields_ = [("weight", _pointer), ("bias", _pointer), ("codes", _pointer)]
 
 
 _NORM_NAMES = ("attn_pre", "attn_out", "attn_post", "ffn_pre", "ffn_out", "ffn_post")
@@ -59,8 +63,8 @@ class LayerPart(ctypes.Structure):
 class StackPart(ctypes.Structure):
     _fields_ = [
         *((name, _long) for name in (
-            "is_bfloat16", "layers", "batch", "length", "width", "heads", "kv_heads", "head_width", "inner",
-            "act", "gated",
+            "is_bfloat16", "coded", "layers", "batch", "length", "width", "heads", "kv_heads", "head_width",
+            "inner", "act", "gated",
         )),
         ("scale", _float),
         *((name, _long) for name in ("turned", "paired", "angle_rows")),
@@ -84,7 +88,10 @@ class Plan:
         )
         self.position = self.positions[0] if self.positions else None
         self.causal = isinstance(first.attn.mask, Causal)
-        self.dtype = first.attn.q.weight.dtype
+        self.dtype = next(first.parameters()).dtype
+        packed = [m for layer in layers for m in layer.modules() if type(m) in _PACKED]
+        self.packed = [(m._modules, "packed" if type(m) is PackedLinear else "coded") for m in packed]
+        self.matrices = [matrix_of(m) for m in packed]  # the kernel looks at them
         modules = [m for layer in layers for m in layer.modules()]
         self.hooks = [d for m in modules for d in (m._forward_hooks, m._forward_pre_hooks) if d is not None]
         self.sites = [(m._modules, n) for m in modules for n in SITES if n in m._modules]
@@ -96,8 +103,9 @@ class Plan:
         attn, ffn = first.attn, first.ffn
         inner = ffn.up.out_features
         self.stack = StackPart(
-            is_bfloat16=self.dtype == torch.bfloat16, layers=len(layers), width=attn.q.in_features,
-            heads=attn.num_heads, kv_heads=attn.num_kv_heads, head_width=attn.head_width, inner=inner,
+            is_bfloat16=self.dtype == torch.bfloat16, coded=bool(self.packed), layers=len(layers),
+            width=attn.q.in_features, heads=attn.num_heads, kv_heads=attn.num_kv_heads,
+            head_width=attn.head_width, inner=inner,
             act=_ACTS[ffn.spec.args["act"]], gated=isinstance(ffn, GatedFFN), scale=attn.scale,
             turned=0 if self.position is None else self.position.width,
             paired=self.position is not None and self.position.layout == "pairs", layer=self.layers,
@@ -105,7 +113,9 @@ class Plan:
 
     def now(self) -> list[int]:
         """Where the parameters lie."""
-        return [table[name].data_ptr() for table, name in self.places]
+        weights = [table[name] for table, name in self.packed]
+        codes = [0 if w is None else w._buffers["codes"].data_ptr() for w in weights]
+        return [table[name].data_ptr() for table, name in self.places] + codes
 
     def holds(self) -> bool:
         """Whether parameters lie where they lay."""
@@ -146,7 +156,20 @@ def _norm(norm: Any) -> Norm:
 
 
 def _map(linear: Any) -> Map:
-    return Map() if linear is None else Map(address(linear.weight), address(linear.bias))
+    if linear is None:
+        return Map()
+    matrix = matrix_of(linear)
+    if matrix is None:
+        return Map(address(linear.weight), address(linear.bias))
+    return Map(None, address(linear.bias), ctypes.addressof(matrix.struct))
+
+
+def matrix_of(linear: Any) -> CodeMatrix | None:
+    """The codes of a packed map, None for a dense one and for one whose codes no kernel takes."""
+    if type(linear) not in _PACKED:
+        return None
+    weight = linear.packed if type(linear) is PackedLinear else linear.coded
+    return None if weight is None else weight.matrix
 
 
 def address(tensor: Tensor | None) -> int | None:
@@ -180,20 +203,30 @@ def is_plain(stack: Stack) -> bool:
                 return False
         if type(ffn) is FFN and ffn.down.out_features != attn.q.in_features:
             return False
-        maps = [m for m in layer.modules() if isinstance(m, nn.Linear)]
-        if any(type(m) is not Linear for m in maps) or len(maps) != (7 if type(ffn) is GatedFFN else 6):
+        maps = [m for m in layer.modules() if isinstance(m, (nn.Linear, *_PACKED))]
+        if len(maps) != (7 if type(ffn) is GatedFFN else 6):
             return False
-        tensors = list(layer.parameters())
+        if any(type(m) is not Linear and matrix_of(m) is None for m in maps):
+            return False
+        tensors: list[Tensor] = list(layer.parameters())
+        tensors += [m.codes for p in maps if (m := matrix_of(p)) is not None]
         if any(not t.is_contiguous() or not t.is_cpu for t in tensors) or ffn.spec.args["act"] not in _ACTS:
             return False
         shapes.add((
             attn.num_heads, attn.num_kv_heads, attn.head_width, attn.scale, ffn.up.out_features,
             ffn.spec.args["act"], type(ffn), isinstance(attn.mask, Causal),
-            None if position is None else (position.width, position.layout), *{t.dtype for t in tensors},
+            None if position is None else (position.width, position.layout),
+            *{t.dtype for t in layer.parameters()},
         ))  # fmt: skip
-    return (
-        len(shapes) == 1 and tensors[0].dtype in (torch.float32, torch.bfloat16) and attn.head_width <= WIDEST
-    )
+    kinds = {t.dtype for t in stack.parameters()}
+    fits = len(shapes) == 1 and attn.head_width <= WIDEST
+    return fits and kinds in ({torch.float32}, {torch.bfloat16})
+
+
+def _waits(stack: Stack) -> bool:
+    """Whether a map may yet get codes (fast.coded)."""
+    maps = [m for m in stack.modules() if isinstance(m, QuantizedLinear)]
+    return any(m.coded is None and not m.packed.is_plain for m in maps)
 
 
 class Plans:
@@ -212,5 +245,8 @@ class Plans:
         if known is None and stack in self.known:
             return None
         plan = Plan(stack) if is_plain(stack) else None
+        if plan is None and _waits(stack):
+            self.known.pop(stack, None)
+            return None
         self.known[stack] = plan
         return None if plan is not None and plan.busy() else plan

@@ -7,12 +7,13 @@
 
 #include <math.h>
 
-#include "lanes.h"
+#include "codes.h"
 
 extern "C" {
 
 struct Map {
     const void *weight, *bias;
+    const Codes *codes;  // in place of a weight
 };
 
 // One layer: weights, norms, and its cache of keys and values (B, G, capacity, E), `used` of them filled.
@@ -25,7 +26,7 @@ struct Layer {
 };
 
 struct Stack {
-    long is_bfloat16, layers, batch, length, width, heads, kv_heads, head_width, inner, act, gated;
+    long is_bfloat16, coded, layers, batch, length, width, heads, kv_heads, head_width, inner, act, gated;
     float scale;
     long turned, paired, angle_rows;  // rotary elements of a head, (2i, 2i + 1) pairs or halves, 1 or B rows of angles
     const float *cos, *sin;           // (1 or B, length, turned)
@@ -42,10 +43,19 @@ namespace {
 enum { MOST_ROWS = 8, KEYS = 128, CHUNK_BYTES = 40960, PHASES = 5 };
 
 struct Sizes {
-    long qkv, parts, inner, change, shared, stream, scratch, own;
+    long qkv, parts, inner, change, shared, stream, scratch, panel, own;
     explicit Sizes(const Stack &s) {
         long longest = 0;
-        for (long i = 0; i < s.layers; i++) longest = s.layer[i].used > longest ? s.layer[i].used : longest;
+        panel = 0;
+        for (long i = 0; i < s.layers; i++) {
+            const Layer &l = s.layer[i];
+            longest = l.used > longest ? l.used : longest;
+            const Map *const maps[] = {&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down};
+            for (const Map *map : maps) {
+                const long needed = map->codes ? panel_size(*map->codes, MOST_ROWS) : 0;
+                panel = needed > panel ? needed : panel;
+            }
+        }
         const long chunks = (longest + s.length + KEYS - 1) / KEYS;
         const long M = s.batch * s.length, E = s.head_width, queries = s.heads / s.kv_heads * s.length;
         const long line = 16;
@@ -57,7 +67,7 @@ struct Sizes {
         const long widest = s.width > s.heads * E ? s.width : s.heads * E;
         stream = M * widest + line;
         scratch = queries * E + queries * KEYS + E + s.width + line;
-        own = 2 * stream + scratch + 2 * 64 * MOST_ROWS + line;
+        own = 2 * stream + scratch + 2 * 64 * MOST_ROWS + 2 * panel + line;
     }
 };
 
@@ -86,6 +96,67 @@ template <class T> inline void rows_of(const Map &map, long n, long rows, const 
     dots_of<T>(rows, x, width, (const T *)map.weight + n * width, width, out);
     if (map.bias)
         for (long m = 0; m < rows; m++) out[m] += widen(((const T *)map.bias)[n]);
+}
+
+// Blocks of rows of maps that read one input; its panel is made anew where a map groups it in another way.
+template <class T> struct Blocks {
+    const float *x;
+    long width, rows, threads, m;
+    float *room;
+    const Codes *last;
+    Panel panel;
+
+    Blocks(const float *x, long width, long rows, long threads, float *room)
+        : x(x), width(width), rows(rows), threads(threads), m(panel_of(rows)), room(room), last(0) {}
+
+    // Block b of a map of so many rows: out (rows of x, CODE_ROWS); how many rows it has.
+    long operator()(const Map &map, long b, long outs, float *out) {
+        const long n = b * CODE_ROWS, left = outs - n, count = left < CODE_ROWS ? left : (long)CODE_ROWS;
+        if (map.codes) {
+            const Codes &c = *map.codes;
+            if (!last || last->group != c.group || last->order != c.order || !last->zero != !c.zero)
+                panel = arrange(c, x, width, rows, m, room);
+            last = &c;
+            phyla_code_block(&c, m)(c, b, panel, out);
+        } else {
+            float y[MOST_ROWS];
+            for (long i = 0; i < count; i++) {
+                dots_of<T>(rows, x, width, (const T *)map.weight + (n + i) * width, width, y);
+                for (long r = 0; r < rows; r++) out[r * CODE_ROWS + i] = y[r];
+            }
+        }
+        if (map.bias)
+            for (long r = 0; r < rows; r++)
+                for (long i = 0; i < count; i++) out[r * CODE_ROWS + i] += widen(((const T *)map.bias)[n + i]);
+        return count;
+    }
+};
+
+inline long blocks_of(long outs) { return (outs + CODE_ROWS - 1) / CODE_ROWS; }
+
+// All rows of one to three maps side by side, y (rows of x, stride), by this thread's share of their blocks.
+template <class T> void fill(Blocks<T> blocks, long *counter, const Map *const *maps, const long *outs, long count, float *y, long stride) {
+    float out[MOST_ROWS * CODE_ROWS] __attribute__((aligned(64)));
+    long all = 0;
+    for (long i = 0; i < count; i++) all += blocks_of(outs[i]);
+    for (long n = 0, end = 0; n < end || claim(counter, all, blocks.threads, n, end); n++) {
+        long b = n, i = 0, first = 0;
+        for (; b >= blocks_of(outs[i]); i++) b -= blocks_of(outs[i]), first += outs[i];
+        const long rows = blocks(*maps[i], b, outs[i], out);
+        for (long m = 0; m < blocks.rows; m++)
+            memcpy(y + m * stride + first + b * CODE_ROWS, out + m * CODE_ROWS, rows * sizeof(float));
+    }
+}
+
+// y = act(gate) * up, or act(up).
+inline void gate_block(const Stack &s, const float *gate, const float *up, long count, float *y) {
+    for (long j = 0; j < count; j += LANES) {
+        const Floats v = s.gated ? activated(load(gate + j), s.act) * load(up + j) : activated(load(up + j), s.act);
+        if (j + LANES <= count)
+            save(y + j, v);
+        else
+            memcpy(y + j, &v, (count - j) * sizeof(float));
+    }
 }
 
 // The head x turned by the angles of token (b, i), into y.
@@ -237,14 +308,19 @@ template <class T> void go(Team &t) {
     const Sizes &size = *t.size;
     float *qkv = align(t.shared), *parts = qkv + size.qkv, *inner = parts + size.parts;
     float *attn_change = inner + size.inner, *ffn_change = attn_change + size.change;
-    float *x = align(t.own + me * t.own_size), *h = x + size.stream, *scratch = h + size.stream, *ends = scratch + size.scratch;
+    float *x = align(t.own + me * t.own_size), *h = x + size.stream, *scratch = h + size.stream, *ends = scratch + size.scratch, *room = ends + 2 * 64 * MOST_ROWS;
     memcpy(x, s.x, M * D * sizeof(float));
     for (long i = 0; i < s.layers; i++) {
         const Layer &l = s.layer[i];
         long *counter = t.counters + i * PHASES, n, end;
         float out[MOST_ROWS];
         for (long m = 0; m < M; m++) norm<T>(l.attn_pre, x + m * D, D, h + m * D);
-        while (take<T>(counter, row, D, n, end))
+        if (s.coded) {
+            const Map *const maps[] = {&l.q, &l.k, &l.v};
+            const long outs[] = {Q, KV, KV};
+            fill(Blocks<T>(h, D, M, threads, room), counter, maps, outs, 3, qkv, row);
+        }
+        while (!s.coded && take<T>(counter, row, D, n, end))
             for (; n < end; n++) {
                 if (n < Q)
                     rows_of<T>(l.q, n, M, h, D, out);
@@ -263,7 +339,11 @@ template <class T> void go(Team &t) {
         }
         meet(t.meeting, threads);
         join(s, parts, chunks, h);
-        while (take<T>(counter + 2, D, Q, n, end))
+        if (s.coded) {
+            const Map *const maps[] = {&l.o};
+            fill(Blocks<T>(h, Q, M, threads, room), counter + 2, maps, &D, 1, attn_change, D);
+        }
+        while (!s.coded && take<T>(counter + 2, D, Q, n, end))
             for (; n < end; n++) {
                 rows_of<T>(l.o, n, M, h, Q, out);
                 for (long m = 0; m < M; m++) attn_change[m * D + n] = out[m];
@@ -271,7 +351,17 @@ template <class T> void go(Team &t) {
         meet(t.meeting, threads);
         join_stream<T>(s, l.attn_out, l.attn_post, l.attn_multiplier, attn_change, x, scratch);
         for (long m = 0; m < M; m++) norm<T>(l.ffn_pre, x + m * D, D, h + m * D);
-        while (take<T>(counter + 3, s.inner, D, n, end)) {
+        if (s.coded) {
+            Blocks<T> blocks(h, D, M, threads, room), gates(h, D, M, threads, room + size.panel);
+            float *up = ends, *gate = ends + MOST_ROWS * CODE_ROWS;
+            for (long b = 0, last = 0; b < last || claim(counter + 3, blocks_of(s.inner), threads, b, last); b++) {
+                const long count = blocks(l.up, b, s.inner, up);
+                if (s.gated) gates(l.gate, b, s.inner, gate);
+                for (long m = 0; m < M; m++)
+                    gate_block(s, gate + m * CODE_ROWS, up + m * CODE_ROWS, count, inner + m * s.inner + b * CODE_ROWS);
+            }
+        }
+        while (!s.coded && take<T>(counter + 3, s.inner, D, n, end)) {
             const long count = end - n;
             for (long j = 0; j < count; j++) {
                 rows_of<T>(l.up, n + j, M, h, D, out);
@@ -282,17 +372,15 @@ template <class T> void go(Team &t) {
             }
             for (long m = 0; m < M; m++) {
                 const float *up = ends + m * 64, *gate = ends + (MOST_ROWS + m) * 64;
-                for (long j = 0; j < count; j += LANES) {
-                    const Floats v = s.gated ? activated(load(gate + j), s.act) * load(up + j) : activated(load(up + j), s.act);
-                    if (j + LANES <= count)
-                        save(inner + m * s.inner + n + j, v);
-                    else
-                        memcpy(inner + m * s.inner + n + j, &v, (count - j) * sizeof(float));
-                }
+                gate_block(s, gate, up, count, inner + m * s.inner + n);
             }
         }
         meet(t.meeting, threads);
-        while (take<T>(counter + 4, D, s.inner, n, end))
+        if (s.coded) {
+            const Map *const maps[] = {&l.down};
+            fill(Blocks<T>(inner, s.inner, M, threads, room), counter + 4, maps, &D, 1, ffn_change, D);
+        }
+        while (!s.coded && take<T>(counter + 4, D, s.inner, n, end))
             for (; n < end; n++) {
                 rows_of<T>(l.down, n, M, inner, s.inner, out);
                 for (long m = 0; m < M; m++) ffn_change[m * D + n] = out[m];

@@ -36,10 +36,11 @@ def runner_of(library: ctypes.CDLL, parallel: int, count: int, number: int) -> S
             or torch.is_grad_enabled()
             or torch.compiler.is_compiling()
             or ctx.implementation != "sdpa"
-            or not (ctx.attentions is ctx.router_logits is ctx.head_mask is None)
+            or not (ctx.attentions is ctx.router_logits is ctx.head_mask is ctx.blocks is None)
             or (mask is not None and (mask.dim() != 2 or mask.dtype != torch.bool))
             or x.dim() != 3
             or not x.numel()
+            or getattr(ctx.cache, "fixed", False)
             or is_watched()
         ):
             return None

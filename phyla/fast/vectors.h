@@ -141,4 +141,34 @@ template <class T> static inline void dots_of(long rows, const float *x, long x_
     }
 }
 
+#if defined(__clang__)
+#define SHUFFLE(a, b, index) shuffle_lanes(a, b, index)
+static inline Words shuffle_lanes(Words a, Words b, Signs index) {
+    Words y;
+    for (int i = 0; i < LANES; i++) y[i] = index[i] < LANES ? a[index[i]] : b[index[i] - LANES];
+    return y;
+}
+#else
+#define SHUFFLE(a, b, index) __builtin_shuffle(a, b, index)
+#endif
+
+// Rows become columns: LANES vectors in, the transposed ones out, by exchanging ever larger blocks.
+static inline __attribute__((always_inline)) void transpose(Words (&a)[LANES]) {
+#pragma GCC unroll 4
+    for (int s = 1; s < LANES; s *= 2) {
+        Signs low, high;
+        for (int c = 0; c < LANES; c++) {
+            low[c] = c & s ? LANES + c - s : c;
+            high[c] = c & s ? LANES + c : c + s;
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < LANES; r++)
+            if (!(r & s)) {
+                const Words top = a[r], bottom = a[r + s];
+                a[r] = SHUFFLE(top, bottom, low);
+                a[r + s] = SHUFFLE(top, bottom, high);
+            }
+    }
+}
+
 #endif

@@ -9,6 +9,7 @@ from torch import Tensor
 from phyla.blocks.cache import KVCache
 from phyla.blocks.context import Context
 from phyla.blocks.flat import Pages
+from phyla.blocks.linear import Linear
 from phyla.blocks.matmul import linear_act
 from phyla.fast.plan import LayerPart, Norm, Plan, address
 
@@ -163,7 +164,9 @@ class Wide:
             else:
                 gate, up = ffn.gate(h), ffn.up(h)
         else:
-            fused = linear_act(h, ffn.up.weight, ffn.up.bias, ffn.act_name)
+            fused = None
+            if type(ffn.up) is Linear:
+                fused = linear_act(h, ffn.up.weight, ffn.up.bias, ffn.act_name)
             if fused is not None:
                 return fused
             gate = ffn.up(h)
