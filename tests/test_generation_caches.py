@@ -72,6 +72,45 @@ def test_every_kind_gives_the_same_tokens(family):
     assert torch.equal(kept, model.generate(ids, **beams))
 
 
+def test_sinks_go_to_files(tmp_path):
+    model, ids = tiny("llama"), prompt(length=14)
+    cache = phyla.SinkCache(9, 3)
+    first = model.generate(ids, past_key_values=cache, max_new_tokens=3)
+    phyla.save_cache(cache, tmp_path)
+    read = phyla.load_cache(tmp_path, model)
+    assert read.get_seq_length() == cache.get_seq_length() == 16
+    want = model.generate(first, past_key_values=cache, max_new_tokens=5)
+    assert torch.equal(model.generate(first, past_key_values=read, max_new_tokens=5), want)
+
+
+def test_quantised_layers_slide(tmp_path):
+    model, ids = tiny("mistral"), prompt(length=20)
+    settings = {"nbits": 8, "residual_length": 2, "q_group_size": 8}
+    asked = {"max_new_tokens": 30, "return_dict_in_generate": True, "output_logits": True}
+    want = model.generate(ids, **asked)
+    out = model.generate(ids, cache_implementation="quantized", cache_config=settings, **asked)
+    torch.testing.assert_close(out.logits[0], want.logits[0])
+    torch.testing.assert_close(out.logits[1], want.logits[1], rtol=0.1, atol=0.1)
+    for slot in out.past_key_values.slots:
+        keys, _ = slot.read()
+        assert 5 <= keys.shape[2] < 12  # a window of 6, and what is not packed yet
+        assert slot.first + keys.shape[2] == 49
+    phyla.save_cache(out.past_key_values, tmp_path)
+    read = phyla.load_cache(tmp_path, model)
+    for slot, own in zip(read.slots, out.past_key_values.slots, strict=True):
+        assert slot.first + slot.read()[0].shape[2] == 49
+        count = min(slot.read()[0].shape[2], own.read()[0].shape[2])
+        torch.testing.assert_close(slot.read()[0][:, :, -count:], own.read()[0][:, :, -count:])
+    out.past_key_values.truncate(47)
+    with pytest.raises(ArgumentError, match="cut back to"):
+        out.past_key_values.truncate(10)
+    drafted = model.generate(
+        ids, cache_implementation="quantized", cache_config=settings, prompt_lookup_num_tokens=2,
+        max_new_tokens=30,
+    )  # fmt: skip
+    assert drafted.shape == out.sequences.shape
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "t5"])
 def test_quantised_is_near(family):
     model, ids = tiny(family), prompt(length=20)

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from test_generation_caches import FAMILIES, tiny
 
 import phyla
-from phyla.errors import ArgumentError, GenerationError, NonFiniteLogitsError, QueueFull
+from phyla.errors import (
+    ArgumentError,
+    GenerationError,
+    NonFiniteLogitsError,
+    QueueFull,
+    UnknownArgumentError,
+)
 from phyla.generation.engine.pages import PagePool, page_keys
 
 EXAMPLES = int(os.environ.get("PHYLA_EXAMPLES", "15"))
@@ -249,9 +255,11 @@ def test_generate_batch_keeps_the_order():
 def test_what_the_engine_lacks_is_said():
     model = tiny("llama")
     with phyla.Engine(model) as engine:
-        with pytest.raises(GenerationError, match="beam_search needs generate"):
-            engine.submit([3, 4], num_beams=2, max_new_tokens=2)
-        with pytest.raises(ArgumentError, match="no setting"):
+        with pytest.raises(GenerationError, match="group_beam_search needs generate"):
+            engine.submit([3, 4], num_beams=2, num_beam_groups=2, diversity_penalty=1.0, max_new_tokens=2)
+        with pytest.raises(GenerationError, match="goes with greedy"):
+            engine.submit([3, 4], num_beams=2, prompt_lookup_num_tokens=2, max_new_tokens=2)
+        with pytest.raises(UnknownArgumentError, match="neither a setting"):
             engine.submit([3, 4], max_new_token=2)
         with pytest.raises(ArgumentError, match="one list of token ids"):
             engine.submit([[3, 4], [5, 6]], max_new_tokens=2)

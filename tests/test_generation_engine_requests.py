@@ -7,8 +7,8 @@ from test_generation_engine import is_clean, prompts
 from test_generation_grammar import ARITHMETIC, PERSON, model, tokenizer
 
 import phyla
-from phyla.adapters import AdapterSetup, Parallel, Stack
-from phyla.errors import AdapterError, GenerationError
+from phyla.adapters import AdapterSetup, Average, Fuse, Parallel, Stack
+from phyla.errors import AdapterError, GenerationError, UnknownArgumentError
 from phyla.generation import Grammar
 from phyla.generation.engine.pages import PagePool
 
@@ -77,6 +77,37 @@ def test_adapters_of_single_requests():
         ]
         assert [h.result().generated_tokens for h in handles] == want
         assert is_clean(engine)
+    assert not made.active_adapters
+
+
+def test_rows_of_other_adapters_go_through_the_model_at_once():
+    made, given = adapted(), prompts(6, longest=20)
+    names = ["lora", None, "seq_bn", "ia3", Stack("lora", "seq_bn"), "lora"]
+    with phyla.Engine(made, page_size=8) as engine:
+        alone = [
+            engine.submit(p, max_new_tokens=6, adapter_names=n, output_scores=True).result()
+            for p, n in zip(given, names, strict=True)
+        ]
+    calls = []
+    made.register_forward_pre_hook(lambda *_: calls.append(1))
+    with phyla.Engine(made, page_size=8) as engine:
+        handles = [
+            engine.submit(p, max_new_tokens=6, adapter_names=n, output_scores=True)
+            for p, n in zip(given, names, strict=True)
+        ]
+        for handle, want in zip(handles, alone, strict=True):
+            found = handle.result()
+            assert found.generated_tokens == want.generated_tokens
+            torch.testing.assert_close(
+                torch.tensor(found.logprobs), torch.tensor(want.logprobs), rtol=1e-5, atol=1e-5
+            )
+        assert len(calls) == engine.steps
+        assert is_clean(engine)
+        calls.clear()
+        steps = engine.steps
+        both = [engine.submit(given[0], max_new_tokens=4, adapter_names=n) for n in ("prefix_tuning", "lora")]
+        assert all(len(h.result().generated_tokens) == 4 for h in both)
+        assert len(calls) > engine.steps - steps  # prefixes stand in keys: they run apart
     assert not made.active_adapters
 
 
@@ -174,11 +205,38 @@ def test_pages_behind_a_window_are_given_back(family):
 def test_what_needs_generate_is_named():
     with phyla.Engine(tiny("llama")) as engine:
         for name, told in (
-            ("assistant_model", "speculation"),
+            ("assistant_tokenizer", "drafts of another vocabulary"),
             ("streamer", "stream"),
-            ("pixel_values", "images"),
+            ("row_settings", "settings"),
         ):
             with pytest.raises(GenerationError, match=f"no {name}.*{told}"):
                 engine.submit([3, 4], max_new_tokens=2, **{name: object()})
-        with pytest.raises(GenerationError, match="assisted_generation needs generate"):
-            engine.submit([3, 4], max_new_tokens=2, prompt_lookup_num_tokens=3)
+        with pytest.raises(UnknownArgumentError, match="pixel_values"):
+            engine.submit([3, 4], max_new_tokens=2, pixel_values=torch.zeros(1, 3, 4, 4))
+        with pytest.raises(GenerationError, match="dola_generation needs generate"):
+            engine.submit([3, 4], max_new_tokens=2, dola_layers="low")
+
+
+def test_averages_and_fusions_of_single_requests():
+    made, given = tiny("llama"), prompts(4, longest=12)
+    for name, kind in (("a", "lora"), ("b", "lora"), ("c", "seq_bn"), ("d", "seq_bn")):
+        made.add_adapter(name, config=kind)
+    made.add_adapter_fusion(["c", "d"])
+    with torch.no_grad():
+        for name, p in made.named_parameters():
+            if "adapters" in name:
+                p.add_(torch.randn_like(p) * 0.1)
+    made.set_active_adapters(None)
+    names = [Average("a", "b", weights=[0.3, 0.7]), Fuse("c", "d"), "a", None]
+    want = []
+    for p, n in zip(given, names, strict=True):
+        made.set_active_adapters(n)
+        want.append(made.eval().generate(torch.tensor([p]), max_new_tokens=6)[0, -6:].tolist())
+    made.set_active_adapters(None)
+    with phyla.Engine(made, page_size=8) as engine:
+        handles = [
+            engine.submit(p, max_new_tokens=6, adapter_names=n) for p, n in zip(given, names, strict=True)
+        ]
+        assert [h.result().generated_tokens for h in handles] == want
+        assert not engine.parted
+        assert is_clean(engine)

@@ -12,6 +12,7 @@ from tiny_model import FixedScores, TinyCache, TinyDecoder, TinyEncoderDecoder
 
 import phyla
 from phyla.generation import generate
+from phyla.generation.caches.quantized import QuantizedKV
 
 DECODER, DRAFT = TinyDecoder(), TinyDecoder(seed=5)
 PAIR, SMALL_PAIR = TinyEncoderDecoder(), TinyEncoderDecoder(seed=4)
@@ -187,6 +188,42 @@ KINDS = {
     "learned-places": ("GPT2", {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 40}),
     "slopes": ("Bloom", {"hidden_size": 32, "n_layer": 3, "n_head": 4}),
     "state-space": ("Mamba", {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}),
+    "two-headed": (
+        "Mamba2",
+        {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "state_size": 8,
+            "num_heads": 4,
+            "head_dim": 16,
+            "n_groups": 1,
+            "chunk_size": 4,
+        },
+    ),
+    "recurrent": (
+        "RecurrentGemma",
+        {
+            "hidden_size": 32,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "intermediate_size": 96,
+            "attention_window_size": 8,
+            "lru_width": 32,
+        },
+    ),
+    "hybrid": (
+        "Jamba",
+        {
+            **SIZES,
+            "num_hidden_layers": 4,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "expert_layer_period": 2,
+            "num_experts": 2,
+            "mamba_d_state": 8,
+            "mamba_dt_rank": 4,
+        },
+    ),
     "window": ("Mistral", {**SIZES, "sliding_window": 6}),
     "rotary": ("Llama", SIZES),
 }
@@ -223,7 +260,8 @@ def narrow(monkeypatch):
     monkeypatch.setattr("phyla.generation.rewind._SPARE", 2)
 
 
-@pytest.mark.parametrize("kind", ["rotary", "window", "learned-places"])
+@pytest.mark.parametrize("kind", ["rotary", "window", "learned-places", "state-space", "two-headed",
+                                  "recurrent", "hybrid"])  # fmt: skip
 def test_rows_go_on_by_numbers_of_their_own(kind, narrow):
     name, config = KINDS[kind]
     model = tiny(name, **config)
@@ -239,8 +277,10 @@ def test_rows_go_on_by_numbers_of_their_own(kind, narrow):
     out = model.generate(padded(lists, "left"), prompt_lookup_num_tokens=4, **asked)
     counting.remove()
     assert torch.equal(out, model.generate(padded(lists, "left"), **asked))
-    if kind != "learned-places":  # whose last positions leave no room for what fills up a check
+    if kind in ("rotary", "window"):  # learned places leave no room at their end for what fills up a check
         assert len(steps) == max(alone), "as many steps as the slowest row takes alone"
+    elif kind != "learned-places":  # states are read once more behind what was wrong
+        assert len(steps) < sum(alone)
 
 
 @settings(max_examples=25)
@@ -263,6 +303,53 @@ def test_rows_part_in_other_kinds_of_memory(memory, narrow):
     asked = {"max_new_tokens": 24, "do_sample": False, "pad_token_id": 0, "cache_implementation": memory}
     want = model.generate(ids, **asked)
     assert torch.equal(model.generate(ids, prompt_lookup_num_tokens=4, **asked), want)
+
+
+@pytest.mark.parametrize("kind", ["rotary", "state-space"])
+def test_scores_of_rows_that_part_are_kept(kind, narrow):
+    name, config = KINDS[kind]
+    model = tiny(name, **config)
+    ids = padded([[5, 6, 7, 8, 5, 6, 7], [9, 8, 7, 9, 8], [4]], "left")
+    asked = {"max_new_tokens": 24, "do_sample": False, "eos_token_id": 39, "pad_token_id": 0,
+             "return_dict_in_generate": True, "output_scores": True, "output_logits": True}  # fmt: skip
+    steps = []
+    counting = model.register_forward_pre_hook(lambda *_: steps.append(1))
+    out = model.generate(ids, prompt_lookup_num_tokens=4, **asked)
+    parted = len(steps)
+    both = model.generate(ids, prompt_lookup_num_tokens=4, output_hidden_states=True, **asked)
+    counting.remove()
+    assert parted <= len(steps) - parted  # rows go together where states are asked for
+    assert len(both.hidden_states) == len(out.scores)
+    want = model.generate(ids, **asked)
+    assert torch.equal(out.sequences, want.sequences)
+    for name in ("scores", "logits"):
+        found, wanted = (torch.stack(getattr(o, name), 1) for o in (out, want))
+        for row, tokens in enumerate(out.sequences[:, ids.shape[1] :].tolist()):
+            end = tokens.index(39) + 1 if 39 in tokens else len(tokens)
+            torch.testing.assert_close(found[row, :end], wanted[row, :end], rtol=1e-4, atol=1e-4)
+    chances = model.compute_transition_scores(out.sequences, out.scores, normalize_logits=True)
+    assert chances.shape == (3, len(out.scores))
+    assert (chances <= 0).all()
+
+
+def test_quantised_numbers_move_with_their_rows():
+    config = phyla.generation.QuantizedCacheConfig(nbits=8, residual_length=4, q_group_size=8)
+    numbers = torch.Generator().manual_seed(0)
+    k, v = (torch.randn(3, 2, 23, 8, generator=numbers) for _ in range(2))
+    slot = QuantizedKV(config, 3)
+    slot.update(k, v)
+    slot.update(k[:, :, :1], v[:, :, :1])
+    before = [t.clone() for t in slot.read()]
+    blocks = len(slot.packed)
+    assert blocks > 2
+    slot.shift([0, 3, 9])
+    for was, now in zip(before, slot.read(), strict=True):
+        for row, places in enumerate((0, 3, 9)):
+            assert torch.equal(now[row, :, places:], was[row, :, : 24 - places])
+    slot.forget(6)
+    for was, now in zip(before, slot.read(), strict=True):
+        assert torch.equal(now[1, :, :], was[1, :, 3:21])
+    assert 0 < len(slot.packed) < blocks
 
 
 class Listener:

@@ -50,3 +50,84 @@ def test_greedy_tokens_are_those_of_the_cpu(name: str) -> None:
     wanted = model.generate(ids, **options)
     found = model.to("cuda").generate(ids.cuda(), **options)
     assert torch.equal(found.cpu(), wanted)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", "GPT2LMHeadModel", "OPTForCausalLM"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_recorded_steps_give_the_tokens_of_plain_ones(name: str, dtype: torch.dtype) -> None:
+    from phyla.generation import captured
+
+    model_type = name.partition("For")[0].partition("LM")[0].lower()
+    model, inputs = load(model_type, name, device_map="cuda", torch_dtype=dtype)
+    ids = inputs["input_ids"].cuda()
+    mask = torch.ones_like(ids)
+    mask[0, :2] = 0  # padding in front
+    asked = {"attention_mask": mask, "max_new_tokens": 24, "eos_token_id": None, "pad_token_id": 0,
+             "output_logits": True, "return_dict_in_generate": True}  # fmt: skip
+    plain = model.generate(ids, disable_compile=True, **asked)
+    assert not captured._kept.get(model)
+    found = model.generate(ids, **asked)
+    close = {"rtol": 1e-3, "atol": 1e-3} if dtype == torch.float32 else {"rtol": 5e-2, "atol": 5e-2}
+    for ours, theirs in zip(found.logits[:4], plain.logits[:4], strict=True):
+        torch.testing.assert_close(ours, theirs, **close)
+    for _ in range(2):  # the second call runs the step that the first has recorded
+        asked |= {"return_dict_in_generate": False, "output_logits": False}
+        again = model.generate(ids, **asked)
+        assert captured._kept[model]
+        if dtype == torch.float32:
+            assert torch.equal(again, plain.sequences)
+
+
+@pytest.mark.gpu
+def test_a_recorded_step_is_faster_than_a_plain_one() -> None:
+    import time
+
+    config = phyla.LlamaConfig(
+        vocab_size=1024, hidden_size=512, intermediate_size=1024, num_hidden_layers=24, num_attention_heads=8
+    )
+    model = phyla.LlamaForCausalLM(config, device="cuda", dtype=torch.bfloat16).eval()
+    ids = torch.arange(16, device="cuda")[None] + 5
+
+    def seconds(**more) -> float:
+        times = []
+        for _ in range(4):
+            torch.cuda.synchronize()
+            began = time.perf_counter()
+            model.generate(ids, max_new_tokens=64, eos_token_id=None, pad_token_id=0, **more)
+            torch.cuda.synchronize()
+            times.append(time.perf_counter() - began)
+        return min(times)
+
+    assert seconds() < 0.7 * seconds(disable_compile=True)  # launches of 24 layers are most of a plain step
+
+
+@pytest.mark.gpu
+def test_attention_of_the_package_flash_attn() -> None:
+    pytest.importorskip("flash_attn")
+    config = phyla.LlamaConfig(vocab_size=64, hidden_size=128, num_hidden_layers=2, num_attention_heads=2)
+    model = phyla.LlamaForCausalLM(config, device="cuda", dtype=torch.bfloat16).eval()
+    ids = torch.arange(20, device="cuda")[None] + 5
+    wanted = model(ids).logits
+    config._attn_implementation = "flash_attention_2"
+    other = phyla.LlamaForCausalLM(config, device="cuda", dtype=torch.bfloat16).eval()
+    other.load_state_dict(model.state_dict())
+    torch.testing.assert_close(other(ids).logits, wanted, rtol=5e-2, atol=5e-2)
+
+
+@pytest.mark.gpu
+def test_recorded_steps_of_the_engine() -> None:
+    config = phyla.LlamaConfig(
+        vocab_size=256, hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2,
+    )  # fmt: skip
+    model = phyla.LlamaForCausalLM(config, device="cuda").eval()
+    prompts = [list(range(5, 8 + 7 * i)) for i in range(5)]
+    asked = {"max_new_tokens": 24, "eos_token_id": None, "pad_token_id": 0}
+    with phyla.Engine(model, page_size=16, max_memory=1 << 24) as engine:
+        found = [output.generated_tokens for output in engine.generate(prompts, **asked)]
+        assert engine.recorded is not None
+        assert engine.recorded.made
+    for ids, tokens in zip(prompts, found, strict=True):
+        alone = model.generate(torch.tensor([ids], device="cuda"), disable_compile=True, **asked)
+        assert tokens == alone[0, len(ids) :].tolist()

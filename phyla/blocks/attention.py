@@ -1,5 +1,6 @@
 """Multi-head attention with its variable parts in slots, and the one call that all attention goes through."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,11 @@ from phyla.blocks.shapes import Answers, Bias, Keys, Queries, Stream, Values
 from phyla.blocks.shapes import Mask as MaskTensor
 from phyla.blocks.spec import Spec, make
 from phyla.errors import ArgumentError, ConfigError
+
+# (q, k, v, causal, scale, dropout) -> (B, H, S, E), or None where it does not apply
+Kernel = Callable[[Tensor, Tensor, Tensor, bool, float, float], Tensor | None]
+# By the name of an implementation, for calls without a mask: phyla/fast/flash.py puts its own here.
+kernels: dict[str, Kernel] = {}
 
 
 @dataclass(frozen=True)
@@ -188,7 +194,9 @@ class Attention(Mixer):
                 bias = self.position.prefixed(q, k, first, self.scale, ctx, k.shape[2] - keys)
         dropout = self.attention_dropout if self.training else 0.0
         if plain:
-            y = attend(q, k, v, mask, bias, causal, self.scale, dropout)
+            kernel = kernels.get(ctx.implementation) if mask is None and bias is None else None
+            found = None if kernel is None else kernel(q, k, v, causal, self.scale, dropout)
+            y = attend(q, k, v, mask, bias, causal, self.scale, dropout) if found is None else found
         else:
             y, weights = self._attend_openly(q, k, v, mask, bias, dropout, ctx)
             if record is not None:

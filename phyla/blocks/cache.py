@@ -156,6 +156,12 @@ class StateCache:
             name: value.index_select(0, index.to(value.device)) for name, value in self.tensors.items()
         }
 
+    def shift(self, by: Sequence[int]) -> None:
+        """Nothing: a state has no positions. Who moves rows puts back the states that fit."""
+
+    def forget(self, count: int) -> None:
+        """Nothing, likewise."""
+
     def truncate(self, length: int) -> None:
         raise ArgumentError(
             "the state of a recurrent layer cannot be cut back to an earlier position; keep a copy"
@@ -170,6 +176,8 @@ class Cache:
     """
 
     flat = False  # several texts side by side in one row: see blocks/flat.py
+    # read whole at every length, and `visible(rule)` says what counts: see generation/captured.py
+    fixed = False
     room = 1  # positions to make room for at least
 
     def __init__(self, slots: list[Any] | None = None, batch: int = 0) -> None:
@@ -341,7 +349,7 @@ class Cache:
 
     @property
     def shifts(self) -> bool:
-        """Whether each row can be moved by itself: keys and values can, states of recurrent layers cannot."""
+        """Whether each row can be moved by itself: keys and values can, lists of states cannot."""
         return all(slot is None or getattr(slot, "shift", None) is not None for slot in self.slots)
 
     def shift(self, by: Sequence[int]) -> None:

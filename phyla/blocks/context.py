@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+SLOTS = "slots"  # in a call's memory: (B, S) where in its row each slot counts, if not at its own number
+
 
 @dataclass
 class Context:
@@ -18,6 +20,9 @@ class Context:
     counted: positions follow from the mask; False where the caller gave them.
     memory, memory_mask: encoder states (B, K', D') and their bool mask (B, K') for cross-attention,
         or one for each query, (B, 1, S, K').
+    blocks: (B, S) the number of the image that a new position is of, 0 for text: positions of one image see
+        each other, whatever comes first. None where there is text alone.
+    languages: the number of the language of all rows, or of each row, (B,), for models with parts for them.
     attentions, cross_attentions, router_logits: lists to record into, or None (nothing is computed for them).
     """
 
@@ -28,6 +33,8 @@ class Context:
     cache: Any = None
     memory: Tensor | None = None
     memory_mask: Tensor | None = None
+    blocks: Tensor | None = None
+    languages: int | Tensor | None = None
     implementation: str = "sdpa"
     attentions: list[Tensor] | None = None
     cross_attentions: list[Tensor] | None = None
@@ -48,6 +55,14 @@ class Context:
         if key not in self.memo:
             self.memo[key] = compute()
         return self.memo[key]
+
+    def numbers(self, first: int, keys: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Numbers of the query slots (S, 1) and of the key slots from `first` on (1, K), perhaps by row."""
+        counted = self.memo.get(SLOTS)
+        if counted is not None and first + keys <= counted.shape[1]:
+            return counted[:, :, None], counted[:, None, first : first + keys]
+        query = torch.arange(self.start, self.start + self.length, device=device)[:, None]
+        return query, torch.arange(first, first + keys, device=device)[None]
 
     def slot(self, index: int) -> Any:
         """The cache of mixer number `index`, or None without a cache."""

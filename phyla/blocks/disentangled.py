@@ -89,7 +89,7 @@ class Disentangled(Position):
         if self.training and self.dropout_prob:
             table = F.dropout(table, self.dropout_prob)
         index, turned = ctx.once(
-            self.signature, lambda: self._index(ctx.start, length, first, keys, span, q.device)
+            self.signature, lambda: self._index(*ctx.numbers(first, keys, q.device), span)
         )
         batch, heads = q.shape[:2]
         own: Any = self.borrowed or (self.q, self.k)
@@ -107,16 +107,13 @@ class Disentangled(Position):
     def _by_head(self, x: Tensor, q: Tensor) -> Tensor:
         return x.view(x.shape[0], q.shape[1], q.shape[3]).transpose(0, 1)  # (H, 2 span, E)
 
-    def _index(
-        self, start: int, length: int, first: int, keys: int, span: int, device: torch.device
-    ) -> tuple[Tensor, Tensor]:
-        """Rows of the table for query slot - key slot, as (S, K) and as (K, S)."""
-        query = torch.arange(start, start + length, device=device)[:, None]
-        distance = query - torch.arange(first, first + keys, device=device)[None]
+    def _index(self, query: Tensor, key: Tensor, span: int) -> tuple[Tensor, Tensor]:
+        """Rows of the table for query slot - key slot, as (S, K) and as (K, S); by row (B, 1, S, K)."""
+        distance = query - key if query.dim() == 2 else (query - key)[:, None]
         if self.buckets and self.max_distance:
             distance = log_bucket(distance, self.buckets, self.max_distance)
         index = (distance + span).clamp(0, 2 * span - 1)
-        return index, index.t().contiguous()
+        return index, index.transpose(-1, -2).contiguous()
 
 
 def _real(ctx: Context) -> Tensor | None:

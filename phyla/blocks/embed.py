@@ -21,6 +21,11 @@ class Tokens(nn.Module):
         self.weight = nn.Parameter(torch.empty(vocabulary, width))
         self.register_module("site", None)
 
+    @property
+    def num_embeddings(self) -> int:
+        """V, whatever part of the table is here."""
+        return len(self.weight)
+
     def forward(self, ids: Tensor) -> Tensor:
         y = lookup(ids, self.weight, self.padding)
         return y if self.site is None else self.site(ids, y, self)
@@ -65,14 +70,23 @@ class Embed(Block):
         self.dropout_prob, self.scale, self.scale_rounded = dropout, scale, scale_rounded
         self.register_module("site", None)
 
+    def words(self, ids: Tensor) -> Tensor:
+        """Token vectors (B, S, width) as a caller may give them in place of ids (B, S)."""
+        return self.tokens(ids)
+
     def forward(
         self, ids: Tensor | None, vectors: Tensor | None, segment_ids: Tensor | None, ctx: Context
     ) -> Tensor:
         """ids (B, S), or ready token vectors (B, S, D) in their place; segment_ids (B, S), default all 0."""
-        x = self.tokens(ids) if vectors is None else vectors
+        x = vectors
+        if x is None:
+            assert ids is not None
+            x = self.words(ids)
         if self.scale is not None and (vectors is None or self.scale_rounded):
             x = x * (
-                torch.tensor(self.scale, dtype=x.dtype, device=x.device) if self.scale_rounded else self.scale
+                torch.full((), self.scale, dtype=x.dtype, device=x.device)
+                if self.scale_rounded
+                else self.scale
             )
         if self.project is not None:
             x = self.project(x)

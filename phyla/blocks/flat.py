@@ -94,8 +94,10 @@ class Pages:
     def reserve(self, heads: int, width: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """The tensors of all pages, made at the first use."""
         if self.keys is None or self.values is None:
-            self.keys = like.new_empty(self.count, heads, width, self.size)
-            self.values = like.new_empty(self.count, heads, self.size, width)
+            # zeros where all of a page is read and what is not filled is weighed with nothing
+            made = like.new_zeros if like.is_cuda else like.new_empty
+            self.keys = made(self.count, heads, width, self.size)
+            self.values = made(self.count, heads, self.size, width)
         return self.keys, self.values
 
     def write(self, k: Tensor, v: Tensor, pages: Tensor, offsets: Tensor) -> None:
@@ -174,9 +176,12 @@ class States:
 
 
 class Crossed:
-    """The slot of a cross-attention: each text keeps keys and values of its encoder's states."""
+    """The slot of a cross-attention: each text keeps keys and values of its encoder's states.
 
-    keys = ()  # never idle
+    keys: None where no text has an encoder, so that the branch is left out.
+    """
+
+    keys: Any = ()
 
 
 class FlatCache(Cache):
@@ -190,6 +195,9 @@ class FlatCache(Cache):
 
     def __init__(self, model: nn.Module, count: int, size: int) -> None:
         slots: list[Any] = []
+        for module in model.modules():
+            if not getattr(module, "paged", True):
+                raise ArgumentError(f"{type(module).__name__} reads a text as a whole: use generate")
         for mixer in _keepers(model):
             kept = mixer.new_cache(1, 1)
             if kept is None:
@@ -205,6 +213,8 @@ class FlatCache(Cache):
                     f"{type(mixer).__name__} keeps memory of its own kind ({type(kept).__name__}), which has "
                     "no pages: use generate"
                 )
+        if all(slot is None for slot in slots):
+            raise ArgumentError(f"{type(model).__name__} keeps no memory between steps: use generate")
         super().__init__(slots, 1)
         self.count, self.size = count, size
         self.segments: Sequence[Segment] = ()
@@ -228,6 +238,11 @@ class FlatCache(Cache):
         return any(isinstance(slot, States | Crossed) for slot in self.slots)
 
     @property
+    def plain(self) -> bool:
+        """Whether all mixers see the one row of all texts, but for what their queries find."""
+        return all(slot is None or (isinstance(slot, Pages) and slot.whole) for slot in self.slots)
+
+    @property
     def window(self) -> int | None:
         """How many positions back a token sees in the layer that sees most; None where one sees all."""
         windows = [slot.window for slot in self.slots if isinstance(slot, Pages)]
@@ -242,12 +257,36 @@ class FlatCache(Cache):
         self.layout = _layout(segments, self.size, device)
         self.groups = _groups(segments) if self.has_states else []
         self.memos = {part: {} for part in segments}
+        for slot in self.slots:
+            if isinstance(slot, Crossed):
+                idle = all(part.text.memory is None and not part.text.crossed for part in segments)
+                slot.keys = None if idle else ()
 
     def copy_page(self, source: int, target: int) -> None:
         """Write the content of one page into another, in all layers."""
         for slot in self.slots:
             if isinstance(slot, Pages) and slot.keys is not None and slot.values is not None:
                 slot.keys[target], slot.values[target] = slot.keys[source], slot.values[source]
+
+    def adopt(self, text: Text, cache: Cache, length: int) -> None:
+        """Take over the `length` positions that a text's own cache of one row holds.
+
+        Raises ArgumentError for a cache of other layers.
+        """
+        places = torch.arange(length)
+        pages = torch.tensor(text.pages or [0])[(places // self.size).clamp(max=max(len(text.pages) - 1, 0))]
+        for number, (slot, kept) in enumerate(zip(self.slots, cache.slots, strict=True)):
+            if isinstance(slot, States):
+                text.states[number] = kept
+            elif isinstance(slot, Crossed):
+                text.crossed[number] = kept
+            elif isinstance(slot, Pages):
+                keys, values = kept.read()
+                first = length - keys.shape[2]
+                here = (t[first:].to(keys.device) for t in (pages, places % self.size))
+                slot.write(keys, values, *here)
+            elif slot is not None or kept is not None:
+                raise ArgumentError(f"layer {number} keeps memory of another kind: {type(kept).__name__}")
 
     def drop(self) -> None:
         """Give the memory of all pages back."""

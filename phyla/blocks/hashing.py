@@ -4,6 +4,7 @@ Kitaev et al. 2020, arXiv:2001.04451, sections 2 and 3; positions on axes: secti
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,12 @@ from phyla.errors import ArgumentError, ConfigError
 
 # Published: finite, so that a token with nothing else to see sees itself, and one with nothing sees all.
 HIDDEN = {torch.float16: (-1e4, -1e3)}
+
+
+class _Past(StateCache):
+    """States of all positions: they grow, so that rows cannot differ in length."""
+
+    shift: Any = None
 
 
 class ChunkAttention(Mixer):
@@ -49,7 +56,7 @@ class ChunkAttention(Mixer):
         self.o = Linear(heads * head_width, width, bias=False)
 
     def new_cache(self, batch: int, length: int) -> StateCache | None:
-        return StateCache() if self.causal else None
+        return _Past() if self.causal else None
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(2, (self.num_heads, self.head_width)).transpose(1, 2)  # (B, H, S, E)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from phyla.blocks.context import Context
@@ -65,6 +66,8 @@ def is_plain_causal(mask: Mask, ctx: Context, keys: int) -> bool:
     """Whether the rule is exactly the lower triangle, which kernels know without a tensor."""
     if ctx.attention_mask is not None or not isinstance(mask, Causal) or keys != ctx.length or ctx.start:
         return False
+    if ctx.blocks is not None:
+        return False
     return mask.window is None or keys <= mask.window
 
 
@@ -79,14 +82,20 @@ def self_mask(mask: Mask, ctx: Context, first: int, keys: int) -> Tensor | None:
 
 def _self_mask(mask: Mask, ctx: Context, first: int, keys: int) -> Tensor | None:
     given = ctx.attention_mask
+    if getattr(ctx.cache, "fixed", False):
+        return ctx.cache.visible(mask)
     if given is not None and given.dim() == 4:
         return given[..., first : first + keys]
     rule = None
     if mask.limits(ctx.start - first, ctx.length, keys):
-        device = ctx.positions.device
-        query = torch.arange(ctx.start, ctx.start + ctx.length, device=device)[:, None]
-        key = torch.arange(first, first + keys, device=device)[None]
-        rule = mask.visible(query, key)[None, None]  # (1, 1, S, K)
+        query, key = ctx.numbers(first, keys, ctx.positions.device)
+        seen = mask.visible(query, key)  # (S, K), perhaps by row
+        rule = seen[None, None] if seen.dim() == 2 else seen[:, None]
+        if ctx.blocks is not None and isinstance(mask, Causal):
+            together = _together(ctx.blocks, ctx.length, keys)  # (B, S, K)
+            if mask.window is not None:
+                together = together & (key > query - mask.window)
+            rule = rule | together[:, None]
     if given is None:
         return rule
     padding = given[:, None, None, first : first + keys]  # (B, 1, 1, K)
@@ -95,6 +104,13 @@ def _self_mask(mask: Mask, ctx: Context, first: int, keys: int) -> Tensor | None
     elif isinstance(mask, Apart):
         padding = padding & given[:, None, ctx.start : ctx.start + ctx.length, None]
     return padding if rule is None else padding & rule
+
+
+def _together(blocks: Tensor, length: int, keys: int) -> Tensor:
+    """Which of the last `keys` slots are of the same image as each of `length` new positions, (B, S, K)."""
+    count = blocks.shape[1]  # prompts of an adapter stand in front of what the caller gave
+    query, key = F.pad(blocks, (length - count, 0)), F.pad(blocks, (keys - count, 0))
+    return (query[:, :, None] == key[:, None]) & (query != 0)[:, :, None]
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:

@@ -52,7 +52,8 @@ class Pool(Block):
             if self.end_id is None:
                 raise ArgumentError('pick="end" needs end_id, the number of the end token')
             marked = ids.int() if self.end_id == 2 else (ids == self.end_id).int()
-            y = x[torch.arange(len(x), device=x.device), marked.argmax(-1)]
+            ahead = x.shape[1] - ids.shape[1]  # prompts of an adapter
+            y = x[torch.arange(len(x), device=x.device), marked.argmax(-1) + ahead]
         if self.norm is not None:
             y = self.norm(y)
         if self.dense is not None and self.act is not None:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from phyla.blocks.context import Context
+from phyla.blocks.context import SLOTS, Context
 from phyla.blocks.rope import rope_table
 from phyla.blocks.shapes import Bias, Keys, NewKeys, Queries
 from phyla.blocks.spec import Block
@@ -36,8 +36,12 @@ class Position(Block):
     def prefixed(
         self, q: Queries, k: Keys, first: int, scale: float, ctx: Context, count: int
     ) -> Bias | None:
-        """As `bias`, where `count` of the keys are learned ones in front: they take the first positions."""
-        return self.bias(q, k, first, scale, ctx)
+        """As `bias`, where `count` of the keys are learned ones in front: they take the first positions.
+
+        A bias that knows of places alone, whatever keys there are, is 0 for those in front.
+        """
+        own = self.bias(q, k, first, scale, ctx)
+        return F.pad(own, (count, 0)) if own is not None and own.shape[-1] == k.shape[2] - count else own
 
 
 class Rotary(Position):
@@ -201,6 +205,9 @@ class StackBias(Position):
         owner = ctx.memo["stack-bias"]
 
         def values() -> Tensor:
+            if SLOTS in ctx.memo and k.shape[2] == ctx.length:
+                query, key = ctx.numbers(first, k.shape[2], q.device)
+                return owner.of(key - query).to(q.dtype)
             start = ctx.start + ctx.memo.get("ahead", 0)  # learned keys that take positions of their own
             return owner(start, ctx.length, first, k.shape[2]).to(q.dtype)
 
@@ -225,14 +232,15 @@ class RelativeKeys(Position):
         self.weight = nn.Parameter(torch.empty(2 * max_positions - 1, width))
 
     def bias(self, q: Queries, k: Keys, first: int, scale: float, ctx: Context) -> Bias:
-        query = torch.arange(ctx.start, ctx.start + ctx.length, device=q.device)[:, None]
-        key = torch.arange(first, first + k.shape[2], device=q.device)[None]
-        table = F.embedding(query - key + self.max_positions - 1, self.weight)  # (S, K, E)
-        bias = torch.einsum("bhse,ske->bhsk", q, table)
+        query, key = ctx.numbers(first, k.shape[2], q.device)
+        distance = query - key
+        rows = "b" if distance.dim() == 3 else ""
+        table = F.embedding(distance + self.max_positions - 1, self.weight)  # (S, K, E), perhaps by row
+        bias = torch.einsum(f"bhse,{rows}ske->bhsk", q, table)
         if self.queries:
             if k.shape[1] != q.shape[1]:
                 k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
-            bias = bias + torch.einsum("bhke,ske->bhsk", k, table)
+            bias = bias + torch.einsum(f"bhke,{rows}ske->bhsk", k, table)
         return bias * scale
 
 

@@ -67,40 +67,55 @@ class _Beams:
         return _Beams(ids, scores, origin)
 
 
-def beam_search(forward: Forward, task: Task, settings: BeamSettings) -> Found:
-    """The best continuations of each row of `task.ids`; a settled row does not change while others go on."""
-    count, (batch, total) = settings.count, task.ids.shape
-    device = task.ids.device
-    ids = task.ids[:, None].expand(batch, count, total).clone()
-    origin = torch.full((batch, count, task.limit), -1, dtype=torch.int32, device=device)
-    lost = torch.full((batch, count), LOST, device=device)
-    first = torch.where(torch.arange(count, device=device) == 0, 0.0, LOST)  # at first all beams are the same
-    running = _Beams(ids, first.expand(batch, count), origin)
-    best = _Beams(ids, lost, origin)
-    ended = torch.zeros(batch, count, dtype=torch.bool, device=device)
-    open_rows = torch.ones(batch, dtype=torch.bool, device=device)
-    for step in range(task.limit):
-        flat = running.ids[:, :, : task.start + step].flatten(0, 1)  # (batch * count, length)
-        out = forward(forward.prompt_ids if step == 0 else flat)
-        if step == 0:
-            out = repeat(forward, out, count)
-        logits = forward.logits(out)
-        scores = task.processors(flat, logits.log_softmax(-1))
-        if task.record is not None:
-            task.record.step(out, logits, scores)
-        del out
-        grown, hits, possible = _grow(running, scores, step, task)
+class BeamState:
+    """The beams of a search: `take` one step's scores, go on with the beams `sources` name, or stop."""
+
+    def __init__(self, task: Task, settings: BeamSettings):
+        self.task, self.settings = task, settings
+        count, (batch, total) = settings.count, task.ids.shape
+        device = task.ids.device
+        ids = task.ids[:, None].expand(batch, count, total).clone()
+        origin = torch.full((batch, count, task.limit), -1, dtype=torch.int32, device=device)
+        lost = torch.full((batch, count), LOST, device=device)
+        first = torch.where(torch.arange(count, device=device) == 0, 0.0, LOST)  # at first all are the same
+        self.running = _Beams(ids, first.expand(batch, count), origin)
+        self.best = _Beams(ids, lost, origin)
+        self.ended = torch.zeros(batch, count, dtype=torch.bool, device=device)
+        self.open_rows = torch.ones(batch, dtype=torch.bool, device=device)
+        self.step = 0
+
+    @property
+    def texts(self) -> Tensor:
+        """The ids (batch * count, length) of the running beams."""
+        return self.running.ids[:, :, : self.task.start + self.step].flatten(0, 1)
+
+    @property
+    def sources(self) -> Tensor:
+        """Which of the beams before the newest token each running beam goes on from, (batch * count,)."""
+        return self.running.origin[:, :, self.step - 1].flatten()
+
+    def take(self, logits: Tensor, scores: Tensor) -> bool:
+        """Lengthen the beams by their scores (batch * count, vocabulary); whether the search goes on.
+
+        Raises for scores that are not finite, and where no token is allowed.
+        """
+        task, settings, step, count = self.task, self.settings, self.step, self.settings.count
+        batch = len(self.open_rows)
+        grown, hits, possible = _grow(self.running, scores, step, task)
         alive = grown.scores + hits * LOST
-        running = _Beams(grown.ids, alive, grown.origin).take(alive.topk(count).indices)
-        new_best, new_ended = _collect(best, ended, grown, hits, step, settings)
-        best = new_best.where(open_rows, best)
-        ended = torch.where(open_rows[:, None], new_ended, ended)
+        self.running = _Beams(grown.ids, alive, grown.origin).take(alive.topk(count).indices)
+        new_best, new_ended = _collect(self.best, self.ended, grown, hits, step, settings)
+        self.best = new_best.where(self.open_rows, self.best)
+        self.ended = torch.where(self.open_rows[:, None], new_ended, self.ended)
         sound = (logits.amax(-1).isfinite() | task.allow_nonfinite).view(batch, count)
-        sound = sound.all(1) | ~open_rows
-        possible = possible | ~open_rows
-        open_rows = open_rows & _improvable(running, best, ended, hits, step, task.limit, settings)
+        sound = sound.all(1) | ~self.open_rows
+        possible = possible | ~self.open_rows
+        more = _improvable(self.running, self.best, self.ended, hits, step, task.limit, settings)
+        self.open_rows = self.open_rows & more
         # the only place of a step that waits for the device
-        all_sound, all_possible, more = torch.stack([sound.all(), possible.all(), open_rows.any()]).tolist()
+        all_sound, all_possible, on = torch.stack(
+            [sound.all(), possible.all(), self.open_rows.any()]
+        ).tolist()
         if not all_sound:
             raise not_finite(step, sound.repeat_interleave(count), logits, scores)
         if not all_possible:
@@ -108,18 +123,39 @@ def beam_search(forward: Forward, task: Task, settings: BeamSettings) -> Found:
             raise GenerationError(
                 f"at least one token must be allowed, but all are ruled out at step {step}, row {row}"
             )
-        if not more:
-            break
-        if task.settled is not None:
-            _tell(task, running, best, ended, open_rows, settings.returned, step)
-        forward.select(running.origin[:, :, step].flatten())
-    return _returned(best, settings.returned, task.start)
+        self.step += 1
+        return bool(on) and self.step < task.limit
+
+    def found(self) -> Found:
+        """The best beams, as they are now."""
+        return _returned(self.best, self.settings.returned, self.task.start)
 
 
-def _tell(task: Task, running: _Beams, best: _Beams, ended: Tensor, open_rows: Tensor, returned: int,
-          step: int) -> None:  # fmt: skip
+def beam_search(forward: Forward, task: Task, settings: BeamSettings) -> Found:
+    """The best continuations of each row of `task.ids`; a settled row does not change while others go on."""
+    state, more = BeamState(task, settings), task.limit > 0
+    while more:
+        first, flat = state.step == 0, state.texts
+        out = forward(forward.prompt_ids if first else flat)
+        if first:
+            out = repeat(forward, out, settings.count)
+        logits = forward.logits(out)
+        scores = task.processors(flat, logits.log_softmax(-1))
+        if task.record is not None:
+            task.record.step(out, logits, scores)
+        del out
+        more = state.take(logits, scores)
+        if more:
+            if task.settled is not None:
+                _tell(task, state)
+            forward.select(state.sources)
+    return state.found()
+
+
+def _tell(task: Task, state: BeamState) -> None:
     """Give the streamer what no later step can change."""
-    start, stop = task.start, task.start + step + 1
+    running, best, ended, open_rows = state.running, state.best, state.ended, state.open_rows
+    start, stop, returned = task.start, task.start + state.step, state.settings.returned
     texts, finals = running.ids[:, :, start:stop].tolist(), best.ids[:, :, start:].tolist()
     lengths = (best.origin >= 0).sum(-1).tolist()
     told = zip(texts, finals, lengths, ended.tolist(), open_rows.tolist(), strict=True)

@@ -5,6 +5,7 @@ scores (1, count, vocabulary) where they were drawn; `update_candidate_strategy`
 """
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from phyla.generation.plan import end_tokens, pad_token
 from phyla.generation.prompt import read_prompt, vocabulary_size
 from phyla.generation.rewind import Lanes
 from phyla.generation.task import Task
+from phyla.generation.translate import MappedDraft, RetoldDraft, shared_words
 
 
 class CandidateGenerator:
@@ -139,6 +141,139 @@ class EarlyExitCandidateGenerator(AssistedCandidateGenerator):
         super().__init__(
             input_ids, short, generation_config, model_kwargs, inputs_tensor, logits_processor
         )  # fmt: skip
+
+
+class AssistedCandidateGeneratorDifferentTokenizers(CandidateGenerator):
+    """What a smaller model with another vocabulary writes, by way of the text."""
+
+    def __init__(
+        self, input_ids: Tensor, assistant_model: nn.Module, target_tokenizer: Any, assistant_tokenizer: Any,
+        generation_config: GenerationConfig, model_kwargs: dict[str, Any],
+        inputs_tensor: Tensor | None = None, logits_processor: LogitsProcessorList | None = None,
+    ):  # fmt: skip
+        _one_row(input_ids)
+        self.assistant_model, self.generation_config = assistant_model, generation_config
+        own = getattr(assistant_model, "generation_config", None) or GenerationConfig()
+        self.schedule = explicit(assistant_model, own, ())
+        self.task = Task(
+            ids=input_ids, given=input_ids, start=input_ids.shape[1], limit=0, repeats=1,
+            pad_id=pad_token(generation_config), eos=end_tokens(generation_config, input_ids.device),
+            processors=LogitsProcessorList(logits_processor or []),
+            do_sample=bool(generation_config.do_sample),
+        )  # fmt: skip
+        mask = model_kwargs.get("attention_mask")
+        self.draft: Any = self._draft((target_tokenizer, assistant_tokenizer), mask)
+        self.drafted = 0
+
+    def _draft(self, tokenizers: tuple[Any, Any], mask: Tensor | None) -> Any:
+        return RetoldDraft(self.assistant_model, *tokenizers, self.task, self.schedule, mask)
+
+    @property
+    def num_assistant_tokens(self) -> float:
+        """How many tokens are drafted at most."""
+        return self.draft.schedules.first.count
+
+    def get_candidates(self, input_ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        """As CandidateGenerator."""
+        _one_row(input_ids)
+        length, most = input_ids.shape[1], int(self.num_assistant_tokens)
+        if self.generation_config.max_new_tokens is None and self.generation_config.max_length:
+            most = min(most, self.generation_config.max_length - length - 1)
+        found = None
+        if most > 0:
+            with torch.no_grad():
+                found = self.draft.propose(input_ids, [length], [True], [most])
+        if found is None:
+            return input_ids, None
+        self.drafted = found.counts[0]
+        scores = None if found.chances is None else found.chances.log()
+        return torch.cat([input_ids, found.ids], 1), scores
+
+    def update_candidate_strategy(self, input_ids: Tensor, scores: Tensor, num_matches: int) -> None:
+        """Draft more after a success, less after a failure, where the draft's schedule is a heuristic."""
+        self.draft.learn([self.drafted], [int(num_matches)], [True])
+
+
+class UniversalSpeculativeDecodingGenerator(AssistedCandidateGeneratorDifferentTokenizers):
+    """What a smaller model draws among the words that both vocabularies have (arXiv:2502.05202).
+
+    atm_translator: an AssistantToTargetTranslator, whose size of the vocabulary is taken.
+    """
+
+    def __init__(
+        self, input_ids: Tensor, assistant_model: nn.Module, target_tokenizer: Any, assistant_tokenizer: Any,
+        generation_config: GenerationConfig, model_kwargs: dict[str, Any], atm_translator: Any,
+        inputs_tensor: Tensor | None = None, logits_processor: LogitsProcessorList | None = None,
+    ):  # fmt: skip
+        self.vocabulary = atm_translator.target_vocab_size
+        super().__init__(
+            input_ids, assistant_model, target_tokenizer, assistant_tokenizer, generation_config,
+            model_kwargs, inputs_tensor, logits_processor,
+        )  # fmt: skip
+
+    def _draft(self, tokenizers: tuple[Any, Any], mask: Tensor | None) -> Any:
+        return MappedDraft(self.assistant_model, *tokenizers, self.task, self.schedule, mask, self.vocabulary)
+
+
+class AssistantToTargetTranslator:
+    """Ids and scores of a draft's vocabulary as those of the model's; words that it lacks are left out.
+
+    target_vocab_size: how many words the model scores.
+    """
+
+    FILTER_VALUE, SUPPRESS_TOKEN_ID = -float("inf"), -1
+
+    def __init__(
+        self, target_tokenizer: Any, assistant_tokenizer: Any, target_vocab_size: int,
+        assistant_model_device: Any = "cpu",
+    ):  # fmt: skip
+        self.target_vocab_size = target_vocab_size
+        pairs = shared_words(target_tokenizer, assistant_tokenizer, target_vocab_size)
+        size = max(assistant_tokenizer.get_vocab().values()) + 1
+        self.targets = torch.full((size,), self.SUPPRESS_TOKEN_ID, device=assistant_model_device)
+        self.targets[list(pairs.values())] = torch.tensor(list(pairs), device=assistant_model_device)
+        self.target_to_assistant_input_ids = pairs
+
+    def get_target_ids(
+        self, assistant_input_ids: Tensor, target_input_ids: Tensor, assistant_candidate_ids: Tensor
+    ) -> Tensor:
+        """The model's ids (1, length) with those behind them that the draft's candidates stand for."""
+        count = assistant_candidate_ids.shape[1] - assistant_input_ids.shape[1]
+        if not count:
+            return target_input_ids
+        return torch.cat([target_input_ids, self.targets[assistant_candidate_ids[:, -count:]]], 1)
+
+    def get_target_logits(self, assistant_logits: Tensor) -> Tensor:
+        """Scores (..., target_vocab_size) from the draft's (..., vocabulary)."""
+        known = self.targets != self.SUPPRESS_TOKEN_ID
+        scores = assistant_logits.new_full(
+            (*assistant_logits.shape[:-1], self.target_vocab_size), self.FILTER_VALUE
+        )
+        scores[..., self.targets[known]] = assistant_logits[..., : len(self.targets)][..., known]
+        return scores
+
+
+class AssistantVocabTranslatorCache:
+    """Translators of pairs of tokenizers, kept as long as these are."""
+
+    _kept: WeakKeyDictionary = WeakKeyDictionary()
+
+    @classmethod
+    def get_translator(
+        cls, target_tokenizer: Any, assistant_tokenizer: Any, target_vocab_size: int,
+        assistant_model_device: Any = "cpu",
+    ) -> AssistantToTargetTranslator:  # fmt: skip
+        """The translator of a pair."""
+        own = cls._kept.setdefault(target_tokenizer, WeakKeyDictionary())
+        if assistant_tokenizer not in own:
+            own[assistant_tokenizer] = AssistantToTargetTranslator(
+                target_tokenizer, assistant_tokenizer, target_vocab_size, assistant_model_device
+            )
+        return own[assistant_tokenizer]
+
+    @classmethod
+    def cleanup(cls) -> None:
+        """Nothing: tokenizers that are gone take their translators along."""
 
 
 def _one_row(ids: Tensor) -> None:

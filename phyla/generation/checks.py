@@ -102,6 +102,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "dry_multiplier": _number(0), "dry_base": _number(1), "dry_allowed_length": _POSITIVE,
     "dry_sequence_breakers": _ID_LIST, "dry_range": _COUNT, "xtc_probability": _FRACTION,
     "xtc_threshold": _FRACTION, "top_n_sigma": _number(0, open_low=True),
+    "top_h": _number(0, 1, open_low=True), "max_cache_len": _POSITIVE,
+    "assistant_ensemble_weight": _number(0, 1, open_low=True, open_high=True),
     "mirostat_tau": _number(0, open_low=True), "mirostat_eta": _number(0, 1, open_low=True),
     "num_assistant_tokens": _number(1), "prompt_lookup_num_tokens": _POSITIVE,
     "prefill_chunk_size": _POSITIVE, "max_matching_ngram_size": _POSITIVE, "assistant_early_exit": _POSITIVE,

@@ -47,6 +47,7 @@ DEFAULTS: dict[str, Any] = {
     "presence_penalty": 0.0, "frequency_penalty": 0.0, "dry_multiplier": 0.0, "dry_base": 1.75,
     "dry_allowed_length": 2, "dry_sequence_breakers": None, "dry_range": 0, "xtc_probability": 0.0,
     "xtc_threshold": 0.1, "top_n_sigma": None, "mirostat_tau": None, "mirostat_eta": 0.1,
+    "top_h": None, "assistant_ensemble_weight": None, "max_cache_len": None,
     # performance, and what the reference keeps beside
     "compile_config": None, "disable_compile": False, "generation_kwargs": {},
 }  # fmt: skip

@@ -42,10 +42,14 @@ class Draft(Protocol):
 class PromptLookup:
     """What followed the latest n-gram where the text had it before (Saxena 2023).
 
-    sources: ids (rows, any) that are looked in as well: what an encoder has read.
+    sources: ids (rows, any) that are looked in as well: what an encoder has read. begins: where the text of
+    each row begins behind its padding.
     """
 
-    def __init__(self, count: int, longest: int | None, pad_id: int, sources: Tensor | None = None):
+    def __init__(
+        self, count: int, longest: int | None, pad_id: int, sources: Tensor | None = None,
+        begins: list[int] | None = None,
+    ):  # fmt: skip
         longest = longest or 2
         if count < 1 or longest < 1:
             raise GenerationError(
@@ -53,17 +57,20 @@ class PromptLookup:
                 f"{count} and {longest}"
             )
         self.count, self.longest, self.pad_id, self.sources = count, longest, pad_id, sources
+        self.begins = begins
 
     def propose(self, ids: Tensor, lengths: list[int], going: list[bool], most: list[int]) -> Proposal | None:
         """The continuation of the first earlier occurrence of the longest n-gram."""
         found = []
         for row, (length, on) in enumerate(zip(lengths, going, strict=True)):
             source, count = None if self.sources is None else self.sources[row], min(most[row], self.count)
-            found.append(self._after(ids[row, :length], source, count) if on and count > 0 else [])
+            begin = self.begins[row] if self.begins else 0
+            found.append(self.after(ids[row, begin:length], source, count) if on else [])
         return None if not any(found) else proposal_of(found, self.pad_id, ids.device)
 
-    def _after(self, ids: Tensor, source: Tensor | None, most: int) -> list[int]:
-        length = len(ids)
+    def after(self, ids: Tensor, source: Tensor | None, most: int) -> list[int]:
+        """At most `most` ids that followed the end of `ids` (length,) there, or in `source`, before."""
+        length = len(ids) if most > 0 else 0
         for size in range(min(self.longest, length), 0, -1):
             tail = ids[length - size :]
             for text in (ids[:-1], source):
@@ -204,7 +211,8 @@ class ModelDraft:
             if any(open_rows):
                 scores = self.forward.logits(self.lanes.feed(token[:, None], keep=1))
         self.sure = torch.stack(sure, 1)
-        return Proposal(torch.stack(drawn, 1), counts, torch.stack(chances, 1) if task.do_sample else None)
+        told = task.do_sample or task.ensemble is not None
+        return Proposal(torch.stack(drawn, 1), counts, torch.stack(chances, 1) if told else None)
 
     def _still_sure(
         self, rows: list[bool], counts: list[int], limits: list[int], token: Tensor, sure: Tensor

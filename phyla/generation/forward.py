@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from phyla.errors import GenerationError
 from phyla.generation.caches import new_cache
+from phyla.generation.captured import Steps, steps_for
 from phyla.generation.prompt import ALONG_ROWS, Prompt, accepted, vocabulary_size
+
+# inputs that a recorded step has buffers for, or that change nothing in it
+_RECORDED = frozenset({
+    "input_ids", "position_ids", "attention_mask", "logits_to_keep", "return_dict", "use_cache",
+    "past_key_values",
+})  # fmt: skip
 
 
 class Forward:
@@ -35,6 +42,8 @@ class Forward:
         self.prompt_ids = prompt.ids
         self.hidden_positions = prompt.positions - prompt.ids.shape[1]  # prompt positions that have no id
         self.fed = 0  # ids that the cache holds
+        self.length = length
+        self.steps: Steps | None = None
         self.cache = None
         if use_cache:
             self.cache = prompt.cache if prompt.cache is not None else self._new_cache(length)
@@ -104,13 +113,41 @@ class Forward:
             inputs[f"{self.prefix}attention_mask"] = self.mask[:, :reach]
         if self._takes("logits_to_keep"):
             inputs["logits_to_keep"] = keep
-        out = self.model(**self.complete(inputs))
+        out = self._replayed(inputs)
+        if out is None:
+            out = self.model(**self.complete(inputs))
         if self.cache is not None:
             self.fed = ids.shape[1]
             self._after_first(inputs)
         else:
             self._grow(inputs)
         return out
+
+    def capture(self, new: int) -> None:
+        """Let steps of one new id a row be recorded where that works; `new` ids at most are to come."""
+        self.steps = steps_for(self.model, self.cache, self.length, new)
+
+    def close(self, keep: bool = True) -> None:
+        """The call is over; `keep`: nobody has its memory, so that later calls may use it."""
+        if self.steps is not None:
+            self.steps.close(keep)
+
+    def _replayed(self, inputs: dict[str, Any]) -> Any:
+        """The output of a recorded step for one new id a row, or None where there is none."""
+        ids = inputs.get("input_ids")
+        if (
+            self.steps is None
+            or not self.fed
+            or ids is None
+            or ids.shape[1] != 1
+            or inputs.keys() - _RECORDED
+        ):
+            return None
+        logits = self.steps(ids, inputs.get("position_ids"), self.mask)
+        if logits is None:
+            return None
+        head: Any = self.model.head_spec
+        return head.output(logits=logits, past_key_values=self.cache)
 
     def logits(self, out: Any) -> Tensor:
         """Scores of the token after the last position (rows, vocabulary), in float32 at least."""

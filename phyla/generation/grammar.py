@@ -5,7 +5,9 @@ The parsing is llguidance's (Earley over a lexer of derivatives, a mask in some 
 """
 
 import json
+import re
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -24,8 +26,11 @@ _BLANKS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator"
 class Grammar:
     """A set of texts, one of which a generated text shall be; made by the methods below.
 
-    Raises GenerationError, with the place, where the rules do not parse.
+    Raises GenerationError, with the place, where the rules do not parse. inner: what a text that could end
+    may turn into with one token.
     """
+
+    inner: "Grammar | None" = None
 
     def __init__(self, rules: str, told: str):
         self.rules, self.told = rules, told
@@ -90,11 +95,14 @@ class Grammar:
 
     @classmethod
     def tools(
-        cls, tools: Sequence[Any], begin: str = "<tool_call>\n", end: str = "\n</tool_call>", most: int = 1
-    ) -> "Grammar":
+        cls, tools: Sequence[Any], begin: str = "<tool_call>\n", end: str = "\n</tool_call>",
+        most: int = 1, trigger: str | None = None,
+    ) -> "Grammar":  # fmt: skip
         """Calls of `tools`, from one to `most`: each is `begin`, JSON with a name and its arguments, `end`.
 
         tools: functions with documented arguments, or their schemas, as apply_chat_template takes them.
+        trigger: how `begin` begins; the text is free then, with no call or up to `most` of them in it: a
+        call comes where the trigger does, and nowhere else.
         """
         from phyla.preprocessing.text.json_schema import get_json_schema
 
@@ -119,6 +127,11 @@ class Grammar:
         if not kinds or most < 1:
             raise ArgumentError("tools must be at least one, and `most` at least 1")
         body = json.dumps({"x-guidance": _BLANKS, "anyOf": kinds})
+        if trigger is not None:
+            free = _triggered(body, begin, end, most, trigger)
+            made = cls._of_rules(free, f"text with {len(kinds)} tools")
+            made.inner = cls.tools(tools, begin, end)
+            return made
         edges = [json.dumps(text, ensure_ascii=False) for text in (begin, end)]
         rules = (
             f"start: call (/\\n/ call){{0,{most - 1}}}\n" if most > 1 else "start: call\n"
@@ -128,6 +141,23 @@ class Grammar:
     @classmethod
     def _of_rules(cls, rules: str, told: str) -> "Grammar":
         return cls(engine().LLMatcher.grammar_from_lark(rules), told)
+
+
+def _triggered(body: str, begin: str, end: str, most: int, trigger: str) -> str:
+    """Rules of free text in which a trigger begins a call, `most` times at most."""
+    if not trigger or not begin.startswith(trigger):
+        raise ArgumentError(f"trigger must be how begin begins ({begin!r}), but is {trigger!r}")
+    rest, close, mark = (
+        json.dumps(t, ensure_ascii=False) for t in (begin[len(trigger) :], end, trigger)
+    )  # fmt: skip
+    call = f"lead {rest} body {close}" if begin != trigger else f"lead body {close}"
+    names = ["start", *(f"after_{n}" for n in range(1, most + 1))]
+    lines = [f"{now}: {call} {then} | FREE" for now, then in pairwise(names)]
+    anything, escaped = "(?s:.*)", re.escape(trigger).replace("/", "\\/")
+    return "\n".join([
+        *lines, f"{names[-1]}: FREE", f"lead[suffix={mark}]: /{anything}/",
+        f"FREE: /{anything}/ & ~/{anything}{escaped}{anything}/", f"body: %json {body}",
+    ])  # fmt: skip
 
 
 def read_grammar(given: Any) -> Grammar:
@@ -140,15 +170,18 @@ _WORDS: WeakKeyDictionary = WeakKeyDictionary()
 
 def words_of(tokenizer: Any, size: int, ends: tuple[int, ...]) -> Any:
     """The engine's view of a tokenizer for a model of `size` tokens that stops at `ends`; kept for later."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise GenerationError(
-            f"a grammar needs a fast tokenizer, but this is a {type(tokenizer).__name__}: load it with "
-            "use_fast=True"
-        )
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     known = _WORDS.setdefault(tokenizer, {})
     key = (size, ends, len(tokenizer))
-    if key not in known:
+    if key not in known and backend is None:
+        if not hasattr(tokenizer, "added_tokens_decoder"):
+            raise GenerationError(f"a grammar needs a tokenizer, but this is a {type(tokenizer).__name__}")
+        from phyla.generation.spelled import Spelled
+
+        module = engine()
+        words = module.TokenizerWrapper(Spelled(tokenizer, size, ends))
+        known[key] = module.LLTokenizer(words, n_vocab=size, eos_token=list(ends))
+    elif key not in known:
         state = json.loads(backend.to_str())
         state["padding"] = state["truncation"] = None
         known[key] = engine().LLTokenizer(json.dumps(state), n_vocab=size, eos_token=list(ends))

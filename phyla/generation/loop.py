@@ -1,6 +1,7 @@
 """`generate`: one call from settings and prompt to token ids."""
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from phyla.generation.grouped import grouped_search
 from phyla.generation.guidance import guidance_processor
 from phyla.generation.healing import healed_inputs
 from phyla.generation.modes import GenerationMode, check_supported, generation_mode, has_beams
+from phyla.generation.own import own_loop
 from phyla.generation.plan import (
     build_criteria,
     build_processors,
@@ -30,6 +32,9 @@ from phyla.generation.settled import SettledBeams
 from phyla.generation.strategies import Sources, forward_class, needed_states, prepare
 from phyla.generation.task import Task, make_task
 
+# strategies whose every step after the prompt is one token a row
+_ONE_BY_ONE = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
+
 
 def adapted(function: Callable[..., Any]) -> Callable[..., Any]:
     """Let a model's adapters prepare a call: rows of their own (`adapter_names`), copies of the rows."""
@@ -43,6 +48,22 @@ def adapted(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def row_by_row(function: Callable[..., Any]) -> Callable[..., Any]:
+    """With batch_invariant=True, let each row go through the engine instead."""
+
+    @functools.wraps(function)
+    def call(model: nn.Module, *args: Any, batch_invariant: bool = False, **named: Any) -> Any:
+        if not batch_invariant:
+            return function(model, *args, **named)
+        from phyla.generation.invariant import generate_alike
+
+        names = list(inspect.signature(function).parameters)[1:]
+        return generate_alike(model, **dict(zip(names, args, strict=False)), **named)
+
+    return call
+
+
+@row_by_row
 @adapted
 def generate(
     model: nn.Module,
@@ -65,6 +86,9 @@ def generate(
     truncate: str | None = None,
     row_settings: Sequence[dict[str, Any]] | None = None,
     grammar: Any = None,
+    candidate_generator: Any = None,
+    custom_generate: Callable[..., Any] | None = None,
+    batch_invariant: bool = False,
     **settings: Any,
 ) -> Any:
     """Token ids (batch * num_return_sequences, length) that continue the prompt `inputs`, ids (batch,
@@ -91,8 +115,10 @@ def generate(
     `assistant_tokenizer`). A draft is `assistant_model`, prompt_lookup_num_tokens or assistant_early_exit;
     sampling with a `seed` and a draft gives the same again, but not what it gives without.
     `assistant_adapter` names an adapter of the assistant, which may be the model itself ("__base__": none):
-    it drafts with that, and the adapters that are active check. `streamer` gets
-    the prompt, then the tokens of each step (rows,).
+    it drafts with that, and the adapters that are active check. `candidate_generator` is a draft of the
+    caller's own, `custom_generate` a whole loop (see phyla.generation.own). `streamer` gets the prompt, then
+    the tokens of each step (rows,).
+    `batch_invariant` runs each row by itself on the engine: its bits do not depend on the others.
 
     `synced_gpus` is for processes that share out one model's weights: it is an error with more than one.
 
@@ -115,7 +141,9 @@ def generate(
         named = split_inputs(model, {name: value for name, value in settings.items() if name not in asked})
         if assistant_adapter is not None and assistant_model is None:
             assistant_model = model
-        strategy = generation_mode(config, assistant_model)
+        strategy = generation_mode(
+            config, candidate_generator if assistant_model is None else assistant_model
+        )
         check_supported(config, strategy)
         if synced_gpus and _processes() > 1:
             raise GenerationError(
@@ -166,15 +194,19 @@ def generate(
             flags["output_hidden_states"] = True
         forward = forward_class(strategy)(
             model, prompt, prompt.positions + limit, config.use_cache is not False, task.pad_id, flags,
-            (config.cache_implementation, config.cache_config), config.prefill_chunk_size,
+            (config.cache_implementation, _cache_settings(config)), config.prefill_chunk_size,
         )  # fmt: skip
+        if custom_generate is not None:
+            return own_loop(custom_generate, forward, task, config)
+        if strategy in _ONE_BY_ONE and prompt.cache is None and not config.disable_compile:
+            forward.capture(limit)
         if beams is None:
             given = {*asked, *(generation_config._given if generation_config is not None else ())}
             run = prepare(
                 strategy, forward, task, config,
                 Sources(
                     assistant_model, inputs, sources, prompt, tokenizer, assistant_tokenizer, given,
-                    assistant_adapter,
+                    assistant_adapter, candidate_generator,
                 ),
             )  # fmt: skip
     # tensors born in inference mode may not be trained on or written to later: nothing that leaves this call,
@@ -192,10 +224,20 @@ def generate(
         if hasattr(streamer, "fail"):
             streamer.fail(error)
         raise
+    finally:
+        forward.close(keep=task.record is None)
     if streamer is not None:
         streamer.end()
     sequences = torch.cat([task.given, task.ids[:, task.start : length]], dim=1)
     return sequences if task.record is None else task.record.output(sequences, forward)
+
+
+def _cache_settings(config: GenerationConfig) -> Any:
+    """cache_config, with the room that max_cache_len asks of a static cache."""
+    named = config.cache_implementation or ""
+    if config.max_cache_len is None or config.cache_config is not None or "static" not in named:
+        return config.cache_config
+    return {"max_cache_len": config.max_cache_len}
 
 
 def _processes() -> int:

@@ -51,6 +51,10 @@ class GrammarProcessor(LogitsProcessor):
         self.ending = [token for token in single if token not in self.ends]
         matcher = engine().LLMatcher
         self.roots = [self._root(matcher(words, grammar.rules), grammar) for grammar in grammars]
+        # tokens that the shortest end may be away behind a single one
+        inner = [grammar.inner for grammar in grammars]
+        ways = [None if g is None else self._way_out(matcher(words, g.rules), 4096) for g in inner]
+        self.leaps = [0 if way is None else len(way) for way in ways]
 
     def _root(self, parser: Any, grammar: Grammar) -> _Text:
         if parser.is_error():
@@ -69,11 +73,12 @@ class GrammarProcessor(LogitsProcessor):
         left = self.stop - input_ids.shape[1]
         allowed = np.ones((len(rows), scores.shape[-1]), dtype=bool)
         for row, tokens in enumerate(rows):
-            text = self._text(row * len(self.roots) // len(rows), tokens)
+            number = row * len(self.roots) // len(rows)
+            text = self._text(number, tokens)
             if text is None:
                 continue
             bits = _unpacked(text.parser.compute_bitmask(), scores.shape[-1])
-            if left <= 2 * text.reach + _LOOK_AHEAD:
+            if left <= 2 * max(text.reach, self.leaps[number]) + _LOOK_AHEAD:
                 bits = self._in_time(text, bits, scores[row], left)
             allowed[row] = bits
         return scores.masked_fill(~torch.from_numpy(allowed).to(scores.device), NEVER)

@@ -195,6 +195,8 @@ def build_warpers(config: GenerationConfig, keep: int) -> list[LogitsProcessor]:
     steps: list[LogitsProcessor] = []
     if _set(config.temperature, 1.0):
         steps.append(warpers.TemperatureLogitsWarper(config.temperature))
+    if config.top_h is not None:
+        steps.append(warpers.TopHLogitsWarper(config.top_h))
     if _set(config.top_k, 0):
         steps.append(warpers.TopKLogitsWarper(config.top_k, min_tokens_to_keep=keep))
     if _set(config.top_p, 1.0):

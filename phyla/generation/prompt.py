@@ -18,7 +18,7 @@ _ALONG = ("token_type_ids", "position_ids", "decoder_position_ids", "inputs_embe
 # likewise, with the positions on their second axis; a new token sees there what the last one saw
 ALONG_ROWS = ("cross_attention_mask",)
 # inputs that hold for the whole call rather than for the prompt
-_STEADY = ("head_mask", "decoder_head_mask", "cross_attn_head_mask", "adapter_names")
+_STEADY = ("head_mask", "decoder_head_mask", "cross_attn_head_mask", "adapter_names", "lang_ids")
 _GENERIC = ("input_ids", "inputs_embeds", "attention_mask", "encoder_outputs", "decoder_input_ids",
             "decoder_attention_mask", "past_key_values", "labels")  # fmt: skip
 # ids past the vocabulary that stand for an image, a frame, ... and never reach the embedding
@@ -306,7 +306,11 @@ def vocabulary_size(model: nn.Module) -> int | None:
     if words is not None:
         return words
     get = getattr(model, "get_input_embeddings", lambda: None)
-    weight = getattr(get(), "weight", None)
+    table = get()
+    known = getattr(table, "num_embeddings", None)
+    if isinstance(known, int):
+        return known
+    weight = getattr(table, "weight", None)
     if isinstance(weight, Tensor) and weight.ndim == 2:
         return weight.shape[0]
     config: Any = model.config

@@ -2,6 +2,7 @@
 rows of a batch may each keep a number of their own.
 """
 
+import copy
 from typing import Any
 
 import torch
@@ -69,6 +70,7 @@ class Lanes:
     def mark(self) -> None:
         """Remember this point: `keep` counts from here."""
         self.before = snapshot(self.forward)
+        self.first = dict(self.forward.first)
         self.fresh = []
 
     def feed(self, fresh: Tensor, keep: int) -> Any:
@@ -91,7 +93,9 @@ class Lanes:
                 forward.truncate(self.before.fed + most)
             self.mark()
             return
-        forward.truncate(self.before.fed + most)
+        if self.before.states:
+            self._restate(counts, going)
+        _truncate(forward, self.before.fed + most)
         back = [most - n if on else 0 for n, on in zip(counts, going, strict=True)]
         self.slack = [a + b for a, b in zip(self.slack or [0] * len(back), back, strict=True)]
         _move_back(forward, back, going)
@@ -101,6 +105,40 @@ class Lanes:
             _forget(forward, spare)
         self.mark()
 
+    def _restate(self, counts: list[int], going: list[bool]) -> None:
+        """Give the recurrent layers the states of each row behind the ids that it keeps.
+
+        Rows that keep less than was fed read what they keep once more, those of one number at a time.
+        """
+        if not self.fresh:
+            return
+        forward, fresh = self.forward, torch.cat(self.fresh, 1)
+        slots: Any = forward.cache.slots  # type: ignore[union-attr]
+        short = {n for n, on in zip(counts, going, strict=True) if on and n < fresh.shape[1]}
+        for count in sorted(short):
+            rows = [r for r, n in enumerate(counts) if going[r] and n == count]
+            index = torch.tensor(rows, device=fresh.device)
+            states = {i: {k: t[index] for k, t in s.items()} for i, s in self.before.states.items()}
+            if count:
+                states = self._reread(index, fresh[index, :count], states)
+            for i, kept in states.items():
+                for name, value in kept.items():
+                    slots[i].tensors[name] = slots[i].tensors[name].index_copy(0, index, value)
+
+    def _reread(self, index: Tensor, fresh: Tensor, states: dict[int, dict[str, Tensor]]) -> dict:
+        """The states behind fresh ids (rows, count) of the rows `index`, from those before them."""
+        twin = copy.copy(self.forward)
+        cache: Any = twin.cache
+        twin.first, twin.fed = dict(self.first), self.before.fed
+        twin.cache = cache.fork()
+        twin.steady = {k: twin.cache if v is cache else v for k, v in twin.steady.items()}
+        twin.select(index)
+        _truncate(twin, self.before.fed)
+        for i, kept in states.items():
+            twin.cache.slots[i].tensors = dict(kept)
+        twin(self._behind(self.before.fed, fresh))
+        return {i: twin.cache.slots[i].tensors for i in states}
+
     def _behind(self, fed: int, fresh: Tensor) -> Tensor:
         """Ids of which only those behind the first `fed` are looked at."""
         return torch.cat([fresh.new_zeros(len(fresh), fed), fresh], 1)
@@ -109,13 +147,29 @@ class Lanes:
 def _parts(forward: Forward) -> bool:
     """Whether the rows of a model's memory can be moved one by one, and what comes free be masked."""
     cache: Any = forward.cache
-    tables = [k for slot in getattr(cache, "slots", ()) if (k := getattr(slot, "keys", None)) is not None]
+    slots = getattr(cache, "slots", ())
+    tables = [k for slot in slots if (k := getattr(slot, "keys", None)) is not None and k.dim() > 1]
+    masked = not slots or any(not isinstance(slot, StateCache | None) for slot in slots)
     return (
         getattr(cache, "shifts", False)
         and all(len(keys) == forward.rows for keys in tables)
         and forward.takes is not None
-        and f"{forward.prefix}attention_mask" in forward.takes
+        and (not masked or f"{forward.prefix}attention_mask" in forward.takes)
     )
+
+
+def _truncate(forward: Forward, ids: int) -> None:
+    """Forget all ids from number `ids` on, but for the states of recurrent layers."""
+    cache: Any = forward.cache
+    slots = getattr(cache, "slots", None)
+    if slots is None:
+        forward.truncate(ids)
+        return
+    cache.slots = [None if isinstance(slot, StateCache) else slot for slot in slots]
+    try:
+        forward.truncate(ids)
+    finally:
+        cache.slots = slots
 
 
 def _move_back(forward: Forward, back: list[int], going: list[bool]) -> None:

@@ -11,11 +11,11 @@ from phyla.generation.config import GenerationConfig
 from phyla.generation.logits import NEVER, LogitsProcessor, LogitsProcessorList
 
 ROW_FIELDS = (
-    "do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff",
-    "repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "suppress_tokens", "sequence_bias",
-    "presence_penalty", "frequency_penalty", "dry_multiplier", "dry_base", "dry_allowed_length",
-    "xtc_probability", "xtc_threshold", "top_n_sigma", "mirostat_tau", "mirostat_eta", "min_new_tokens",
-    "exponential_decay_length_penalty",
+    "do_sample", "temperature", "top_h", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff",
+    "eta_cutoff", "repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "suppress_tokens",
+    "sequence_bias", "presence_penalty", "frequency_penalty", "dry_multiplier", "dry_base",
+    "dry_allowed_length", "xtc_probability", "xtc_threshold", "top_n_sigma", "mirostat_tau", "mirostat_eta",
+    "min_new_tokens", "exponential_decay_length_penalty",
 )  # fmt: skip
 
 

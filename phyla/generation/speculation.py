@@ -14,6 +14,7 @@ from torch import Tensor
 
 from phyla.generation.drafts import Draft, Proposal, draw_rows
 from phyla.generation.forward import Forward
+from phyla.generation.logits import NEVER
 from phyla.generation.rewind import Lanes
 from phyla.generation.rows import all_processed, together
 from phyla.generation.search import check_finite, deliver, draw, finished, repeat
@@ -31,7 +32,7 @@ def speculate(
     run = _Run(forward, task)
     out = forward(forward.prompt_ids)
     out = repeat(forward, out, task.repeats) if task.repeats > 1 else out
-    parting = parting and task.record is None and not together(task.processors)
+    parting = parting and _recordable(task) and not together(task.processors)
     lanes = Lanes(forward, parting and len(task.ids) > 1)
     run.commit(out, None, lanes.ragged)
     del out
@@ -46,9 +47,18 @@ def speculate(
         taken = run.commit(out, proposal, lanes.ragged)
         del out
         if proposal is not None:
+            see = getattr(draft, "see", None)
+            if see is not None:
+                see(run.scores, run.lengths)
             draft.learn(proposal.counts, taken, was)
         lanes.keep([n + 1 for n in taken], run.going)
+    run.close()
     return max(run.lengths)
+
+
+def _recordable(task: Task) -> bool:
+    """Whether what is asked back can be put together from rows that are at different steps."""
+    return task.record is None or all(steps is None for steps in task.record.fields.values())
 
 
 class _Run:
@@ -59,9 +69,25 @@ class _Run:
         rows = len(task.ids)
         self.lengths, self.going = [task.start] * rows, [True] * rows
         self.end, self.told = task.start + task.limit, task.start
+        self.scores = torch.empty(0)  # of the newest step
+        self.kept: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(rows)]
 
     def goes_on(self) -> bool:
         return any(self.going)
+
+    def close(self) -> None:
+        """Record the steps of rows that parted; a row that is over can have nothing but padding."""
+        record = self.task.record
+        if record is None or not any(self.kept):
+            return
+        over = torch.full_like(self.kept[0][0][0], NEVER)
+        if 0 <= self.task.pad_id < len(over):
+            over[self.task.pad_id] = 0.0
+        for step in range(max(map(len, self.kept))):
+            both = [row[step] if step < len(row) else (over, over) for row in self.kept]
+            for steps, place in ((record.logits, 0), (record.scores, 1)):
+                if steps is not None:
+                    steps.append(torch.stack([pair[place] for pair in both]))
 
     def most(self, room: int | None) -> list[int]:
         """How many candidates each row may have: one token more comes behind them."""
@@ -80,7 +106,7 @@ class _Run:
         """Take what is right of a proposal and one token more; how many candidates each row took."""
         task, drafted = self.task, 0 if proposal is None else proposal.ids.shape[1]
         logits = self.forward.scores(out, drafted + 1)  # (rows, drafted + 1, vocabulary)
-        scores = self._scores(logits, proposal)
+        scores = self.scores = self._scores(logits, proposal)
         tokens, right = _accepted(task, proposal, scores, self.going)
         counts = [n + 1 for n in right]
         if not ragged:
@@ -94,7 +120,11 @@ class _Run:
             step = max(n for n, on in zip(self.lengths, at, strict=True) if on) - task.start
             off = torch.tensor(at, device=logits.device).logical_not()
             check_finite(scores[:, i].amax(-1).isfinite() | off, step, logits[:, i], scores[:, i])
-            if task.record is not None:
+            if ragged and task.record is not None:
+                for row, on in enumerate(at):
+                    if on:
+                        self.kept[row].append((logits[row, i].clone(), scores[row, i].clone()))
+            elif task.record is not None:
                 task.record.step(_position(out, i, drafted), logits[:, i], scores[:, i])
             self._write(tokens[:, i], at)
         self._tell()
@@ -157,6 +187,15 @@ def _accepted(
         return _choose(task, scores, [0] * len(scores), going), [0] * len(scores)
     if task.do_sample and proposal.chances is not None:
         return _accepted_drawn(task, proposal, proposal.chances, scores, going)
+    if task.ensemble is not None and proposal.chances is not None:  # greedy: the best of both
+        own, count = scores.softmax(-1), proposal.chances.shape[1]
+        mixed = task.ensemble * own[:, :count] + (1 - task.ensemble) * proposal.chances
+        behind = (
+            torch.arange(count, device=scores.device)
+            >= torch.tensor(proposal.counts, device=scores.device)[:, None]
+        )  # where a row has no candidate
+        mixed = torch.where(behind[..., None], own[:, :count], mixed)
+        scores = torch.cat([mixed, own[:, count:]], 1)
     tokens = _choose(task, scores, proposal.counts, going, proposal.ids)
     same = tokens[:, :-1] == proposal.ids
     return tokens, _leading(same, proposal.counts)
@@ -168,7 +207,10 @@ def _accepted_drawn(
     """As `_accepted`, for candidates that were drawn by the chances (rows, k, vocabulary)."""
     wanted, chosen = scores.softmax(-1), proposal.ids[..., None]
     flips = _numbers(task, proposal.ids, proposal.counts, going)
-    right = flips * drawn_by.gather(2, chosen)[..., 0] <= wanted[:, :-1].gather(2, chosen)[..., 0]
+    drawn, own = drawn_by.gather(2, chosen)[..., 0], wanted[:, :-1].gather(2, chosen)[..., 0]
+    if task.ensemble is not None:  # arXiv:2604.07622: lossy, more candidates pass
+        own = task.ensemble * own + (1 - task.ensemble) * drawn
+    right = flips * drawn <= own
     counts = _leading(right, proposal.counts)
     tokens = torch.nn.functional.pad(proposal.ids, (0, 1))
     for row, (count, most) in enumerate(zip(counts, proposal.counts, strict=True)):

@@ -26,6 +26,7 @@ from phyla.generation.prompt import Prompt, accepted, read_prompt, vocabulary_si
 from phyla.generation.search import decode
 from phyla.generation.speculation import speculate
 from phyla.generation.task import Task
+from phyla.generation.told import ToldDraft
 from phyla.generation.translate import MappedDraft, RetoldDraft
 
 Run = Callable[[], int]
@@ -36,11 +37,11 @@ class Sources:
 
     def __init__(
         self, assistant: Any, inputs: Any, named: dict[str, Any], prompt: Prompt, tokenizer: Any,
-        assistant_tokenizer: Any, given: set[str], adapter: str | None = None,
+        assistant_tokenizer: Any, given: set[str], adapter: str | None = None, told: Any = None,
     ):  # fmt: skip
         self.assistant, self.inputs, self.named, self.prompt = assistant, inputs, named, prompt
         self.tokenizer, self.assistant_tokenizer, self.given = tokenizer, assistant_tokenizer, given
-        self.adapter = adapter
+        self.adapter, self.told = adapter, told
 
 
 def needed_states(mode: GenerationMode) -> bool:
@@ -98,12 +99,20 @@ def make_draft(forward: Forward, task: Task, config: GenerationConfig, sources: 
     """The draft that the settings name."""
     model, assistant, prompt = forward.model, sources.assistant, sources.prompt
     vocabulary = _scored_words(model)
+    task.ensemble = config.assistant_ensemble_weight
+    if task.ensemble is not None and config.prompt_lookup_num_tokens is not None:
+        raise GenerationError("assistant_ensemble_weight needs a draft model's scores: a lookup has none")
+    told = sources.told
+    if told is None and hasattr(model, "_get_candidate_generator"):  # a class of the caller's own
+        told = _told_by(model, task, config, sources)
+    if told is not None:
+        return ToldDraft(told, task, _begins(task, prompt), vocabulary)
     if config.assistant_early_exit is not None:
         assistant = early_exit(model, config.assistant_early_exit)
     elif config.prompt_lookup_num_tokens is not None:
         return PromptLookup(
             config.prompt_lookup_num_tokens, config.max_matching_ngram_size, task.pad_id,
-            _read_by_encoder(task, prompt),
+            _read_by_encoder(task, prompt), _begins(task, prompt),
         )  # fmt: skip
     else:
         translated = sources.assistant_tokenizer is not None
@@ -124,11 +133,28 @@ def make_draft(forward: Forward, task: Task, config: GenerationConfig, sources: 
     )
 
 
+def _told_by(model: Any, task: Task, config: GenerationConfig, sources: Sources) -> Any:
+    """What a model's own method of the public name gives."""
+    return model._get_candidate_generator(
+        generation_config=config, input_ids=task.given, inputs_tensor=sources.inputs,
+        assistant_model=sources.assistant, logits_processor=task.processors,
+        target_tokenizer=sources.tokenizer, assistant_tokenizer=sources.assistant_tokenizer,
+        model_kwargs=dict(sources.named),
+    )  # fmt: skip
+
+
 def _read_by_encoder(task: Task, prompt: Prompt) -> Tensor | None:
     """What an encoder has read, (rows, length): copies of it are what a lookup finds there."""
     if "encoder_outputs" not in prompt.steady or prompt.source_ids is None:
         return None
     return prompt.source_ids.repeat_interleave(task.repeats, dim=0)
+
+
+def _begins(task: Task, prompt: Prompt) -> list[int] | None:
+    """Where the text of each row begins: padding is no place to find copies in."""
+    if prompt.mask is None or prompt.positions != prompt.ids.shape[1]:
+        return None
+    return prompt.mask.argmax(1).repeat_interleave(task.repeats).tolist()
 
 
 def _own_prompt(model: nn.Module, assistant: nn.Module, sources: Sources, config: GenerationConfig) -> Prompt:

@@ -28,7 +28,8 @@ class Task:
 
     ids: (rows, start + limit) int64, the prompt of `start` ids at the front and padding behind it; given: the
     prompt as the caller gave it. repeats: sequences for each row of the prompt. generators: none, one, or one
-    a row. settled: what a streamer of beams is told through.
+    a row. settled: what a streamer of beams is told through. ensemble: the model's part in what checks a
+    draft (None: all of it).
     """
 
     ids: Tensor
@@ -46,6 +47,7 @@ class Task:
     streamer: Any = None
     record: "Record | None" = None
     settled: Any = None
+    ensemble: float | None = None
 
 
 class Record:

@@ -49,6 +49,29 @@ class _Filter(LogitsProcessor):
         return scores.masked_fill(drop, self.filter_value)
 
 
+class TopHLogitsWarper(LogitsProcessor):
+    """Keep the most likely tokens while their part of the entropy of the first 100 is at most `top_h`.
+
+    arXiv:2509.02510, section 4; the most likely one stays in any case.
+    """
+
+    top_n = 100
+
+    def __init__(self, top_h: float, filter_value: float = NEVER):
+        if not 0 < top_h <= 1:
+            raise GenerationError(f"top_h must be above 0 and at most 1, but is {top_h!r}")
+        self.top_h, self.filter_value = top_h, filter_value
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        best, index = scores.topk(min(self.top_n, scores.shape[-1]))
+        chances = best.softmax(-1)
+        parts = torch.special.entr(chances).cumsum(-1)
+        kept = parts <= parts[:, -1:] * self.top_h
+        kept[:, 0] = True
+        drop = torch.ones_like(scores, dtype=torch.bool).scatter(1, index, ~kept)
+        return scores.masked_fill(drop, self.filter_value)
+
+
 class TopKLogitsWarper(_Filter):
     """Keep the `top_k` most likely tokens, and those as likely as the last of them (Fan et al. 2018)."""
 

@@ -103,17 +103,17 @@ class ImageTextModel(PreTrainedModel):
     ) -> tuple[Tensor, Tensor | None]:
         """The text's vectors (B, S, D) with those of the images in their places, and the images' own."""
         backbone, token = self.backbone, self.backbone.token
-        table = backbone.text.embed.tokens
+        embed = backbone.text.embed
         if ids is not None:
             marked = ids == token
-            outside = token >= len(table.weight)
-            vectors = table(ids.masked_fill(marked, 0) if outside or images is not None else ids)
+            outside = token >= embed.tokens.num_embeddings
+            vectors = embed.words(ids.masked_fill(marked, 0) if outside or images is not None else ids)
         if vectors is None:
             raise ArgumentError("pass input_ids or inputs_embeds")
         if images is None:
             return vectors, None
         if ids is None:
-            marked = (vectors == table(torch.tensor(token, device=vectors.device))).all(-1)
+            marked = (vectors == embed.words(torch.tensor(token, device=vectors.device))).all(-1)
         features = backbone.features(images, self._look)
         flat = features.reshape(-1, features.shape[-1])
         check_count(marked, flat, token)
@@ -195,7 +195,8 @@ class GridTextModel(PreTrainedModel):
             vectors = given
             ids = torch.full(given.shape[:2], -1, device=given.device)
             for token in (backbone.image_token, backbone.video_token):
-                ids = ids.masked_fill((given == table.weight[token]).all(-1), token)
+                vector = table(torch.full((), token, device=given.device))
+                ids = ids.masked_fill((given == vector).all(-1), token)
         sources = (
             ("image", backbone.image_token, pixel_values, image_grid_thw),
             ("video", backbone.video_token, pixel_values_videos, video_grid_thw),

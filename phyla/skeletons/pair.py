@@ -185,13 +185,13 @@ class PairModel(PreTrainedModel):
     @property
     def target_words(self) -> int:
         """How many token ids the decoder knows."""
-        return len(self.backbone.decoder.get_input_embeddings().weight)
+        return self.backbone.decoder.get_input_embeddings().num_embeddings
 
     @property
     def source_words(self) -> int | None:
         """How many token ids the encoder knows, None where it takes no ids."""
         tokens = getattr(getattr(self.backbone.encoder.backbone, "embed", None), "tokens", None)
-        return None if tokens is None else len(tokens.weight)
+        return None if tokens is None else tokens.num_embeddings
 
     def decode(
         self,

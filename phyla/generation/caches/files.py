@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phyla.blocks.cache import Cache, CrossCache, KVCache, StateCache
+from phyla.blocks.cache import Cache, CrossCache, KVCache, StateCache, _keepers
 from phyla.checkpoints.atomic import atomic_write, prepare_folder
 from phyla.errors import (
     ArgumentError,
@@ -17,6 +17,7 @@ from phyla.errors import (
     MissingFileError,
     ShapeMismatchError,
 )
+from phyla.generation.caches.elsewhere import SinkKV
 from phyla.generation.caches.quantized import QuantizedCacheConfig, QuantizedKV
 
 _TENSORS, _TABLE, _FORMAT = "cache.safetensors", "cache.json", 1
@@ -38,6 +39,8 @@ def save_cache(cache: Cache, folder: str | os.PathLike) -> None:
         if isinstance(slot, QuantizedKV):
             asked = {k: v for k, v in slot.config.to_dict().items() if k not in ("compute_dtype", "device")}
             entry = {**(entry or {}), "config": asked}
+        if isinstance(slot, SinkKV):
+            entry = {**(entry or {}), "most": slot.most, "sinks": slot.sinks}
         slots.append(entry)
     table = {"format": _FORMAT, "rows": cache.batch, "length": cache.length, "slots": slots}
     place = Path(folder)
@@ -60,6 +63,7 @@ def load_cache(folder: str | os.PathLike, model: Any, room: int = 0) -> Cache:
         raise ShapeMismatchError(
             f"{place} holds the memory of {len(slots)} mixers, but {type(model).__name__} has {found}"
         )
+    mixers = _keepers(model)
     for number, (slot, entry) in enumerate(zip(cache.slots, slots, strict=True)):
         prefix = f"{number}."
         kept = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
@@ -67,6 +71,9 @@ def load_cache(folder: str | os.PathLike, model: Any, room: int = 0) -> Cache:
         if (slot is None) != (entry is None):
             raise ShapeMismatchError(f"{place} and {type(model).__name__} differ in mixer {number}")
         if slot is not None:
+            if entry.get("kind") == "SinkKV" and type(slot) is KVCache:
+                position = getattr(mixers[number], "position", None)
+                slot = SinkKV(slot.batch, int(entry["most"]), int(entry["sinks"]), position)
             cache.slots[number] = _filled(slot, entry, kept, f"{place}, mixer {number}")
     _check(cache, model, rows, place)
     cache.length = length
@@ -78,7 +85,7 @@ def _tensors(slot: Any) -> dict[str, Tensor]:
         return {}
     if isinstance(slot, StateCache):
         return slot.tensors
-    if not isinstance(slot, KVCache | CrossCache | QuantizedKV) or type(slot).__name__ == "SinkKV":
+    if not isinstance(slot, KVCache | CrossCache | QuantizedKV):
         raise GenerationError(f"a cache with a {type(slot).__name__} cannot be saved")
     kept = slot.read()
     return {} if kept is None else dict(zip(("keys", "values"), kept, strict=True))
@@ -93,7 +100,7 @@ def _filled(slot: Any, entry: dict[str, Any], kept: dict[str, Tensor], where: st
         slot.tensors = kept
         return slot
     if kind == "QuantizedKV":
-        slot = QuantizedKV(QuantizedCacheConfig(**entry["config"]), slot.batch)
+        slot = QuantizedKV(QuantizedCacheConfig(**entry["config"]), slot.batch, slot.window)
     if "keys" not in kept:
         return slot
     if "values" not in kept or kept["keys"].dim() != 4:
@@ -104,6 +111,8 @@ def _filled(slot: Any, entry: dict[str, Any], kept: dict[str, Tensor], where: st
     slot.update(kept["keys"], kept["values"])
     if isinstance(slot, KVCache):
         slot.first = int(entry.get("first", 0))
+    elif isinstance(slot, QuantizedKV):  # which may have dropped some
+        slot.first += int(entry.get("first", 0))
     return slot
 
 

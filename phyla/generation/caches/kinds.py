@@ -125,8 +125,8 @@ class QuantizedCache(DynamicCache):
         self.config = read_settings(cache_config)
 
     def shape(self, slot: Any, mixer: Any) -> Any:
-        """A packed slot where the model has keys and values that do not slide: what slides is small."""
-        return QuantizedKV(self.config, slot.batch) if type(slot) is KVCache and not slot.window else slot
+        """A packed slot where the model has keys and values."""
+        return QuantizedKV(self.config, slot.batch, slot.window) if type(slot) is KVCache else slot
 
 
 class QuantoQuantizedCache(QuantizedCache):

@@ -1,11 +1,12 @@
 """Keys and values in few bits: each group of numbers has its least value and its step beside it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from phyla.errors import GenerationError, UnknownArgumentError, nearest
+from phyla.errors import ArgumentError, GenerationError, UnknownArgumentError, nearest
 
 _BITS = (2, 4, 8)
 
@@ -66,14 +67,44 @@ class PackedNumbers:
         )  # fmt: skip
         return new
 
+    def slots(self, begin: int, end: int) -> "PackedNumbers":
+        """The positions (their second last axis) from `begin` to `end`."""
+        return self._with(
+            torch.Size((*self.shape[:-2], end - begin, self.shape[-1])),
+            self.low[..., begin:end, :, :], self.step[..., begin:end, :, :], self.codes[..., begin:end, :],
+        )  # fmt: skip
+
+    def _with(self, shape: torch.Size, low: Tensor, step: Tensor, codes: Tensor) -> "PackedNumbers":
+        new = object.__new__(PackedNumbers)
+        new.__dict__.update(self.__dict__)
+        new.shape, new.low, new.step, new.codes = shape, low, step, codes
+        return new
+
+    @staticmethod
+    def joined(parts: "list[PackedNumbers]") -> "PackedNumbers":
+        """Parts of the same rows, one behind the other."""
+        first = parts[0]
+        low, step = (torch.cat([getattr(p, name) for p in parts], -3) for name in ("low", "step"))
+        codes = torch.cat([p.codes for p in parts], -2)
+        return first._with(torch.Size((*codes.shape[:-1], first.shape[-1])), low, step, codes)
+
+    def shifted(self, row: int, places: int) -> None:
+        """Move the positions of a row back; what comes free holds anything."""
+        for kept in (self.low, self.step, self.codes):
+            end = kept.shape[2]
+            kept[row, :, min(places, end) :] = kept[row, :, : max(end - places, 0)].clone()
+
 
 class QuantizedKV:
-    """Keys and values in few bits, but for the newest; a block of `residual_length` is packed at a time."""
+    """Keys and values in few bits, but for the newest; a block of `residual_length` is packed at a time.
+
+    window: of a layer that slides; blocks that nobody can attend to any more are dropped.
+    """
 
     keys = torch.empty(0, dtype=torch.uint8)  # nothing that a kernel could read in place
 
-    def __init__(self, config: QuantizedCacheConfig, batch: int):
-        self.config, self.batch = config, batch
+    def __init__(self, config: QuantizedCacheConfig, batch: int, window: int | None = None):
+        self.config, self.batch, self.window, self.first = config, batch, window, 0
         self.packed: list[tuple[PackedNumbers, PackedNumbers]] = []
         self.recent: tuple[Tensor, Tensor] | None = None
 
@@ -89,7 +120,16 @@ class QuantizedKV:
             self.packed.append((next(block), next(block)))
             k, v = k[:, :, size:], v[:, :, size:]
         self.recent = (k, v)
-        return keys, values, 0
+        first = self.first
+        while self.window is not None and self.packed and self._used() - size >= self.window - 1:
+            del self.packed[0]
+            self.first += size
+        return keys, values, first
+
+    def _used(self) -> int:
+        """How many positions are kept."""
+        own = 0 if self.recent is None else self.recent[0].shape[2]
+        return own + self.config.residual_length * len(self.packed)
 
     def read(self) -> tuple[Tensor, Tensor] | None:
         """As `KVCache.read`; packed positions come nearly as they were."""
@@ -112,12 +152,72 @@ class QuantizedKV:
     def truncate(self, length: int) -> None:
         """As `KVCache.truncate`."""
         size = self.config.residual_length
+        if length < self.first:
+            raise ArgumentError(
+                f"a sliding cache can be cut back to {self.first} positions at most, "
+                f"but {length} was asked for"
+            )
+        length -= self.first
         while self.packed and length < size * len(self.packed):
             keys, values = self.packed.pop()
             self.recent = (keys.whole(), values.whole())
         if self.recent is not None:
             kept = max(0, length - size * len(self.packed))
             self.recent = (self.recent[0][:, :, :kept], self.recent[1][:, :, :kept])
+
+    def shift(self, by: Sequence[int]) -> None:
+        """As `KVCache.shift`; numbers keep their values: those that leave the packed part are unpacked."""
+        if self.recent is None or not any(by):
+            return
+        size, blocks = self.config.residual_length, len(self.packed)
+        recent = [t.clone() for t in self.recent]
+        joined = [PackedNumbers.joined([p[i] for p in self.packed]) for i in (0, 1)] if blocks else []
+        for row, places in enumerate(by):
+            if not places:
+                continue
+            for i, fresh in enumerate(recent):
+                whole = fresh[row]
+                if blocks:
+                    begin = max(0, blocks * size - places)
+                    whole = torch.cat([joined[i].slots(begin, blocks * size).whole()[row], whole], 1)
+                    joined[i].shifted(row, places)
+                count = min(fresh.shape[2], whole.shape[1])
+                end = whole.shape[1] - places
+                first = end - count
+                fresh[row, :, max(0, -first) :] = whole[:, max(0, first) : max(0, end)].clone()
+        self.recent = (recent[0], recent[1])
+        if blocks:
+            self._split(joined, 0)
+
+    def forget(self, count: int) -> None:
+        """As `KVCache.forget`."""
+        dropped = min(count, self.first)
+        self.first, count = self.first - dropped, count - dropped
+        if self.recent is None or not count:
+            return
+        packed = self.config.residual_length * len(self.packed)
+        if not self.packed or count >= packed:
+            self.packed = []
+            self.recent = (self.recent[0][:, :, count - packed :], self.recent[1][:, :, count - packed :])
+            return
+        self._split([PackedNumbers.joined([p[i] for p in self.packed]) for i in (0, 1)], count)
+
+    def _split(self, joined: list[PackedNumbers], begin: int) -> None:
+        """Take blocks from what lies behind the first `begin` positions; the rest of it is unpacked."""
+        assert self.recent is not None
+        size, end = self.config.residual_length, joined[0].shape[-2]
+        count = (end - begin) // size
+        self.packed = [
+            (joined[0].slots(at, at + size), joined[1].slots(at, at + size))
+            for at in range(begin, begin + count * size, size)
+        ]
+        rest = begin + count * size
+        if rest < end:
+            keys, values = (
+                torch.cat([part.slots(rest, end).whole(), recent], 2)
+                for part, recent in zip(joined, self.recent, strict=True)
+            )
+            self.recent = (keys, values)
 
 
 def read_settings(settings: Any) -> QuantizedCacheConfig:

@@ -1,27 +1,39 @@
 """The engine: one synchronous `step` that serves all requests, and the ways to wait for them."""
 
 import asyncio
-import os
-import sys
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from phyla.blocks.cache import _copied
 from phyla.blocks.flat import ALIKE, FlatCache, Pages, joined
 from phyla.blocks.matmul import rows_alike
-from phyla.errors import ArgumentError, GenerationError, QueueFull
+from phyla.errors import AdapterError, ArgumentError, GenerationError, QueueFull
 from phyla.generation.config import GenerationConfig
+from phyla.generation.engine.asking import (
+    draft_of,
+    is_whole,
+    negative_ids,
+    parted,
+    read_request,
+    read_whole,
+)
+from phyla.generation.engine.captured import paged_steps
 from phyla.generation.engine.pages import PagePool
-from phyla.generation.engine.picking import check_names, check_settings, pick, prepare_row
+from phyla.generation.engine.picking import check_settings, keeps_state, pick, prepare_row
+from phyla.generation.engine.progress import Progress
 from phyla.generation.engine.request import GenerationOutput, Handle, Row, Status, stopped
+from phyla.generation.engine.room import machine_memory, page_bytes
 from phyla.generation.engine.schedule import Scheduler
-from phyla.generation.engine.setups import Setup, by_setup, in_force, with_setup
+from phyla.generation.engine.setups import Setup, by_setup, in_force, together, tokens_of, with_setup
+from phyla.generation.engine.teams import Beams, Guided, beam_settings, guide
 from phyla.generation.plan import build_criteria, context_length, merge_config, new_token_limit
-from phyla.generation.prompt import Prompt, accepted, read_prompt
+from phyla.generation.prompt import Prompt, accepted
 
 _MOST_SHARE = 0.25  # of the machine's memory, unless max_memory says otherwise
 
@@ -32,7 +44,8 @@ class Engine:
     max_batch_tokens: tokens of one step. max_requests: texts that are written at once. page_size: positions a
     page. max_memory: bytes for keys and values (default: a quarter of the machine's, or what max_requests of
     the model's context need, if that is less). max_queue_size: requests that may wait; one more is a
-    QueueFull. share_prefixes: equal beginnings of prompts are read and kept once.
+    QueueFull. share_prefixes: equal beginnings of prompts are read and kept once. share_generated: what was
+    generated is such a beginning, too (a dialogue that goes on): bits may then depend on who read it.
 
     Each text's tokens are those that it has alone, whatever else is served: in float32 on a CPU, to the bit,
     where all products go through phyla's own maps (docs/generation.md says which models that are).
@@ -41,6 +54,7 @@ class Engine:
     def __init__(
         self, model: Any, *, max_batch_tokens: int = 256, max_requests: int = 64, page_size: int = 32,
         max_memory: int | None = None, max_queue_size: int | None = None, share_prefixes: bool = True,
+        share_generated: bool = False,
     ) -> None:  # fmt: skip
         for name, value in (("max_batch_tokens", max_batch_tokens), ("max_requests", max_requests),
                             ("page_size", page_size)):  # fmt: skip
@@ -59,26 +73,27 @@ class Engine:
         self.model, self.context = model, context_length(model.config)
         count = self._pages(page_size, max_memory, max_requests)
         self.cache = FlatCache(model, count, page_size)
+        self.recorded = paged_steps(model, self.cache)
         self.pool = PagePool(count, page_size)
         paged = any(isinstance(slot, Pages) for slot in self.cache.slots)
         share = share_prefixes and not self.cache.has_states
-        self.scheduler = Scheduler(self.pool, max_batch_tokens, max_requests, share, paged, self.cache.window)
+        self.scheduler = Scheduler(
+            self.pool, max_batch_tokens, max_requests, share, paged, self.cache.window,
+            share and share_generated,
+        )  # fmt: skip
         self.max_queue_size, self.steps, self.tokens_read = max_queue_size, 0, 0
         self.lock = threading.RLock()
         self.submitted = 0
         self.open: set[Handle] = set()
+        self.parted: set[frozenset[Setup]] = set()  # setups that do not go together in a step
+        self.drafts: dict[Any, Any] = {}  # of requests that speculate, by model and settings
 
     def _pages(self, size: int, most: int | None, rows: int) -> int:
         """How many pages the memory has room for."""
-        probe = FlatCache(self.model, 1, size)
-        each = 0
-        for module in self.model.modules():
-            slot = getattr(module, "slot", -1)
-            if slot >= 0 and isinstance(probe.slots[slot], Pages):
-                each += 2 * module.num_kv_heads * module.head_width * size * self.model.dtype.itemsize
+        each = page_bytes(self.model, size)
         if not each:
             return 1
-        room = int(_MOST_SHARE * _machine_memory()) if most is None else most
+        room = int(_MOST_SHARE * machine_memory()) if most is None else most
         count = room // each
         if self.context is not None and most is None:
             count = min(count, rows * -(-self.context // size))
@@ -87,13 +102,16 @@ class Engine:
         return count
 
     def submit(
-        self, prompt: Any, generation_config: GenerationConfig | None = None, *,
+        self, prompt: Any = None, generation_config: GenerationConfig | None = None, *,
         seed: int | None = None, logits_processor: list | None = None, stopping_criteria: list | None = None,
         prefix_allowed_tokens_fn: Any = None, tokenizer: Any = None, grammar: Any = None,
-        adapter_names: Any = None, **settings: Any,
+        adapter_names: Any = None, assistant_model: Any = None, assistant_adapter: str | None = None,
+        candidate_generator: Any = None, negative_prompt_ids: Any = None, truncate: str | None = None,
+        use_model_defaults: bool | None = None, **settings: Any,
     ) -> Handle:  # fmt: skip
         """Take one request: a list of token ids, or a tensor (S) or (1, S); the rest as `generate` has it.
 
+        settings: fields of GenerationConfig, and inputs of the model for this text (images, sound, vectors).
         adapter_names: an adapter, a composition or "__base__"; None keeps what is active now, to the end.
         Raises QueueFull where too many wait, and what `generate` raises for settings and prompts.
         """
@@ -103,43 +121,67 @@ class Engine:
                     f"at most {self.max_queue_size} requests may wait (max_queue_size), and as many do: step "
                     "the engine, or wait for a handle, before submitting more"
                 )
-            config = merge_config(self.model, generation_config, None)
-            check_names(settings)
-            config.update(**settings)
+            config = merge_config(self.model, generation_config, use_model_defaults)
+            fields, named = parted(self.model, config, settings)
+            config.update(**fields)
             config.validate()
-            check_settings(config)
-            setup, read = with_setup(self.model, adapter_names, prompt, lambda: self._read(prompt, config))
-            ids: list[int] = read.ids[0].tolist()
-            given = any(settings.get(n) is not None for n in ("max_new_tokens", "max_length"))
-            given = given or (generation_config is not None and generation_config.max_new_tokens is not None)
-            limit = new_token_limit(config, read, self.context, given)
-            self._check_room(len(ids), limit)
-            handle = Handle(self, self.submitted, ids, config, limit, setup)
-            if self.encoder:
-                handle.memory = read.steady["encoder_outputs"].last_hidden_state
+            given = {*fields, *(generation_config._given if generation_config is not None else ())}
+            guided = config.guidance_scale not in (None, 1)
+            drafted = any(x is not None for x in (assistant_model, assistant_adapter, candidate_generator))
+            check_settings(config, drafted, guided)
+            setup, read = with_setup(
+                self.model, adapter_names,
+                lambda: read_request(
+                    self.model, prompt, named, config, tokenizer, truncate, self.context
+                ),
+            )  # fmt: skip
+            asked = any(fields.get(n) is not None for n in ("max_new_tokens", "max_length"))
+            asked = asked or (generation_config is not None and generation_config.max_new_tokens is not None)
+            limit = new_token_limit(config, read, self.context, asked)
+            handle, row = self._begun(read, config, limit, setup)
             handle.criteria = build_criteria(config, stopping_criteria or [], tokenizer)
-            row = Row(handle, 0, list(ids), len(ids))
-            row.text.memory = handle.memory
             if config.do_sample:
                 row.generator = _generator(seed, self.model.device)
-            prepare_row(self.model, row, logits_processor or [], prefix_allowed_tokens_fn, grammar, tokenizer)
-            handle.rows.append(row)
+            handle.prepare = partial(
+                prepare_row, self.model, custom=logits_processor or [], allowed=prefix_allowed_tokens_fn,
+                grammar=grammar, tokenizer=tokenizer,
+            )  # fmt: skip
+            handle.prepare(row)
+            row.draft = draft_of(self, config, given, assistant_model, assistant_adapter, candidate_generator)
+            negative = negative_ids(config, row.ids, negative_prompt_ids, self.encoder)
+            beams = beam_settings(config)
             self.submitted += 1
             if limit == 0:
                 row.reason, handle.status = "length", Status.FINISHED
+                handle.rows.append(row)
                 return handle
+            if beams is not None:
+                Beams(row, beams, self.model.device)
+                handle.shadows.append(row)
+            else:
+                handle.rows.append(row)
             self.open.add(handle)
             self.scheduler.add(row)
+            if negative is not None:
+                self._check_room(len(negative), limit)
+                self.scheduler.add(guide(handle, row, negative, config.guidance_scale))
             return handle
 
-    def _read(self, prompt: Any, config: GenerationConfig) -> Prompt:
-        ids = prompt if isinstance(prompt, Tensor) else torch.as_tensor(prompt)
-        ids = ids[None] if ids.dim() == 1 else ids
-        if ids.dim() != 2 or len(ids) != 1:
-            raise ArgumentError(f"a prompt must be one list of token ids, but has shape {tuple(ids.shape)}")
-        mask = torch.ones_like(ids)  # one text has no padding, whatever its ids
-        with torch.no_grad():
-            return read_prompt(self.model, ids, {"attention_mask": mask}, config)
+    def _begun(self, read: Prompt, config: GenerationConfig, limit: int, setup: Setup) -> tuple[Handle, Row]:
+        """A request and its row, which nobody knows yet."""
+        ids: list[int] = read.ids[0].tolist()
+        self._check_room(read.positions, limit)
+        handle = Handle(self, self.submitted, ids, config, limit, setup)
+        if self.encoder:
+            handle.memory = read.steady["encoder_outputs"].last_hidden_state
+            handle.source = None if read.source_ids is None else read.source_ids[0].tolist()
+        else:  # a decoder alone, on the states of an encoder that the caller has
+            handle.memory = read.first.get("encoder_hidden_states")
+        hidden = read.positions - len(ids)
+        row = Row(handle, 0, [0] * hidden + ids, read.positions, hidden=hidden)
+        row.text.memory = handle.memory
+        row.given = read if is_whole(read) else None
+        return handle, row
 
     def _check_room(self, length: int, limit: int) -> None:
         needed = self.scheduler.span(length + limit)
@@ -152,21 +194,35 @@ class Engine:
     def step(self) -> list[Handle]:
         """Compute the next tokens of as many texts as fit; the handles that got one or ended."""
         with self.lock:
+            self._guess()
             placed = self.scheduler.plan()
             if not placed:
                 return []
             try:
                 logits, rows, broken = self._all(placed)
+                told: dict[Handle, None] = {}
+                logits, rows = self._together(logits, rows, told)
                 logits, rows = self._forked(logits, rows)
-                chosen = pick(rows, logits) if rows else []
+                self._choose(logits, rows, told)
             except BaseException as error:
                 self._break_off(placed, error)
                 raise
             self.steps += 1
-            told = self._deliver(rows, chosen)
             if broken is not None:
                 raise broken
-            return told
+            return list(told)
+
+    def _guess(self) -> None:
+        """Let the drafts of rows that speculate propose candidates."""
+        asked: dict[Any, list[Row]] = {}
+        for row in self.scheduler.running:
+            left = row.handle.limit - len(row.tokens) - 1
+            if row.draft is not None and row.done >= row.fixed and row.pending and left > 0:
+                asked.setdefault(row.draft, []).append(row)
+        for draft, rows in asked.items():
+            most = [row.handle.limit - len(row.tokens) - 1 for row in rows]
+            for row, guess in zip(rows, draft.propose(rows, most), strict=True):
+                row.guess = guess
 
     def _break_off(self, placed: list, error: BaseException) -> None:
         """Undo what a step has begun for these; an error ends them, an interrupt lets them wait."""
@@ -176,17 +232,29 @@ class Engine:
                 self._end(handle, Status.FAILED, error)
 
     def _all(self, placed: list) -> tuple[Tensor, list[Row], Exception | None]:
-        """As `_run`, of each setup of adapters in turn, and the first error; it ends that setup's alone."""
+        """As `_run`, of all setups of adapters at once or each in turn, and the first error.
+
+        An error ends the rows of its setup alone.
+        """
         scores: list[Tensor] = []
         rows: list[Row] = []
         broken: Exception | None = None
         with torch.inference_mode():
             for source, target in self.scheduler.copies:
                 self.cache.copy_page(source, target)
-        for setup, group in by_setup(placed).items():
+        if self.cache.has_states:
+            for row in {row for row, _ in placed if row.guess}:
+                row.before = (row.done, _copied(row.text.states))
+        groups = deque(self._groups(placed))
+        while groups:
+            setup, group = groups.popleft()
             try:
-                found, ended = self._run(group, setup)
+                found, ended = self._apart(group, setup)
             except Exception as error:
+                if setup.each and isinstance(error, AdapterError):
+                    self.parted.add(frozenset(setup.each))
+                    groups.extend(by_setup(group).items())
+                    continue
                 self._break_off(group, error)
                 broken = broken or error
                 continue
@@ -196,17 +264,57 @@ class Engine:
                 row.done = part.start + part.length
         return (torch.cat(scores) if scores else torch.empty(0, 0)), rows, broken
 
+    def _groups(self, placed: list) -> list[tuple[Setup, list]]:
+        """What stands in a step, by the setups that must run apart."""
+        groups = by_setup(placed)
+        if len(groups) == 1 or not self.cache.plain or frozenset(groups) in self.parted:
+            return list(groups.items())
+        if any(row.given is not None and not part.start for row, part in placed):
+            return list(groups.items())
+        joint = together(self.model, list(groups))
+        if joint is None:
+            return list(groups.items())
+        return [(joint, [pair for group in groups.values() for pair in group])]
+
+    def _apart(self, placed: list, setup: Setup) -> tuple[Tensor, list[Row]]:
+        """As `_run`, with prompts that hold more than ids read one by one."""
+        whole = [pair for pair in placed if pair[0].given is not None and pair[1].start == 0]
+        if not whole:
+            return self._run(placed, setup)
+        scores, rows = [], []
+        with torch.inference_mode(), rows_alike(), in_force(self.model, setup):
+            for row, part in whole:
+                found = read_whole(self.model, row, self.cache, part.text)
+                self.tokens_read += part.length
+                if part.length == len(row.ids):
+                    scores.append(found.float())
+                    rows.append(row)
+        others = [pair for pair in placed if pair[0].given is None or pair[1].start]
+        if others:
+            found, ended = self._run(others, setup)
+            scores.append(found)
+            rows += ended
+        return (torch.cat(scores) if scores else torch.empty(0, 0)), rows
+
     def _run(self, placed: list, setup: Setup) -> tuple[Tensor, list[Row]]:
-        """Scores (rows, V) of the texts that have been read to their end, and those."""
+        """Scores (rows, V) of the texts that have been read to their end, and those.
+
+        A text with candidates behind its end comes once for each of them as well.
+        """
         device = self.model.device
         parts = joined([part for _, part in placed])
         placed = [(row, part) for (row, _), part in zip(placed, parts, strict=True)]
-        ids = [i for row, part in placed for i in row.ids[part.start : part.start + part.length]]
-        places = [p for part in parts for p in range(part.start, part.start + part.length)]
-        ended = [(row, part) for row, part in placed if part.start + part.length == len(row.ids)]
+        ids = [i for row, part in placed for i in row.slice(part.start, part.start + part.length)]
+        places = [p + row.shift for row, part in placed for p in range(part.start, part.start + part.length)]
+        ended = [(row, part) for row, part in placed if part.start + part.length >= len(row.ids)]
         self.tokens_read += len(ids)
-        with torch.inference_mode(), rows_alike(), in_force(self.model, setup):
+        tokens = tokens_of(setup, placed, device)
+        with torch.inference_mode(), rows_alike(), in_force(self.model, setup, tokens):
             fill, none = [0] * (-len(ids) % ALIKE), -len(ended) % ALIKE
+            if self.recorded is not None and tokens is None:
+                scores = self.recorded(parts, ids, places)
+                if scores is not None:  # a token of each
+                    return scores[[part.begin for _, part in ended]], [row for row, _ in ended]
             self.cache.place(parts, device, len(fill))
             last = torch.tensor([part.end - 1 for _, part in ended] + [0] * none, device=device)
             inputs: dict[str, Any] = {
@@ -221,8 +329,74 @@ class Engine:
             )  # fmt: skip
             return out.logits[0, : len(ended)].float(), [row for row, _ in ended]
 
-    def _deliver(self, rows: list[Row], chosen: list) -> list[Handle]:
-        told: dict[Handle, None] = {}
+    def _together(
+        self, logits: Tensor, rows: list[Row], told: dict[Handle, None]
+    ) -> tuple[Tensor, list[Row]]:
+        """What is left to choose from once rows that go on together have been served: beams choose here."""
+        if all(row.team is None for row in rows):
+            return logits, rows
+        ready: list[Row] = []
+        scores: list[Tensor] = []
+        for row, own in zip(rows, logits, strict=True):
+            team = row.team
+            if team is None or (team.hold(row, own) and isinstance(team, Guided)):
+                ready.append(row if team is None else team.row)
+                scores.append(own if team is None else team.mixed())
+            elif len(team.held) == len(team.rows):
+                told[row.handle] = None
+                self._follow(team)
+        return (torch.stack(scores) if scores else logits[:0]), ready
+
+    def _follow(self, team: Beams) -> None:
+        """Let the beams of a text grow by a token, or end."""
+        handle = team.handle
+        handle.mark_first()
+        try:
+            with torch.no_grad():
+                more = team.advance(self.scheduler)
+        except Exception as error:
+            self._end(handle, Status.FAILED, error)
+            return
+        if not more:
+            handle.rows = team.outcome()
+            self._end(handle, Status.FINISHED)
+
+    def _choose(self, logits: Tensor, rows: list[Row], told: dict[Handle, None]) -> None:
+        """The next token of each row; with candidates, as many as are the row's own choice."""
+        numbers: dict[Row, list[int]] = {}
+        for number, row in enumerate(rows):
+            numbers.setdefault(row, []).append(number)
+        guesses = {row: row.guess[: len(own) - 1] for row, own in numbers.items() if row.guess}
+        going, ahead = list(numbers), 0
+        while going:
+            at = [numbers[row][ahead] for row in going]
+            chosen = pick(going, logits if len(at) == len(logits) else logits[at])
+            self._deliver(going, chosen, told)
+            going = [
+                row for row, token in zip(going, chosen, strict=True)
+                if len(guesses.get(row, ())) > ahead and guesses[row][ahead] == token and row.reason is None
+            ]  # fmt: skip
+            ahead += 1
+        for row, guess in guesses.items():
+            self._checked(row, guess)
+
+    def _checked(self, row: Row, guess: list[int]) -> None:
+        """Forget the candidates of a row that were not taken."""
+        row.guess, before, row.before = [], row.before, None
+        if row.reason is not None:
+            return
+        start = row.done - len(guess)  # of what the row has got now
+        taken = sum(a == b for a, b in zip(guess, row.ids[start:], strict=False))
+        matched = min(taken, len(row.ids) - start - 1)
+        if row.draft is not None:
+            row.draft.learn(row, len(guess), matched)
+        if matched < len(guess):
+            if before is None:
+                row.done = len(row.ids) - 1
+            else:
+                row.done, row.text.states = before
+
+    def _deliver(self, rows: list[Row], chosen: list, told: dict[Handle, None]) -> None:
         for row, token in zip(rows, chosen, strict=True):
             handle = row.handle
             told[handle] = None
@@ -235,10 +409,17 @@ class Engine:
             row.ids.append(token)
             row.reason = stopped(row)
             if row.reason is not None:
-                self.scheduler.drop(row)
-                if all(r.reason is not None for r in handle.rows):
-                    self._end(handle, Status.FINISHED)
-        return list(told)
+                self._over(row)
+            if row.team is not None:
+                row.team.follow(self.scheduler)
+            if row.reason is not None and all(r.reason is not None for r in handle.rows):
+                self._end(handle, Status.FINISHED)
+
+    def _over(self, row: Row) -> None:
+        """Give back the memory of a row that is done with."""
+        self.scheduler.drop(row)
+        if row.draft is not None:
+            row.draft.forget(row)
 
     def _forked(self, logits: Tensor, rows: list[Row]) -> tuple[Tensor, list[Row]]:
         """With the other texts of each prompt that has just been read; they go on from the same pages."""
@@ -247,6 +428,10 @@ class Engine:
             wanted = row.handle.config.num_return_sequences or 1
             for number in range(len(row.handle.rows), wanted):
                 made = self.scheduler.forked(row, number)
+                if row.team is not None:
+                    row.team.forked(made, self.scheduler)
+                if keeps_state(row):
+                    row.handle.prepare(made)
                 row.handle.rows.append(made)
                 grown.append(made)
                 index.append(place)
@@ -254,9 +439,12 @@ class Engine:
 
     def _end(self, handle: Handle, status: Status, error: BaseException | None = None) -> None:
         handle.close(status, error)
+        for row in [*handle.shadows, *handle.rows]:
+            if row.reason is None:
+                self._over(row)
+        handle.rows = handle.rows or handle.shadows[:1]
+        handle.shadows = []
         for row in handle.rows:
-            if row in self.scheduler.running or row in self.scheduler.waiting:
-                self.scheduler.drop(row)
             row.reason = row.reason or ("cancelled" if status == Status.CANCELLED else "error")
         self.open.discard(handle)
 
@@ -288,6 +476,8 @@ class Engine:
     ) -> Iterator[GenerationOutput]:  # fmt: skip
         """Results of prompts, in their order, as soon as the first is there; endless iterables are fine.
 
+        A prompt is a list of ids, or a dict of what `submit` takes for it alone (inputs, settings, adapters).
+
         ahead: prompts taken before the first of them is done (default: twice max_requests). progress: count
         them on stderr.
         """
@@ -305,8 +495,10 @@ class Engine:
                     more = prompt is not None
                     if more:
                         seed = None if seeds is None else seeds[number]
+                        inputs = prompt if isinstance(prompt, Mapping) else {"prompt": prompt}
                         waiting.append(self.submit(
-                            prompt, generation_config, seed=seed, tokenizer=tokenizer, **settings
+                            generation_config=generation_config, seed=seed, tokenizer=tokenizer,
+                            **inputs, **settings,
                         ))  # fmt: skip
                 if not waiting:
                     return
@@ -352,6 +544,9 @@ class Engine:
                 self.cancel(handle)
             self.pool.clear()
             self.cache.drop()
+            for draft in self.drafts.values():
+                draft.engine.close()
+            self.drafts.clear()
 
     def __enter__(self) -> "Engine":
         return self
@@ -367,28 +562,3 @@ def _generator(seed: int | None, device: torch.device) -> torch.Generator:
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise ArgumentError(f"seed must be an integer, but is {seed!r}")
     return torch.Generator(device).manual_seed(seed)
-
-
-def _machine_memory() -> int:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return 4 << 30
-
-
-class Progress:
-    """Counts results on stderr, in one line."""
-
-    def __init__(self, prompts: Any) -> None:
-        self.total = f" of {len(prompts)}" if hasattr(prompts, "__len__") else ""
-        self.count = 0
-
-    def update(self) -> None:
-        """One more is there."""
-        self.count += 1
-        sys.stderr.write(f"\r{self.count}{self.total} done")
-        sys.stderr.flush()
-
-    def close(self) -> None:
-        """End the line."""
-        sys.stderr.write("\n")

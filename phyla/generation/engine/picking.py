@@ -5,51 +5,46 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phyla.errors import ArgumentError, GenerationError, nearest
+from phyla.errors import GenerationError
 from phyla.generation import warpers
-from phyla.generation.config import DEFAULTS, GenerationConfig
+from phyla.generation.config import GenerationConfig
 from phyla.generation.engine.request import Handle, Row
 from phyla.generation.modes import GenerationMode, check_supported, generation_mode
+from phyla.generation.penalties import MirostatLogitsWarper, XTCLogitsWarper
 from phyla.generation.plan import build_processors
 from phyla.generation.prompt import Prompt
 from phyla.generation.search import draw, not_finite
 
-_ABSENT = ("guidance_scale", "token_healing", "dola_layers", "penalty_alpha", "assistant_early_exit")
+_KNOWN = (
+    GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE, GenerationMode.ASSISTED_GENERATION,
+    GenerationMode.BEAM_SEARCH, GenerationMode.BEAM_SAMPLE,
+)  # fmt: skip
+_ABSENT = ("dola_layers", "penalty_alpha")
 # arguments of generate that a request cannot have, and what it can have instead
-_ELSEWHERE = {
-    "assistant_model": "speculation needs generate",
-    "assistant_tokenizer": "speculation needs generate",
-    "assistant_adapter": "speculation needs generate",
-    "negative_prompt_ids": "guidance needs generate",
-    "negative_prompt_attention_mask": "guidance needs generate",
+ELSEWHERE = {
+    "assistant_tokenizer": "drafts of another vocabulary need generate",
     "streamer": "iterate over the handle, or use stream",
     "row_settings": "each request has its own settings",
-    "truncate": "cut the ids before they are submitted",
-    "attention_mask": "a request is one text without padding",
     "past_key_values": "equal beginnings of prompts are shared by themselves",
-    "inputs_embeds": "prompts are token ids; vectors need generate",
-    "pixel_values": "prompts are token ids; images need generate",
-    "input_features": "prompts are token ids; sound needs generate",
 }
 
 
-def check_names(settings: dict[str, Any]) -> None:
-    """Raise GenerationError for what `generate` alone can do, ArgumentError for names that nobody knows."""
-    for name, value in settings.items():
-        if name in _ELSEWHERE and value is not None:
-            raise GenerationError(f"the engine has no {name}: {_ELSEWHERE[name]}")
-        if name not in DEFAULTS and name not in _ELSEWHERE:
-            raise ArgumentError(f"{name!r} is no setting of generate.{nearest(name, list(DEFAULTS))}")
-
-
-def check_settings(config: GenerationConfig) -> None:
-    """Raise GenerationError for settings that need more than one token a row and step."""
-    mode = generation_mode(config)
-    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
-        raise GenerationError(f"the engine decodes greedily or samples; {mode.value} needs generate")
+def check_settings(config: GenerationConfig, drafted: bool, guided: bool) -> None:
+    """Raise GenerationError for settings that the engine has no part for, or that do not go together."""
+    mode = generation_mode(config, True if drafted else None)
+    if mode not in _KNOWN:
+        raise GenerationError(
+            f"the engine decodes greedily, samples or follows beams; {mode.value} needs generate"
+        )
     for name in _ABSENT:
         if getattr(config, name):
             raise GenerationError(f"the engine has no {name}: use generate")
+    if guided and mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+        raise GenerationError(f"the engine guides greedy decoding and sampling; {mode.value} needs generate")
+    if config.mirostat_tau is not None and (config.num_beams or 1) > 1:
+        raise GenerationError(
+            f"mirostat_tau works with num_beams=1 alone, but num_beams is {config.num_beams}"
+        )
     check_supported(config, mode)
 
 
@@ -57,17 +52,25 @@ def prepare_row(
     model: Any, row: Row, custom: list, allowed: Any, grammar: Any = None, tokenizer: Any = None
 ) -> None:
     """Give a row the processors that its settings ask for, and the one of its grammar."""
-    ids = torch.tensor([row.ids], device=model.device)
-    prompt = Prompt(ids, ids, None, ids.shape[1], source_ids=ids)
-    handle, generators = row.handle, [row.generator] if row.generator is not None else []
+    ids = torch.tensor([row.seen], dtype=torch.long, device=model.device)
+    start, source, handle = ids.shape[1], ids if row.seen else None, row.handle
+    if handle.source is not None:
+        source = torch.tensor([handle.source], device=model.device)
+    prompt = Prompt(ids, ids, None, row.fixed, source_ids=source)
+    generators = [row.generator] if row.generator is not None else []
     if grammar is not None:
         from phyla.generation.parsing import grammar_processor
 
         limit = handle.limit
-        custom = [*custom, grammar_processor(model, handle.config, grammar, tokenizer, 1, row.fixed, limit)]
+        custom = [*custom, grammar_processor(model, handle.config, grammar, tokenizer, 1, start, limit)]
     row.processors = build_processors(
-        model, handle.config, prompt, row.fixed + handle.limit, custom, allowed, None, generators
+        model, handle.config, prompt, start + handle.limit, custom, allowed, None, generators
     )
+
+
+def keeps_state(row: Row) -> bool:
+    """Whether a row's processors remember its text, or draw with its generator: others need their own."""
+    return any(isinstance(step, MirostatLogitsWarper | XTCLogitsWarper) for step in row.processors)
 
 
 def pick(rows: list[Row], logits: Tensor) -> list[int | Exception]:
@@ -76,7 +79,7 @@ def pick(rows: list[Row], logits: Tensor) -> list[int | Exception]:
     for numbers in _alike(rows):
         first, scores = rows[numbers[0]], logits[numbers]
         if first.processors:
-            ids = torch.tensor([first.ids], device=logits.device)
+            ids = torch.tensor([first.seen], dtype=torch.long, device=logits.device)
             if len(numbers) > 1:  # warpers look at scores alone
                 ids = ids[:, :1].expand(len(numbers), -1)
             scores = first.processors(ids, scores)
@@ -97,6 +100,8 @@ def pick(rows: list[Row], logits: Tensor) -> list[int | Exception]:
                 tokens[number] = not_finite(step, finite[alone], logits[numbers][alone], scores[alone])
                 continue
             tokens[number] = token
+            if rows[number].handle.keep:
+                rows[number].kept.append((logits[number].clone(), scores[place].clone()))
             if marks is not None:
                 rows[number].logprobs.append(float(marks[place]))
     return tokens

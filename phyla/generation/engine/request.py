@@ -28,8 +28,9 @@ class Status(str, Enum):
 class GenerationOutput:
     """What a request gave: its prompt, the tokens behind it, why it ended.
 
-    finish_reason: "eos", "length", "stop" (a criterion), "cancelled" or "error". times: seconds of the clock
-    time.monotonic at submission, at the first token and at the end.
+    finish_reason: "eos", "length", "stop" (a criterion), "cancelled" or "error". score: of a beam, as
+    `sequences_scores`. times: seconds of the clock time.monotonic at submission, at the first token and at
+    the end.
     """
 
     request_id: str
@@ -38,6 +39,7 @@ class GenerationOutput:
     finish_reason: str
     status: Status
     logprobs: list[float] = field(default_factory=list)
+    score: float | None = None
     error: str | None = None
     created_time: float = 0.0
     first_token_time: float | None = None
@@ -54,6 +56,10 @@ class Row:
 
     fixed: length of the prompt. keys: of its full pages; named: how many of those the engine has made known.
     alike: what rows that are picked at once have in common, () for none.
+    guess: candidates behind the ids, which are read with them and then checked. held: the scores behind the
+    ids are known, and wait for those of other rows. given: what is read as a whole in place of the first
+    `fixed` ids, of which the first `hidden` stand for positions without an id; the positions of later ids are
+    `shift` from their numbers.
     """
 
     handle: "Handle"
@@ -67,13 +73,34 @@ class Row:
     generator: torch.Generator | None = None
     processors: LogitsProcessorList = field(default_factory=LogitsProcessorList)
     logprobs: list[float] = field(default_factory=list)
+    kept: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
     reason: str | None = None
     alike: tuple[Any, ...] | None = None
+    guess: list[int] = field(default_factory=list)
+    held: bool = False
+    score: float | None = None
+    team: Any = None
+    draft: Any = None
+    given: Any = None
+    before: Any = None  # (done, states) before candidates were read
+    hidden: int = 0
+    shift: int = 0
 
     @property
     def pending(self) -> int:
-        """Ids that the memory does not hold yet."""
-        return len(self.ids) - self.done
+        """Ids and candidates that the memory does not hold yet; none while others are waited for."""
+        return 0 if self.held else len(self.ids) + len(self.guess) - self.done
+
+    def slice(self, start: int, end: int) -> list[int]:
+        """The ids and candidates from `start` to `end`."""
+        length = len(self.ids)
+        found = self.ids[start:end]
+        return found if end <= length else found + self.guess[max(start - length, 0) : end - length]
+
+    @property
+    def seen(self) -> list[int]:
+        """The ids that processors and criteria look at."""
+        return self.ids[self.hidden :]
 
     @property
     def tokens(self) -> list[int]:
@@ -97,6 +124,10 @@ class Handle:
         self.ends = set(() if config.eos_token_id is None else id_list(config.eos_token_id))
         self.criteria = StoppingCriteriaList()
         self.memory: Any = None
+        self.keep = False  # each step's scores, before and after the processors
+        self.source: list[int] | None = None  # what an encoder has read
+        self.prepare: Any = None  # gives a row the processors of the request
+        self.shadows: list[Row] = []  # rows beside those that are written
         self.error: BaseException | None = None
         self.rows: list[Row] = []
         self.created = time.monotonic()
@@ -110,8 +141,8 @@ class Handle:
 
     @property
     def tokens(self) -> list[int]:
-        """The tokens of the first text so far."""
-        return self.rows[0].tokens
+        """The tokens of the first text so far; those of beams at the end alone."""
+        return self.rows[0].tokens if self.rows else []
 
     def mark_first(self) -> None:
         """Note when the first token came."""
@@ -147,7 +178,7 @@ class Handle:
         return [
             GenerationOutput(
                 self.request_id if len(self.rows) == 1 else f"{self.request_id}_{row.number}",
-                self.prompt, row.tokens, row.reason or "error", self.status, row.logprobs, message,
+                self.prompt, row.tokens, row.reason or "error", self.status, row.logprobs, row.score, message,
                 self.created, self.first_token, self.ended,
             )
             for row in self.rows
@@ -173,9 +204,9 @@ def stopped(row: Row) -> str | None:
         return "eos"
     for criterion in handle.criteria:
         if isinstance(criterion, StopStringCriteria):
-            over = criterion.completes(row.ids[-criterion.window :])
+            over = criterion.completes(row.seen[-criterion.window :])
         else:
-            told = criterion(torch.tensor([row.ids]), None)
+            told = criterion(torch.tensor([row.seen]), None)
             over = bool(told.any()) if isinstance(told, torch.Tensor) else bool(told)
         if over:
             return "stop"

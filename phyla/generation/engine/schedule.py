@@ -22,10 +22,11 @@ class Scheduler:
 
     def __init__(
         self, pool: PagePool, most_tokens: int, most_rows: int, share: bool, paged: bool,
-        window: int | None = None,
+        window: int | None = None, keep_generated: bool = False,
     ) -> None:  # fmt: skip
         self.pool, self.most_tokens, self.most_rows = pool, most_tokens, most_rows
         self.share, self.paged, self.window = share, paged, window
+        self.keep_generated = keep_generated  # pages of generated tokens are known, too
         self.waiting: deque[Row] = deque()
         self.running: list[Row] = []
         self.copies: list[tuple[int, int]] = []  # pages (from, to) to copy before the step
@@ -35,7 +36,7 @@ class Scheduler:
 
     def add(self, row: Row) -> None:
         """Let a row wait for its turn."""
-        if self.share:
+        if self.share and row.given is None:
             row.keys = page_keys(row.handle.setup.root, row.ids[: row.fixed - 1], self.pool.size)
         self.waiting.append(row)
 
@@ -53,13 +54,15 @@ class Scheduler:
         for row in list(self.running):
             if row.pending > 1 and row in self.running:
                 budget -= self._read(row, budget, parts)
-        while self.waiting and budget > 0 and len(self.running) < self.most_rows:
+        active = sum(not row.held for row in self.running)  # the others' memory can be taken
+        while self.waiting and budget > 0 and active < self.most_rows:
             row = self.waiting[0]
             needed = self.span(row.pending) if self.paged else 0
-            if self.running and needed > self.pool.available:
+            if active and needed > self.pool.available:
                 break
             self.waiting.popleft()
             self._admit(row)
+            active += 1
             budget -= self._read(row, budget, parts)
         return self._placed(parts)
 
@@ -96,10 +99,11 @@ class Scheduler:
     def _read(self, row: Row, budget: int, parts: list[tuple[Row, int, int]]) -> int:
         """Take what the budget allows of a row's unread ids; how many those are."""
         done, taken = row.done, 0
-        while done < len(row.ids):
+        end = row.done + row.pending
+        while done < end:
             count = self._next(row, done)
             # a step is never empty: a page larger than the whole budget goes alone
-            if count > budget - taken and (parts or taken):
+            if count > budget - taken and (parts or taken) and not (row.given is not None and budget > 0):
                 break
             if not self._grow(row, done + count - row.done, parts):
                 break
@@ -109,9 +113,14 @@ class Scheduler:
         return taken
 
     def _next(self, row: Row, done: int) -> int:
-        """How many ids from `done` on are read as one: to the end of the page, generated ones singly."""
+        """How many ids from `done` on are read as one: to the end of the page, generated ones singly.
+
+        What is no list of ids is read as a whole.
+        """
         if done >= row.fixed:
             return 1
+        if row.given is not None:
+            return row.fixed
         return min(self.pool.size - done % self.pool.size, row.fixed - done)
 
     def _name(self, row: Row, done: int) -> None:
@@ -146,6 +155,10 @@ class Scheduler:
         while not self.pool.available:
             busy = {id(other) for other, _, _ in parts}
             others = [r for r in self.running if id(r) not in busy and r is not row]
+            idle = [r for r in others if r.held and r.text.pages]
+            if idle:  # their scores are known: they need their memory last
+                self.preempt(idle[-1])
+                continue
             newer = others and self.running.index(others[-1]) > self.running.index(row)
             if not newer:
                 if id(row) not in busy and len(self.running) > 1:
@@ -155,11 +168,18 @@ class Scheduler:
         return True
 
     def preempt(self, row: Row) -> None:
-        """Take a row's memory; it waits before all others."""
+        """Take a row's memory; it waits before all others, or, where it is held, for `resume`."""
         self.release(row)
         self.running.remove(row)
-        self.waiting.appendleft(row)
+        if not row.held:
+            self.waiting.appendleft(row)
         self.preempted += 1
+
+    def resume(self, row: Row) -> None:
+        """Let a row that was held go on."""
+        row.held = False
+        if row not in self.running and row not in self.waiting:
+            self.waiting.appendleft(row)
 
     def release(self, row: Row) -> None:
         """Give a row's memory back."""
@@ -168,6 +188,7 @@ class Scheduler:
                 self.pool.release(page)
         row.text = Text(memory=row.handle.memory)
         row.done = row.named = 0
+        row.guess = []
 
     def undo(self, rows: list[Row]) -> None:
         """A step of these rows that broke off made no page known, and left states that nobody knows."""
@@ -187,11 +208,16 @@ class Scheduler:
         text = Text(pages, row.text.memory)
         text.states = {slot: _copied(kept) for slot, kept in row.text.states.items()}
         text.crossed = dict(row.text.crossed)
-        made = replace(row, number=number, ids=list(row.ids), text=text, logprobs=[])
-        if row.generator is not None:
+        made = replace(row, number=number, ids=list(row.ids), text=text, logprobs=list(row.logprobs))
+        made.kept = list(row.kept)
+        made.guess, made.keys = [], list(row.keys)
+        if row.generator is not None and number != row.number:
             made.generator = torch.Generator(row.generator.device)
             made.generator.manual_seed(row.generator.initial_seed() + number)
-        self.running.append(made)
+        if row in self.running:
+            self.running.append(made)
+        elif not row.held:
+            self.waiting.appendleft(made)
         return made
 
     def drop(self, row: Row) -> None:
@@ -200,7 +226,17 @@ class Scheduler:
             self.running.remove(row)
         elif row in self.waiting:
             self.waiting.remove(row)
+        if self.keep_generated and row.given is None and not row.held:
+            self._name_all(row)
         self.release(row)
+
+    def _name_all(self, row: Row) -> None:
+        """Make all full pages of a row known."""
+        whole = row.ids[: min(row.done, len(row.ids) - 1)]
+        keys = page_keys(row.handle.setup.root, whole, self.pool.size)
+        for page, key in zip(row.text.pages, keys, strict=False):
+            if page != GONE:
+                self.pool.name(page, key)
 
     def _placed(self, parts: list[tuple[Row, int, int]]) -> list[tuple[Row, Segment]]:
         segments = joined([Segment(row.text, 0, count, start) for row, start, count in parts])

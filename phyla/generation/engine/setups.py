@@ -5,6 +5,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import torch
+from torch import Tensor
+
+from phyla.blocks.flat import ALIKE
 from phyla.errors import GenerationError
 from phyla.generation.engine.request import Row
 
@@ -15,10 +19,14 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True)
 class Setup:
-    """What of a model's adapters is active for a request, and in which layers it is left out."""
+    """What of a model's adapters is active for a request, and in which layers it is left out.
+
+    each: of a step for several, the setups that stand in it.
+    """
 
     active: Any = None
     skip: tuple[int, ...] = ()
+    each: tuple["Setup", ...] = ()
 
     @property
     def root(self) -> bytes:
@@ -29,7 +37,7 @@ class Setup:
 NONE = Setup()
 
 
-def with_setup(model: Any, names: Any, ids: Any, run: Callable[[], Found]) -> tuple[Setup, Found]:
+def with_setup(model: Any, names: Any, run: Callable[[], Found]) -> tuple[Setup, Found]:
     """The setup of a request, and what `run()` gives with it.
 
     names: of one row, as `adapter_names` of a call has them (or the name alone); None is what is active.
@@ -51,7 +59,7 @@ def with_setup(model: Any, names: Any, ids: Any, run: Callable[[], Found]) -> tu
         return Setup(active, tuple(adapters.skip_layers)), run()
 
     row = None if names is None else list(names) if isinstance(names, list | tuple) else [names]
-    return model._generate_with_adapters(inside, (ids,), {"adapter_names": row})
+    return model._generate_with_adapters(inside, (torch.zeros(1, 1),), {"adapter_names": row})
 
 
 def _check(adapters: Any, active: Any) -> None:
@@ -69,9 +77,33 @@ def _check(adapters: Any, active: Any) -> None:
             raise GenerationError(f"{name!r} looks at the first and last positions of a row: use generate")
 
 
+def together(model: Any, setups: list[Setup]) -> Setup | None:
+    """One setup for tokens that have these, or None where they leave out different layers."""
+    if len({setup.skip for setup in setups}) > 1:
+        return None
+    made = model._modules["adapters"].side_by_side([setup.active for setup in setups])
+    return Setup(made, setups[0].skip, tuple(setups))
+
+
+def tokens_of(setup: Setup, placed: list, device: torch.device) -> list[Tensor] | None:
+    """Which tokens of a step's row each of its setups has; what fills it up goes with the first."""
+    if not setup.each:
+        return None
+    found: dict[Setup, list[int]] = {own: [] for own in setup.each}
+    end = 0
+    for row, part in placed:
+        found[row.handle.setup] += range(part.begin, part.end)
+        end = max(end, part.end)
+    found[setup.each[0]] += range(end, -(-end // ALIKE) * ALIKE)
+    return [torch.tensor(numbers, device=device) for numbers in found.values()]
+
+
 @contextmanager
-def in_force(model: Any, setup: Setup) -> Iterator[None]:
-    """The model's calls inside have this setup, whatever is active around them."""
+def in_force(model: Any, setup: Setup, tokens: list[Tensor] | None = None) -> Iterator[None]:
+    """The model's calls inside have this setup, whatever is active around them.
+
+    tokens: which of the one row's tokens each child of the setup's Rows has.
+    """
     adapters = model._modules.get("adapters")
     if adapters is None:
         yield
@@ -79,13 +111,13 @@ def in_force(model: Any, setup: Setup) -> Iterator[None]:
     with adapters.turn:
         before, skip, settled = adapters.setup, adapters.skip_layers, adapters.settled
         change = (before, tuple(skip)) != (setup.active, setup.skip)
-        adapters.settled = True
+        adapters.settled, adapters.facts.tokens = True, tokens
         try:
             if change:
                 adapters.activate(setup.active, list(setup.skip))
             yield
         finally:
-            adapters.settled = settled
+            adapters.settled, adapters.facts.tokens = settled, None
             if change:
                 adapters.activate(before, skip)
 
