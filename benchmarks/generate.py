@@ -1,232 +1,298 @@
-"""Throughput of requests of mixed lengths: the engine, and both kinds of batches of Transformers.
+"""Generation beside Transformers, llama.cpp and OpenVINO GenAI, in parts that add up in one file of results.
 
-Greedy, float32, the same ids for all.
+python benchmarks/generate.py                                       every part, model and dtype: an hour
+python benchmarks/generate.py --parts speed --models smollm2-135m --dtypes int4 --peers phyla llama.cpp
+python benchmarks/generate.py --parts constrained copy              grammars; speculation
+python benchmarks/generate.py --parts throughput --requests 200 --rounds 1 --seconds 1e9
+python benchmarks/generate.py --prepare                             only what is made once
+python benchmarks/generate.py --parts                               print what is there
 
-python benchmarks/generate.py                         200 requests in 20 pieces, every peer in turn
-python benchmarks/generate.py --requests 200 --rounds 1 --seconds 1e9   all at once
-python benchmarks/generate.py --peers phyla --before nice   some peers, through a command
-
-Each peer runs in a process of its own and reports tokens a second of what it had written when it was done, or
-after `--seconds`. Ratios are of the same piece; the last line has their medians.
+Run it under a lock where others use the machine: the peers of a model and dtype take turns at each measure,
+for a minute or so. Runs of one day add up; figures are medians of the runs.
 """
 
 import argparse
 import datetime
 import json
 import os
-import random
 import statistics
-import subprocess
-import sys
-import time
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import environments
-from runner import commit, machine
+import generate_models
+import generate_throughput
+from runner import RESULTS, commit, log, machine, verdict
+from workers import Found, Worker
 
-HERE = Path(__file__).resolve().parent
-FOLDER = environments.CACHE / "weights" / "SmolLM2-135M-float32"
+DTYPES = ("float32", "bfloat16", "int8", "int4")
+PARTS = ("speed", "constrained", "copy", "throughput")
+PROMPTS = (16, 128, 512)
+NEW = {1: 24, 8: 8, 32: 4}  # batch -> tokens after the first
+BEHIND = {1: 128, 8: 16, 32: 16}  # batch -> tokens in front of them
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A library in one of its modes."""
+
+    environment: str
+    script: str = "generation_model"
+    mode: str = "default"
+    dtypes: tuple[str, ...] = DTYPES
+    batches: tuple[int, ...] = tuple(NEW)
+    files: tuple[tuple[str, str], ...] = ()  # dtype -> another dtype's file, where it reads no such
+
+
 PEERS = {
-    "phyla": "phyla",
-    "transformers-default": "transformers-5.23.0",
-    "transformers-continuous": "transformers-5.23.0",
+    "phyla": Peer("phyla"),
+    "transformers-default": Peer("transformers-5.23.0", dtypes=("float32", "bfloat16")),
+    # each shape is compiled by itself, for half a minute: one is measured
+    "transformers-static": Peer(
+        "transformers-5.23.0", mode="static", dtypes=("float32", "bfloat16"), batches=(1,)
+    ),
+    "llama.cpp": Peer("llama.cpp", "generation_llama_cpp"),
+    "openvino": Peer(
+        "openvino-genai", "generation_openvino", files=(("float32", "float16"), ("bfloat16", "float16"))
+    ),
 }
-SETTINGS = ("requests", "rounds", "seconds", "batch", "threads")  # that a result is kept with
-Request = tuple[list[int], int]
-
-
-def requests(count: int, seed: int) -> list[Request]:
-    """(ids, new tokens): 16 to 512 in, 16 to 256 out."""
-    numbers = random.Random(seed)
-    return [
-        ([numbers.randrange(10, 49000) for _ in range(numbers.randint(16, 512))], numbers.randint(16, 256))
-        for _ in range(count)
-    ]
 
 
 def main() -> None:
     arguments = parse()
-    if arguments.run:
-        told = json.loads(arguments.run)
-        print("RESULT " + json.dumps(run(told)))
-        return
     given = dict(pair.split("=", 1) for pair in arguments.env)
-    pythons = {peer: environments.interpreter(PEERS[peer], given) for peer in arguments.peers}
-    samples: dict[str, list[dict[str, float]]] = {peer: [] for peer in arguments.peers}
-    for number in range(arguments.rounds):
-        turn = (
-            arguments.peers[number % len(arguments.peers) :]
-            + arguments.peers[: number % len(arguments.peers)]
-        )
-        for peer in turn:
-            found = measured(pythons[peer], peer, number, arguments)
-            print(f"round {number + 1}, {peer}: {found}", flush=True)
-            samples[peer].append(found)
-        found = summed(samples)
-        for peer, told in found.items():
-            ratio = f", phyla is {told['ratio']:.2f} times as fast" if "ratio" in told else ""
-            print(f"{peer}: {told['new_per_second']:.1f} new tokens a second{ratio}", flush=True)
-        if not arguments.no_save:
-            kept = {
-                "machine": machine(),
-                "commit": commit(),
-                "settings": {name: getattr(arguments, name) for name in SETTINGS},
-                "versions": {name: environments.versions(python) for name, python in pythons.items()},
-                "samples": samples,
-                "medians": found,
-            }
-            name = f"generate-{datetime.date.today()}.json"
-            (HERE / "results" / name).write_text(json.dumps(kept, indent=1) + "\n")
-
-
-def summed(samples: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
-    """Medians of the pieces, and of phyla's rate over each peer's on the same piece."""
-    found: dict[str, dict[str, float]] = {}
-    for peer, kept in samples.items():
-        rates = [s.get("new_per_second", 0.0) for s in kept]
-        if not rates:
-            continue
-        found[peer] = {"new_per_second": statistics.median(rates)}
-        pairs = zip(samples.get("phyla", []), rates, strict=False)
-        ratios = [own["new_per_second"] / rate for own, rate in pairs if own and rate]
-        if peer != "phyla" and ratios:
-            found[peer]["ratio"] = statistics.median(ratios)
-    return found
+    if arguments.prepare:
+        prepare(arguments, given)
+        return
+    if "speed" in arguments.parts:
+        for model in arguments.models:
+            for dtype in arguments.dtypes:
+                runs = speed(chosen(arguments, dtype), model, dtype, arguments, given)
+                for name, run in runs.items():
+                    save(arguments, given, ("speed", model, dtype, name), run)
+    for part in ("constrained", "copy"):
+        for dtype in [d for d in arguments.dtypes if d in ("float32", "bfloat16")]:
+            for name, peer in chosen(arguments, dtype).items() if part in arguments.parts else ():
+                if name == "phyla" or (part, name) == ("copy", "transformers-default"):
+                    run = texts(started(peer, given, arguments), part, dtype)
+                    if run:
+                        save(arguments, given, (part, "smollm2-135m", dtype, name), run)
+    if "throughput" in arguments.parts:
+        generate_throughput.measure(arguments, given, lambda found: store(arguments, {"throughput": found}))
+    print(shown(results()))
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--requests", type=int, default=10, help="requests of a piece")
-    parser.add_argument("--rounds", type=int, default=20, help="pieces")
-    parser.add_argument("--before", default="", help="a command that runs each peer, such as a lock")
-    parser.add_argument("--seconds", type=float, default=45, help="a peer stops after so many seconds")
-    parser.add_argument("--batch", type=int, default=32, help="rows of Transformers' default batch")
+    parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=PARTS)
+    parser.add_argument("--models", nargs="*", default=list(generate_models.MODELS))
+    parser.add_argument("--dtypes", nargs="*", default=list(DTYPES), choices=DTYPES)
+    parser.add_argument("--peers", nargs="*", default=[], help=f"of {', '.join(PEERS)}; default all")
+    parser.add_argument("--batches", nargs="*", type=int, default=list(NEW))
+    parser.add_argument("--prompts", nargs="*", type=int, default=list(PROMPTS))
+    parser.add_argument("--turns", type=int, default=3, help="how often each measure of `speed` is taken")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS))
     parser.add_argument("--env", action="append", default=[], metavar="NAME=PYTHON")
+    parser.add_argument("--prepare", action="store_true", help="make what is made once")
     parser.add_argument("--no-save", action="store_true")
-    parser.add_argument("--run", help=argparse.SUPPRESS)
+    generate_throughput.options(parser)
     return parser.parse_args()
 
 
-def measured(python: str, peer: str, number: int, arguments: argparse.Namespace) -> dict[str, float]:
-    """What one process of one peer reports; nothing where it fails, which is said."""
-    asked = {
-        "peer": peer, "requests": arguments.requests, "seed": number, "seconds": arguments.seconds,
-        "batch": arguments.batch, "threads": arguments.threads,
-    }  # fmt: skip
-    done = subprocess.run(
-        [*arguments.before.split(), python, __file__, "--run", json.dumps(asked)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    for line in done.stdout.splitlines():
-        if line.startswith("RESULT "):
-            return json.loads(line.removeprefix("RESULT "))
-    print(f"  FAILED: {(done.stderr.strip().splitlines() or ['no message'])[-1]}", file=sys.stderr)
-    return {}
-
-
-def run(asked: dict[str, Any]) -> dict[str, float]:
-    """One peer's figures: tokens a second, and the processor's seconds for a thousand of them."""
-    import torch
-
-    torch.set_num_threads(asked["threads"])
-    every = requests(asked["requests"], asked["seed"])
-    runner = {
-        "phyla": by_phyla, "transformers-default": by_batches, "transformers-continuous": by_continuous,
-    }[asked["peer"]]  # fmt: skip
-    seconds, processor, read, new, finished = runner(every, asked)
+def chosen(arguments: argparse.Namespace, dtype: str) -> dict[str, Peer]:
+    """The peers that were asked for and have a dtype."""
     return {
-        "seconds": round(seconds, 2), "finished": finished, "read": read, "new": new,
-        "new_per_second": round(new / seconds, 2), "all_per_second": round((read + new) / seconds, 2),
-        "processor_seconds_per_thousand": round(1000 * processor / (read + new), 3),
+        name: peer for name, peer in PEERS.items()
+        if dtype in peer.dtypes and (not arguments.peers or name in arguments.peers)
     }  # fmt: skip
 
 
-Figures = tuple[float, float, int, int, int]
+def started(peer: Peer, given: dict[str, str], arguments: argparse.Namespace) -> Worker:
+    asked = {
+        "library": peer.environment.split("-")[0], "mode": peer.mode, "threads": arguments.threads,
+        "tokenizer": str(generate_models.tokenizer()),
+    }  # fmt: skip
+    python = environments.interpreter(peer.environment, given)
+    return Worker(python, f"{peer.script}.py", asked)
 
 
-def by_phyla(every: list[Request], asked: dict[str, Any]) -> Figures:
-    """The engine with its defaults."""
-    import phyla
-    from phyla.fast import native
-
-    native.enable(background=False)
-    model = phyla.AutoModelForCausalLM.from_pretrained(str(FOLDER))
-    model.generate_batch([[5, 6, 7]], max_new_tokens=4, eos_token_id=None)
-    begun, used = time.perf_counter(), time.process_time()
-    with phyla.Engine(model) as engine:
-        handles = [engine.submit(ids, max_new_tokens=new, eos_token_id=None) for ids, new in every]
-        while engine.open and time.perf_counter() - begun < asked["seconds"]:
-            engine.step()
-        seconds, used = time.perf_counter() - begun, time.process_time() - used
-        read = sum(len(h.prompt) if h.tokens else h.rows[0].done for h in handles)
-        new = sum(len(h.tokens) for h in handles)
-        return seconds, used, read, new, sum(h.finished for h in handles)
+def ask(worker: Worker, do: str, *arguments: Any) -> Found:
+    """What a peer answers; nothing where it fails, which is said."""
+    found = worker.tell({"do": do, "with": arguments})
+    if "failed" in found:
+        log(f"  cannot {do} {arguments}: {found['failed']}")
+        return {}
+    return found
 
 
-def by_batches(every: list[Request], asked: dict[str, Any]) -> Figures:
-    """`generate` on padded batches, in the order of arrival; only what a request asked for counts as new."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32).eval()
-    model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=4, eos_token_id=None, pad_token_id=0)
-    begun, used, read, new, finished = time.perf_counter(), time.process_time(), 0, 0, 0
-    for start in range(0, len(every), asked["batch"]):
-        batch = every[start : start + asked["batch"]]
-        longest, most = max(len(ids) for ids, _ in batch), max(count for _, count in batch)
-        ids = torch.tensor([[0] * (longest - len(ids)) + ids for ids, _ in batch])
-        mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids, _ in batch])
-        out = model.generate(
-            ids,
-            attention_mask=mask,
-            max_new_tokens=most,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-            max_time=max(1.0, asked["seconds"] - (time.perf_counter() - begun)),
-        )
-        steps = out.shape[1] - longest
-        read += sum(len(ids) for ids, _ in batch)
-        new += sum(min(count, steps) for _, count in batch)
-        finished += sum(count <= steps for _, count in batch)
-        if time.perf_counter() - begun > asked["seconds"]:
-            break
-    return time.perf_counter() - begun, time.process_time() - used, read, new, finished
+def opened(worker: Worker, peer: Peer, model: str, dtype: str) -> Found:
+    log(f"{model}, {dtype}: {peer.environment}, {peer.mode}")
+    path = generate_models.gguf(model, dict(peer.files).get(dtype, dtype)) if _reads_gguf(peer, dtype) else ""
+    return ask(worker, "open", str(generate_models.folder(model, dtype)), dtype, str(path))
 
 
-def by_continuous(every: list[Request], asked: dict[str, Any]) -> Figures:
-    """`generate_batch`'s manager, a limit of new tokens for each request."""
-    import torch
-    from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
+def _reads_gguf(peer: Peer, dtype: str) -> bool:
+    return peer.script != "generation_model" or dtype in ("int8", "int4")
 
-    model = AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32).eval()
-    settings = GenerationConfig(max_new_tokens=256, do_sample=False, eos_token_id=-1, pad_token_id=0)
-    # the sizes that it finds by itself are a GPU's
-    sizes = ContinuousBatchingConfig(page_size=32, num_blocks=1024, max_batch_tokens=256)
-    manager = model.init_continuous_batching(generation_config=settings, continuous_batching_config=sizes)
-    manager.start()
-    begun, used = time.perf_counter(), time.process_time()
-    for ids, count in every:
-        manager.add_request(ids, max_new_tokens=count, streaming=True)
-    told: dict[str, Any] = {}
-    while time.perf_counter() - begun < asked["seconds"] and manager.is_running():
-        found = manager.get_result(timeout=1)
-        if found is not None:
-            told[found.request_id] = found
-            if found.is_finished() and sum(t.is_finished() for t in told.values()) == len(every):
-                break
-    seconds, used = time.perf_counter() - begun, time.process_time() - used
-    manager.stop(block=True, timeout=5, hard_stop=True)
-    read = sum(len(t.prompt_ids) for t in told.values())
-    new = sum(len(t.generated_tokens) for t in told.values())
-    return seconds, used, read, new, sum(t.is_finished() for t in told.values())
+
+def speed(peers: dict[str, Peer], model: str, dtype: str, arguments: argparse.Namespace,
+          given: dict[str, str]) -> dict[str, Found]:  # fmt: skip
+    """First tokens, decode and memory: seconds, tokens a second, bytes; the peers in turn at each measure."""
+    workers: dict[str, Worker] = {}
+    runs: dict[str, Found] = {}
+    for name, peer in peers.items():
+        worker = started(peer, given, arguments)
+        found = opened(worker, peer, model, dtype)
+        if not found:
+            worker.end()
+            continue
+        workers[name], runs[name] = worker, {"load": found["seconds"]}
+        if peer.environment == "phyla":
+            runs[name]["native"] = found["native"]
+        warm(worker, peer)
+    samples: dict[str, dict[str, list[float]]] = {name: {} for name in workers}
+    for number in range(arguments.turns):
+        turn = number % max(len(workers), 1)
+        order = [*workers][turn:] + [*workers][:turn]
+        for prompt in arguments.prompts:
+            for name in order:
+                if peers[name].mode != "static":
+                    keep(samples[name], f"first.{prompt}", ask(workers[name], "run", 1, prompt, 1), 1)
+        for batch in arguments.batches:
+            for name in order:
+                if batch in peers[name].batches:
+                    found = ask(workers[name], "run", batch, BEHIND[batch], NEW[batch] + 1)
+                    keep(samples[name], f"decode.{batch}", found, batch)
+    for name, worker in workers.items():
+        runs[name] |= {measure: statistics.median(values) for measure, values in samples[name].items()}
+        runs[name] |= {"memory": ask(worker, "memory")["bytes"], "turns": samples[name]}
+        worker.end()
+    return runs
+
+
+def warm(worker: Worker, peer: Peer) -> None:
+    """Let what is built or compiled at first use be there; compiled code serves one shape."""
+    if peer.mode == "static":
+        ask(worker, "run", 1, BEHIND[1], NEW[1] + 1)
+    else:
+        ask(worker, "warm", 1, 16)
+
+
+def keep(samples: dict[str, list[float]], measure: str, found: Found, batch: int) -> None:
+    """Add what a run gave: seconds to the first token, or tokens a second after it."""
+    if found:
+        value = found["first"] if measure.startswith("first") else batch / statistics.median(found["steps"])
+        samples.setdefault(measure, []).append(value)
+
+
+def texts(worker: Worker, part: str, dtype: str) -> Found:
+    """Seconds of the same text in two ways, and their ratio."""
+    run: Found = {}
+    if opened(worker, PEERS["phyla"], "smollm2-135m", dtype):
+        ask(worker, "warm", 1, 16)
+        if part == "constrained":
+            run = ask(worker, "constrained", 3)
+            run = {**run, "ratio": run["grammar"] / run["free"]} if run else {}
+        else:
+            run = ask(worker, "copy", 96, 10)
+            run = {**run, "ratio": run["plain"] / run["lookup"]} if run else {}
+    worker.end()
+    return run
+
+
+def prepare(arguments: argparse.Namespace, given: dict[str, str]) -> None:
+    """Models and environments; phyla's kernels and what torch.compile keeps on disk."""
+    for model in arguments.models:
+        for dtype in arguments.dtypes:
+            for peer in chosen(arguments, dtype).values():
+                worker = started(peer, given, arguments)
+                if opened(worker, peer, model, dtype) and peer.mode == "static":
+                    warm(worker, peer)
+                worker.end()
+
+
+def results() -> Found:
+    path = RESULTS / f"generate-{datetime.date.today().isoformat()}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def save(arguments: argparse.Namespace, given: dict[str, str], place: tuple[str, ...], run: Found) -> None:
+    """Add a run to those of this day, with what it was made by."""
+    log(f"  {run}")
+    everything = results()
+    part, model, dtype, name = place
+    kept = everything.setdefault(part, {}).setdefault(model, {}).setdefault(dtype, {}).setdefault(name, {})
+    stamp = {"time": datetime.datetime.now().isoformat(timespec="seconds"), "commit": commit()}
+    kept.setdefault("runs", []).append({**stamp, "threads": arguments.threads, **run})
+    measures = dict.fromkeys(key for r in kept["runs"] for key in r if key != "threads")
+    kept["medians"] = {
+        key: statistics.median(values)
+        for key in measures
+        if (values := [r[key] for r in kept["runs"] if type(r.get(key)) in (int, float)])
+    }
+    python = environments.interpreter(PEERS[name].environment, given)
+    versions = {**everything.get("versions", {}), PEERS[name].environment: environments.versions(python)}
+    store(arguments, {part: everything[part], "versions": versions})
+
+
+def store(arguments: argparse.Namespace, changed: Found) -> None:
+    if arguments.no_save:
+        return
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"generate-{datetime.date.today().isoformat()}.json"
+    path.write_text(json.dumps({**results(), "machine": machine(), **changed}, indent=1) + "\n")
+
+
+def shown(found: Found) -> str:
+    """Tables of all that was measured, and each goal with what was found."""
+    lines: list[str] = []
+    for model, dtypes in found.get("speed", {}).items():
+        for dtype, peers in dtypes.items():
+            lines += ["", f"{model}, {dtype} (seconds; tokens a second; bytes)"]
+            names = [n for n in PEERS if n in peers]
+            lines.append(f"  {'':12}" + "".join(f"{n:>22}" for n in names))
+            measures = list(dict.fromkeys(m for n in names for m in peers[n]["medians"]))
+            for measure in measures:
+                values = [peers[n]["medians"].get(measure) for n in names]
+                cells = ["-" if v is None else f"{v:.4g}" for v in values]
+                lines.append(f"  {measure:12}" + "".join(f"{cell:>22}" for cell in cells))
+    for part, what in (("constrained", "by grammar / free"), ("copy", "plain / n-gram speculation")):
+        for dtype, peers in found.get(part, {}).get("smollm2-135m", {}).items():
+            for name, kept in peers.items():
+                lines.append(f"{part}, {dtype}, {name}: {what} {kept['medians']['ratio']:.3f}")
+    lines += generate_throughput.told(found.get("throughput", {}))
+    return "\n".join([*lines, "", "goals", *(verdict(*row) for row in goals(found))])
+
+
+def goals(found: Found) -> list[tuple[str, float, str, bool]]:
+    """(what, found, wanted, reached)."""
+    rows = []
+    for model, dtypes in found.get("speed", {}).items():
+        for dtype, peers in dtypes.items():
+            rates = {n: kept["medians"].get("decode.1") for n, kept in peers.items()}
+            own = rates.get("phyla")
+            best = max((r for n, r in rates.items() if n.startswith("transformers") and r), default=None)
+            for what, other, least in (
+                ("Transformers' best mode", best, 2.0),
+                ("llama.cpp", rates.get("llama.cpp"), 1.0),
+            ):
+                if own and other:
+                    ratio = own / other
+                    rows.append(
+                        (f"{model} {dtype}, one text: times {what}", ratio, f">= {least}", ratio >= least)
+                    )
+    rows += generate_throughput.goals(found.get("throughput", {}))
+    for part, what, holds, wanted in (
+        ("constrained", "by grammar, times free", lambda r: r <= 1.05, "<= 1.05"),
+        ("copy", "n-gram speculation, times plain", lambda r: r >= 1.5, ">= 1.5"),
+    ):
+        for dtype, peers in found.get(part, {}).get("smollm2-135m", {}).items():
+            ratio = peers.get("phyla", {}).get("medians", {}).get("ratio")
+            if ratio is not None:
+                rows.append((f"{what}, {dtype}", ratio, wanted, holds(ratio)))
+    return rows
 
 
 if __name__ == "__main__":

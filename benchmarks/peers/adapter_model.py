@@ -195,7 +195,7 @@ class Phyla(Running):
 
 
 class Hub(Running):
-    """AdapterHub's adapters; rows go to adapters in blocks, by BatchSplit; `init` counts as adding the 1st."""
+    """AdapterHub's adapters; rows go to adapters by BatchSplit; `init` counts as adding the 1st."""
 
     made = False
 
