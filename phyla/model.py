@@ -24,11 +24,14 @@ if TYPE_CHECKING:
 LAZY_METHODS: dict[str, tuple[str, str]] = {
     "generate": ("phyla.generation", "generate"),
     "generate_batch": ("phyla.generation", "generate_batch"),
+    "init_continuous_batching": ("phyla.generation", "init_continuous_batching"),
+    "continuous_batching_context_manager": ("phyla.generation", "continuous_batching_context_manager"),
     "compute_transition_scores": ("phyla.generation", "compute_transition_scores"),
     "heal_tokens": ("phyla.generation", "heal_tokens"),
     "save_pretrained": ("phyla.checkpoints.write", "save_pretrained"),
     "state_dict_public": ("phyla.checkpoints.write", "public_state"),
     "pack": ("phyla.fast.pack", "pack"),
+    "_divide": ("phyla.fast.shard", "divide_for_loading"),
     "_install_packed": ("phyla.fast.install", "install_packed"),
     "_install_quantized": ("phyla.quantization.install", "install_quantized"),
     "dequantize": ("phyla.quantization.plan", "dequantize"),
@@ -57,6 +60,9 @@ LAZY_METHODS: dict[str, tuple[str, str]] = {
     )},
     **{name: ("phyla.adapters.sharing", name) for name in ("share_parameters", "unshare_parameters")},
     **{name: ("phyla.adapters.push", name) for name in ("push_adapter_setup_to_hub", "push_adapter_to_hub")},
+    **{name: ("phyla.adapters.whole", name.removeprefix("_adapters_")) for name in (
+        "_adapters_lifted", "_adapters_restore", "_adapters_written",
+    )},
     "average_adapter": ("phyla.adapters.average", "average_adapter"),
     "_generate_with_adapters": ("phyla.adapters.api", "run_generation"),
 }  # fmt: skip
@@ -65,6 +71,8 @@ LAZY_CLASS_METHODS: dict[str, tuple[str, str]] = {
 }
 
 LAZY_PROPERTIES: dict[str, tuple[str, str]] = {
+    "supports_tp_plan": ("phyla.fast.shard", "supports_tp_plan"),
+    "tp_size": ("phyla.fast.shard", "tp_size"),
     "generation_config": ("phyla.generation.config", "of_model"),
     "active_embeddings": ("phyla.adapters.embeddings", "get_active_embeddings"),
     "loaded_embeddings": ("phyla.adapters.embeddings", "get_loaded_embeddings"),
@@ -90,7 +98,7 @@ GENERATING = (
 IMPLEMENTATIONS = {
     "eager": "eager",
     "sdpa": "sdpa",
-    "flash_attention_2": "sdpa",
+    "flash_attention_2": "flash",
     "flex_attention": "sdpa",
 }
 
@@ -200,6 +208,8 @@ class PreTrainedModel(nn.Module):
                 f"attn_implementation must be one of {sorted(IMPLEMENTATIONS)}, but is {asked!r}"
             )
         self.implementation = IMPLEMENTATIONS[asked]
+        if self.implementation == "flash":
+            importlib.import_module("phyla.fast.flash").enable()
 
     def _assemble(self, config: PretrainedConfig) -> None:
         """Build the module tree on the meta device."""
@@ -295,11 +305,18 @@ class PreTrainedModel(nn.Module):
         return None if all(slot is None for slot in cache.slots) else cache
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        """Count of parameters, tied ones once."""
-        tables = set()
+        """Count of parameters, tied ones once, and of the weights that packed maps stand for."""
+        tables, packed = set(), 0
         if exclude_embeddings:
             tables = {id(m.weight) for n, m in self.named_modules() if n.endswith("embed.tokens")}
-        return sum(
+        if not only_trainable:
+            outlines = [(n, getattr(m, "outline", None)) for n, m in self.named_modules()]
+            packed = sum(
+                o.numel()
+                for n, o in outlines
+                if isinstance(o, Tensor) and not (exclude_embeddings and ".embed.tokens." in f".{n}.")
+            )
+        return packed + sum(
             p.numel()
             for p in self.parameters()
             if id(p) not in tables and (p.requires_grad or not only_trainable)

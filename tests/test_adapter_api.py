@@ -1,4 +1,4 @@
-"""Adapters beyond one call: embeddings, sharing, the hub, threads, models from outside, other mechanisms."""
+"""Adapters beyond one call: embeddings, sharing, threads, models from outside, other mechanisms."""
 
 import copy
 import pickle
@@ -72,36 +72,6 @@ def test_shared_parameters_are_one_until_unshared() -> None:
     other = _two("bert", "lora[r=2]")
     with pytest.raises(AdapterError, match="MTL-LoRA"):
         other.share_parameters("a,b")
-
-
-class Hub:
-    """Stands for the hub's client: keeps what is uploaded."""
-
-    files: dict[str, bytes]
-
-    def __init__(self, token=None) -> None:
-        pass
-
-    def create_repo(self, repo_id, private=None, exist_ok=False):
-        self.repo_id = f"me/{repo_id}"
-        return self
-
-    def upload_folder(self, repo_id, folder_path, **commit):
-        Hub.files = {p.name: p.read_bytes() for p in Path(folder_path).iterdir() if p.is_file()}
-        return f"https://hub/{repo_id}"
-
-
-def test_adapters_are_pushed_with_a_card(monkeypatch) -> None:
-    import huggingface_hub
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
-    model = _two("bert", "lora[r=2]")
-    assert model.push_adapter_to_hub("mine", "a", datasets_tag="imdb") == "https://hub/me/mine"
-    assert {"README.md", "adapter_config.json", "adapter.safetensors"} <= set(Hub.files)
-    card = Hub.files["README.md"].decode()
-    assert "- adapter-transformers" in card and "- imdb" in card and 'load_adapter("me/mine"' in card
-    model.push_adapter_setup_to_hub("all", Stack("a", "b"))
-    assert "adapter_setup.json" in Hub.files and "load_adapter_setup" in Hub.files["README.md"].decode()
 
 
 def test_layers_and_parts_can_be_visited() -> None:

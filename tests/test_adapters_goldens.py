@@ -11,6 +11,11 @@ from phyla.testing.adapters import check, read_case, read_names, unpack
 
 PACKS = sorted((Path(__file__).parent / "goldens" / "adapters").glob("*.tar.xz"))
 CASES = [(pack, name) for pack in PACKS for name in read_names(pack)]
+# What phyla does otherwise on purpose, and why.
+DEPARTURES = dict.fromkeys(
+    ("deberta/prompt_tuning", "deberta-v2/prompt_tuning"),
+    "the recorded prompts see a row's padding, so that its result changes with the rows beside it",
+)
 _open: dict[Path, tempfile.TemporaryDirectory] = {}
 
 
@@ -27,7 +32,11 @@ def folder(pack: Path) -> Path:
     ("pack", "name"), CASES, ids=[f"{p.name.removesuffix('.tar.xz')}/{n}" for p, n in CASES]
 )
 def test_case_holds(pack: Path, name: str) -> None:
-    assert check(read_case(folder(pack) / name), phyla) == []
+    faults = check(read_case(folder(pack) / name), phyla)
+    if f"{pack.name.removesuffix('.tar.xz')}/{name}" in DEPARTURES:
+        assert faults, "it holds: take it off DEPARTURES"
+    else:
+        assert faults == []
 
 
 def test_the_packs_stay_small() -> None:

@@ -18,6 +18,7 @@ import phyla
 import phyla.adapters.combine as combine
 import phyla.adapters.peft as peft
 from phyla.adapters.config import parse
+from phyla.adapters.peft.configs import KINDS
 from phyla.errors import AdapterError, MissingWeightsError, ShapeMismatchError
 from phyla.testing.adapters import check, read_case, read_names, unpack
 
@@ -64,7 +65,9 @@ METHODS: dict[str, Any] = {
     "p_tuning": lambda: peft.PromptEncoderConfig(num_virtual_tokens=3),
     "prefix": lambda: peft.PrefixTuningConfig(num_virtual_tokens=3),
 }
-PROMPTS = ("prompt", "p_tuning", "prefix")
+# What docs/adapters_matrix.md says of each type; `test_method` does it.
+TABLE = json.loads((Path(__file__).parent.parent / "tools" / "peft_table.json").read_text())
+PROMPTS = tuple(m for m, make in METHODS.items() if TABLE[make().peft_type]["merged"] == "error")
 FRESH_CHANGES = (*PROMPTS, "hra_at_once")
 FACTORED = ("lora", "lora_all", "rslora", "pissa", "olora")
 
@@ -134,6 +137,13 @@ def test_method(family: str, method: str, tmp_path: Path) -> None:
     assert torch.equal(logits(model), base)
     after = model.state_dict()
     assert all(torch.equal(v, after[k]) for k, v in state.items()), "the base is back, bit for bit"
+
+
+def test_the_table_has_what_is_tried() -> None:
+    tried = {make().peft_type for make in METHODS.values()}
+    assert tried == set(TABLE) == set(KINDS)
+    for row in TABLE.values():
+        assert [row[k] for k in ("read", "written", "trained")] == ["yes"] * 3 and row["stands at"]
 
 
 @settings(max_examples=15, deadline=None)

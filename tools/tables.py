@@ -51,7 +51,18 @@ nothing behind. The families are a sample of all kinds; the methods see sites, n
 
 {table}
 {notes}
-{composed}"""
+{composed}
+## Families that a method has no meaning for
+
+tests/test_adapter_families.py tries six methods on every family; these are the only errors, with reasons.
+PEFT's LoRA, IA3, LoHa and LoKr stand at convolutions as well.
+
+{absent}
+## PEFT's types
+
+Made from tools/peft_table.json, which tests/test_adapters_peft.py runs through on four families.
+
+{peft}"""
 
 
 def families_page() -> str:
@@ -114,7 +125,7 @@ def adapters_page() -> str:
 
     def cell(method: str, family: str) -> str:
         short, marks = method.split("|")[0].split("[")[0], ["yes"]
-        for table in ("without", "unsaved", "uneven"):
+        for table in ("without", "apart", "uneven"):
             why = matrix[table].get(short, {}).get(family)
             if why is not None:
                 number = notes.setdefault(why, len(notes) + 1)
@@ -132,7 +143,24 @@ def adapters_page() -> str:
     ]
     composed = f"| method | {' | '.join(blocks)} |\n|{'---|' * (len(blocks) + 1)}\n" + "".join(kinds)
     listed = "".join(f"{number}. {why}\n" for why, number in notes.items())
-    return ADAPTERS.format(table=table, notes=listed, composed=composed)
+    absent = "| method | families | why |\n|---|---|---|\n" + "".join(
+        f"| {method} | {', '.join(named)} | {why} |\n"
+        for method, reasons in matrix["absent"].items()
+        for why, named in reasons.items()
+    )
+    return ADAPTERS.format(table=table, notes=listed, composed=composed, absent=absent, peft=peft_table())
+
+
+def peft_table() -> str:
+    """PEFT's types: which are there, and what can be done with them."""
+    rows = json.loads((ROOT / "tools" / "peft_table.json").read_text())
+    public = json.loads((ROOT / "tests" / "data" / "adapter_configs.json").read_text())["peft_types"]
+    heads = ["read", "written", "trained", "merged", "stands at"]
+    lines = [f"| {kind} | " + " | ".join(row[h] for h in heads) + " |\n" for kind, row in rows.items()]
+    rest = ", ".join(kind for kind in public if kind not in rows)
+    return (
+        f"| type | {' | '.join(heads)} |\n|{'---|' * (len(heads) + 1)}\n{''.join(lines)}\nAn error: {rest}.\n"
+    )
 
 
 PAGES = {"adapters_matrix.md": adapters_page, "families.md": families_page, "models.md": models_page}

@@ -62,12 +62,19 @@ _HEADS = (
 )  # fmt: skip
 
 
+_HUB = ("AdapterInfo", "get_adapter_info", "list_adapters")
+
+
 def __getattr__(name: str) -> Any:
     found = None
     if name in _HEADS:
         import phyla.adapters.heads as heads
 
         found = getattr(heads, name)
+    elif name in _HUB:
+        import phyla.adapters.push as push
+
+        found = getattr(push, name)
     elif name.endswith("AdapterModel"):
         import phyla.adapters.auto as auto
 

@@ -188,8 +188,7 @@ def delete_adapter_fusion(self: PreTrainedModel, adapter_names: Any) -> None:
         raise AdapterError(f"the model has no fusion {name!r}; it has {list(adapters.fusion_configs)}")
     if any(isinstance(b, Fuse) and b.name == name for b in blocks_of(adapters.setup)):
         adapters.activate(None)
-    del adapters.fusions[module_key(name)], adapters.fusion_configs[name]
-    adapters.ready.clear()
+    adapters.unfuse(name)
 
 
 def merge_adapter(self: PreTrainedModel, name: str) -> None:

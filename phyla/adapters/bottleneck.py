@@ -260,7 +260,9 @@ class Bottleneck(nn.Module):
         return inside, residual, inside
 
     def pure(self, x: Tensor) -> Tensor:
-        """The bottleneck without its residual."""
+        """The bottleneck without its residual, in the dtype of x whatever its own is."""
+        own = self.adapter_up.weight if isinstance(self.adapter_up, nn.Linear) else self.adapter_up.like(x)
+        given, x = x.dtype, x.to(own.dtype)
         up = self.adapter_up(self.adapter_down(x))
         if self.training and self.config.dropout:
             up = F.dropout(up, self.config.dropout)
@@ -270,7 +272,7 @@ class Bottleneck(nn.Module):
             up = up * (gate.mean(1, keepdim=True) if gate.dim() > 2 else gate)
         if self.training and self.config.stochastic_depth:
             up = drop_path(up, self.config.stochastic_depth)
-        return up
+        return up.to(given)
 
     def forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         """(output, the output without residual, which a fusion weighs)."""
@@ -279,7 +281,7 @@ class Bottleneck(nn.Module):
         if first and not self.config.is_parallel:
             y = y + residual
         if self.adapter_norm_after is not None:
-            y = self.adapter_norm_after(y)
+            y = self.adapter_norm_after(y.to(self.adapter_norm_after.weight.dtype)).to(up.dtype)
         return (y if first and not self.config.is_parallel else y + residual), up
 
     def to_file(self) -> dict[str, Tensor]:

@@ -82,6 +82,31 @@ NESTED = {"encoder-decoder"}
 # Families whose files scale a projection before its bias (IA3 on queries, keys and values).
 BIAS_BEHIND = {"deberta"}
 
+# Families that take no prompts ahead of their states, or no prefixes in their attention, and why not.
+_MAPS = "its layers or outputs lay the states out as a map, in which longer rows have no place"
+NO_PROMPTS = {
+    "blip-2": "its queries stand ahead of the text and count its positions themselves",
+    "depth_anything": _MAPS,
+    "musicgen": "its text is masked between encoder and decoder by the length of the ids",
+    "paligemma": "its masks are made for each pair of positions that the caller gave",
+    "qwen2_vl": "its positions have three axes, which it continues behind a cache by itself",
+    "reformer": "its positions and chunks are those of rows of fixed lengths",
+    "sam": _MAPS,
+    "udop": "its encoder joins the text with the places of an image by the length of the ids",
+    "vilt": "its embedding joins text and image itself",
+    "vitpose": _MAPS,
+    "vitpose_backbone": _MAPS,
+    "xlnet": "its two streams see positions by permutation masks of the length of the ids",
+    "yolos": "its layers add a table of positions to rows of fixed lengths",
+}
+# Families whose mixers know of no mask, so that rows of one batch must have prompts of one length.
+MASKLESS = {"fnet"}
+_OWN_KEYS = "its attention computes with keys and values of its own form"
+NO_PREFIXES = {"conditional_detr": _OWN_KEYS, "perceiver": _OWN_KEYS, "vits": _OWN_KEYS, "xlnet": _OWN_KEYS}
+
+# Streams side by side in a layer's output where it is not one (0: no tensor of rows, positions and width).
+STREAMS = {"reformer": 2, "superglue": 0}
+
 # Names of groups of prefixes that differ from the usual ones, by (group, tower).
 PREFIXES: dict[str, dict[tuple[str, str], str]] = {
     "clip": {
@@ -127,9 +152,13 @@ class Dialect:
                     self.lines[path] = (public if last == leaf else line.theirs[0], line)
         self.layers = {layer.index: layer for layer in where.layers}
         self.below = {layer.index: self._layer(layer) for layer in where.layers}
+        told = list(self.below.values())
+        for layer in where.layers:  # what files call one layer may be several here
+            if told.count(self.below[layer.index]) > 1:
+                self.below[layer.index] = self._layer(layer, numbered=False)
 
-    def _layer(self, layer: LayerPlaces) -> str:
-        """The public path of a layer: what all its names begin with, up to the last number."""
+    def _layer(self, layer: LayerPlaces, numbered: bool = True) -> str:
+        """The public path of a layer: what all its names begin with, up to the last number if numbered."""
         ahead = layer.path + "."
         names = [public.split(".") for path, (public, _) in self.lines.items() if path.startswith(ahead)]
         common: list[str] = []
@@ -137,7 +166,7 @@ class Dialect:
             if len(set(pieces)) > 1:
                 break
             common.append(pieces[0])
-        while common and not common[-1].isdigit():
+        while numbered and common and not common[-1].isdigit():
             common.pop()
         return ".".join(common)
 
@@ -203,4 +232,7 @@ class Dialect:
         """The public name of a group of prefixes, given our key `group@tower`."""
         group, _, tower = key.partition("@")
         table = PREFIXES.get(self.model_type, {})
-        return table.get((group, tower)) or table.get((group, "")) or group
+        if not tower or len(self.where.towers) == 1:
+            return table.get((group, tower)) or table.get((group, "")) or group
+        # Towers side by side have prefixes each; public files know of such groups for one family alone.
+        return table.get((group, tower)) or f"{tower.removeprefix('backbone.').replace('.', '_')}_{group}"

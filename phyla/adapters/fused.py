@@ -8,9 +8,10 @@ from torch import Tensor
 from phyla.adapters.dialect import Dialect
 from phyla.adapters.lora import Low
 from phyla.adapters.registry import Entry
-from phyla.errors import AdapterError, MissingWeightsError
+from phyla.errors import MissingWeightsError
 
 ORDER = "qkv"
+APART = "parts."  # stands before parts that a file holds each for itself, as only phyla writes them
 
 
 def _mixed(line: Any) -> bool:
@@ -66,16 +67,48 @@ def _gate_rows(
         part.gate = RowGate(blocks, by_path[place.path][:, 0].long())  # type: ignore[assignment]
 
 
-def _expressible(path: str, config: Any, sizes: list[int]) -> None:
-    """AdapterError for what public files have no words for where projections are one matrix."""
+def _expressible(config: Any, line: Any, parts: dict[str, Any], sizes: dict[str, int]) -> bool:
+    """Whether public files have words for these parts (path -> place, part) of one matrix.
+
+    They know LoRA and IA3 on the thirds of q, k and v, and on all rows of other matrices with one lora_A.
+    """
     if config.use_dora or config.vera_d is not None or hasattr(config, "n_up_projection"):
-        raise AdapterError(
-            f"{path} is one matrix in public files, which know no DoRA, VeRA or MTL-LoRA there"
+        return False
+    places = [place for place, _ in parts.values()]
+    if places[0].role == "ffn" or _mixed(line):
+        first = next(iter(parts.values()))[1]
+        whole = len(parts) == len(sizes) and (places[0].role == "ffn" or len(sizes) == 3)
+        alike = config.composition_mode == "scale" or all(
+            torch.equal(part.lora_A, first.lora_A) for _, part in parts.values()
         )
-    if len(sizes) == 3 and len(set(sizes)) > 1:
-        raise AdapterError(
-            f"{path} is one matrix in public files, whose parts must be of one size, but are not"
-        )
+        return whole and alike
+    return len(sizes) == 3 and len(set(sizes.values())) == 1 and all(p.part in ORDER for p in places)
+
+
+def _sizes(dialect: Dialect, line: Any) -> dict[str, int]:
+    """The rows of each of our projections in one matrix, in the order of the file."""
+    paths = [ours.rpartition(".")[0] for ours in line.ours]
+    found: dict[str, Any] = {}
+    for layer in dialect.where.layers:
+        found |= {p.path: p.module.out_features for p in layer.linears if p.path in paths}
+    return {path: found[path] for path in paths if path in found}
+
+
+def _read_apart(path: str, members: list[tuple[Any, Low]], tensors: dict[str, Tensor], entry: Entry) -> None:
+    """Fill parts that a file holds each for itself; those that `add_missing` made in vain go again."""
+    empty: set[int] = set()
+    for place, part in members:
+        ahead = f"{APART}{place.part}."
+        values = {k.removeprefix(ahead): v for k, v in tensors.items() if k.startswith(ahead)}
+        if not values and not part.config.wants(place):
+            empty.add(id(part))
+            continue
+        missing = sorted(set(part.to_file()) - set(values))
+        if missing:
+            raise MissingWeightsError(f"the adapter file has no tensor {path}.{ahead}{missing[0]}")
+        part.from_file(values)
+    kept = [(place, part) for place, part in entry.items() if id(part) not in empty]
+    entry.places, entry.parts = [p for p, _ in kept], torch.nn.ModuleList(part for _, part in kept)
 
 
 def read_fused(
@@ -84,16 +117,14 @@ def read_fused(
     """Fill the parts of one fused matrix from its file tensors."""
     line = dialect.fused(members[0][0])
     assert line is not None
+    if any(key.startswith(APART) for key in tensors):
+        _read_apart(path, members, tensors, entry)
+        return
     if "lora_B" not in tensors:
         raise MissingWeightsError(f"the adapter file has no tensor {path}.lora_B")
-    config = members[0][1].config
-    sizes: dict[Any, Any] = {}
-    for layer in dialect.where.layers:
-        sizes |= {p.path: p.module.out_features for p in layer.linears if f"{p.path}.weight" in line.ours}
-    paths = [ours.rpartition(".")[0] for ours in line.ours]
-    total = sum(sizes[p] for p in paths)
+    config, sizes = members[0][1].config, _sizes(dialect, line)
+    paths, total = list(sizes), sum(sizes.values())
     low, high = tensors.get("lora_A"), tensors["lora_B"]
-    _expressible(path, config, [sizes[p] for p in paths])
     role = members[0][0].role
     enabled = [m for m in ORDER if m in config.attn_matrices] if role != "ffn" else []
     if (role != "ffn" and len(enabled) < 3) or (
@@ -139,33 +170,24 @@ def read_fused(
 
 
 def write_fused(path: str, members: list[tuple[Any, Low]], dialect: Dialect) -> dict[str, Tensor]:
-    """The file tensors of one fused matrix."""
+    """The file tensors of one fused matrix; each part's own where public files have no words for them."""
     line = dialect.fused(members[0][0])
     assert line is not None
-    parts: dict[str, Low] = {place.path: part for place, part in members}
     order = [ours.rpartition(".")[0] for ours in line.ours]
+    parts = {place.path: (place, part) for place, part in members}
     config, role = members[0][1].config, members[0][0].role
-    present = [parts[p] for p in order if p in parts]
-    _expressible(
-        path,
-        config,
-        [p.module.out_features for x in dialect.where.layers for p in x.linears if p.path in order],
-    )
+    present = [parts[p][1] for p in order if p in parts]
+    if not _expressible(config, line, parts, _sizes(dialect, line)):
+        return {
+            f"{APART}{place.part}.{leaf}": value
+            for place, part in members
+            for leaf, value in part.to_file().items()
+        }
     rest = {k: v for k, v in present[0].to_file().items() if k not in ("lora_A", "lora_B")}
     if role == "ffn" or _mixed(line):
-        if len(present) < len(order):
-            raise AdapterError(
-                f"{path} is one matrix in public files: an adapter on a part of it cannot be saved there"
-            )
         rows = [p.lora_B for p in present]
         whole = line.op.save([r.detach() for r in rows])[0]
         high = whole.T if getattr(line.op, "transpose", False) else whole
-        if config.composition_mode != "scale" and any(
-            not torch.equal(p.lora_A, present[0].lora_A) for p in present
-        ):
-            raise AdapterError(
-                f"{path} is one matrix in public files: its parts must share lora_A, but do not"
-            )
         if role != "ffn":
             letters = [ORDER.index(m) for m in ORDER if m in config.attn_matrices]
             block = high.shape[0] // 3

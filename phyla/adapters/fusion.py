@@ -89,7 +89,10 @@ class Fusion(nn.Module):
                 nn.init.normal_(self.value.weight, 0.0, 0.02)
 
     def forward(self, query: Tensor, outputs: Tensor, residual: Tensor) -> Tensor:
-        config, values = self.config, outputs
+        config, given = self.config, residual.dtype
+        own = next((p.dtype for p in self.parameters()), given)
+        query, outputs, residual = query.to(own), outputs.to(own), residual.to(own)
+        values = outputs
         if config.residual_before:
             values = values + residual[..., None, :]
         q = query if self.query is None else self.query(query)
@@ -107,7 +110,7 @@ class Fusion(nn.Module):
         y = (shares[..., None] * values).sum(-2)
         if self.value is not None and not config.value_before_softmax:
             y = self.value(y)
-        return y if config.residual_before else y + residual
+        return (y if config.residual_before else y + residual).to(given)
 
     def penalty(self) -> Tensor | None:
         """How far the value matrix is from the identity: what training adds to the loss."""

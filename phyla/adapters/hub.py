@@ -4,6 +4,7 @@ import io
 import json
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from phyla.adapters.config import AdapterConfig, ConfigUnion, config_of
 from phyla.adapters.dialect import SWAPPED, Dialect
 from phyla.adapters.fused import add_missing, read_fused, write_fused
 from phyla.adapters.head_setup import names_in
-from phyla.adapters.registry import Adapters, Entry, check_name, module_key
+from phyla.adapters.registry import Adapters, Entry, check_name
 from phyla.checkpoints.atomic import atomic_write, write_temporary
 from phyla.checkpoints.json_file import read_json
 from phyla.checkpoints.resolve import resolve
@@ -162,8 +163,8 @@ def _copy(module: Any, values: dict[str, Tensor], wanted: set[str]) -> None:
         setattr(module, key, fresh)
 
 
-def tensors_of_entry(entry: Entry, dialect: Dialect, prefixed: bool) -> dict[str, Tensor]:
-    """An adapter's tensors by public key."""
+def tensors_of_entry(entry: Entry, dialect: Dialect, prefixed: bool, pools: bool = True) -> dict[str, Tensor]:
+    """An adapter's tensors by public key; pools: with the copies of prefixes that adapter files hold."""
     found: dict[str, Tensor] = {}
     fused: dict[str, list[tuple[Any, Any]]] = {}
     for path, part, how in slots(entry, dialect, entry.name):
@@ -180,7 +181,7 @@ def tensors_of_entry(entry: Entry, dialect: Dialect, prefixed: bool) -> dict[str
         found |= {f"{path}.{leaf}": v for leaf, v in write_fused(path, members, dialect).items()}
     # Public files repeat the prefixes at every attention, also at those that do without them.
     groups = [(key, module) for key, module in entry.shared_by_key() if "@" in key]
-    for place in (p for layer in dialect.where.layers for p in layer.keys_values if groups):
+    for place in (p for layer in dialect.where.layers for p in layer.keys_values if groups and pools):
         for key, module in groups:
             pool = f"{dialect.attention(place)}.prefix_tuning.pool"
             ahead, group = dialect.pool(key)
@@ -192,12 +193,12 @@ def tensors_of_entry(entry: Entry, dialect: Dialect, prefixed: bool) -> dict[str
     return {ahead + key: value.detach().clone() for key, value in found.items()}
 
 
-def _swap(config: AdapterConfig, model_type: str) -> AdapterConfig:
+def swapped(config: AdapterConfig, model_type: str) -> AdapterConfig:
     """The configuration with the two feed-forward projections of LoRA swapped where files swap them."""
     if model_type not in SWAPPED:
         return config
     if config.architecture == "union":
-        return ConfigUnion(*(_swap(c, model_type) for c in config["configs"]))
+        return ConfigUnion(*(swapped(c, model_type) for c in config["configs"]))
     if config.architecture in ("lora", "mtl_lora"):
         return config.replace(
             intermediate_lora=config["output_lora"], output_lora=config["intermediate_lora"]
@@ -245,12 +246,22 @@ def _read(folder: Path, names: tuple[str, str, str]) -> tuple[dict[str, Any], di
     raise MissingFileError(f"{folder} must hold {names[2]} or {names[1]}, but holds neither")
 
 
-def _folder(path: Any) -> Path:
-    folder = Path(path)
-    if not folder.is_dir():
-        folder = Path(resolve(str(path), file=ADAPTER[0]))
-        folder = folder if folder.is_dir() else folder.parent
-    return folder
+def folder_of(path: Any, version: str | None = None) -> Path:
+    """A folder with adapters: one here, or what a repository of the hub holds of them (version: revision)."""
+    return resolve(path, revision=version, choose=chosen)
+
+
+def chosen(names: list[str]) -> list[str]:
+    """The files of a repository that belong to adapters, fusions and heads; safetensors before .bin."""
+    kinds = (ADAPTER, FUSION, PEFT, _heads().HEAD)
+    found = []
+    for name in names:
+        folder, _, leaf = name.rpartition("/")
+        beside = next((safe for _, plain, safe in kinds if leaf == plain), None)
+        alone = beside is not None and (f"{folder}/{beside}" if folder else beside) not in names
+        if alone or leaf.endswith(".json") or any(leaf == kind[2] for kind in kinds):
+            found.append(name)
+    return found
 
 
 def save_adapter(
@@ -272,9 +283,7 @@ def save_adapter(
             f"format must be adapterhub or peft, and peft for PEFT's configurations, but is {format!r} for "
             f"{adapter_name!r}"
         )
-    facts = {**_header(self, adapter_name), "config": _swap(entry.config, dialect.model_type).to_dict()}
-    if any(getattr(c, "subtract_projection", None) is False for c in entry.config.parts()):
-        facts["subtract_projection"] = False
+    facts = {**_header(self, adapter_name), "config": swapped(entry.config, dialect.model_type).to_dict()}
     facts |= meta_dict or {}
     tensors = tensors_of_entry(entry, dialect, _prefixed(self))
     _write(Path(save_directory), ADAPTER, facts, tensors, use_safetensors)
@@ -305,7 +314,7 @@ def load_adapter(
 
     The model stays as it is if anything in the folder does not fit.
     """
-    folder = _folder(adapter_name_or_path)
+    folder = folder_of(adapter_name_or_path, version)
     facts, tensors = _read_any(folder)
     head = None
     if with_head and isinstance(self, PreTrainedModel):
@@ -337,34 +346,43 @@ def _load_hub(
 ) -> Entry:  # fmt: skip
     if "config" not in facts:
         raise AdapterError("adapter_config.json must hold `config` (AdapterHub) or `peft_type` (PEFT)")
-    adapters: Adapters = adapters_of(model)
     stored = facts["name"]
-    found = config_of(config) if config is not None else config_of(_modern(facts["config"]))
-    outside = adapters.where.allowed is not None
-    found = _swap(found, adapters.where.layers[0].model_type if outside else model.config.model_type)
+    found = config_of(config) if config is not None else config_of(modern(facts["config"]))
     found = _old_scaling(found, facts)
-    if facts.get("subtract_projection") is False:
+    if facts.get("subtract_projection") is False:  # files of phyla have had it here
         found = found.replace(subtract_projection=False)
     if leave_out:
         found = found.replace(leave_out=sorted({*found["leave_out"], *leave_out}))
-    entry = adapters.make(check_name(load_as or stored), found, _like(model), reading=True)
-    dialect = dialect_of(model)
-    add_missing(entry, dialect, stored)
-    extra = read_entry(entry, tensors, dialect, stored)
+    entry, extra = entry_of(model, found, tensors, check_name(load_as or stored), stored)
     if extra and not leave_out and config is None:
         raise AdapterError(
             f"the adapter file holds {len(extra)} tensors that have no place in {type(model).__name__}, the "
             f"first is {extra[0]}; was it trained on another model?"
         )
-    adapters.add(entry, overwrite=True)
+    adapters_of(model).add(entry, overwrite=True)
     return entry
 
 
-def _modern(config: dict[str, Any]) -> dict[str, Any]:
+def entry_of(
+    model: PreTrainedModel, config: Any, tensors: dict[str, Tensor], name: str, stored: str
+) -> tuple[Entry, list[str]]:
+    """An adapter from public tensors, which call it `stored`, not yet part of the model; the tensors left."""
+    adapters: Adapters = adapters_of(model)
+    outside = adapters.where.allowed is not None
+    model_type = adapters.where.layers[0].model_type if outside else model.config.model_type
+    entry = adapters.make(name, swapped(config_of(config), model_type), _like(model), reading=True)
+    dialect = dialect_of(model)
+    add_missing(entry, dialect, stored)
+    return entry, read_entry(entry, tensors, dialect, stored)
+
+
+def modern(config: Any) -> Any:
     """A configuration of any version in the words of the newest."""
+    if not isinstance(config, Mapping):
+        return config
     data = dict(config)
     if "configs" in data:
-        return {"architecture": "union", "configs": [_modern(c) for c in data["configs"]]}
+        return {"architecture": "union", "configs": [modern(c) for c in data["configs"]]}
     inner = data.pop("invertible_adapter", None)
     if isinstance(inner, dict):
         data["inv_adapter"] = inner.get("block_type")
@@ -389,23 +407,29 @@ def save_adapter_fusion(
     with_head: bool | str | None = None, use_safetensors: bool = True,
 ) -> None:  # fmt: skip
     """Write a fusion's layers (not its adapters) into a folder; with_head=True: and the head so named."""
-    adapters, dialect = adapters_of(self), dialect_of(self)
+    adapters = adapters_of(self)
     name = adapter_names if isinstance(adapter_names, str) else (
         adapter_names.name if isinstance(adapter_names, Fuse) else ",".join(adapter_names)
     )  # fmt: skip
     if name not in adapters.fusion_configs:
         raise AdapterError(f"the model has no fusion {name!r}; it has {list(adapters.fusion_configs)}")
-    ahead = dialect.prefix + "." if _prefixed(self) and dialect.prefix else ""
-    tensors = {
-        f"{ahead}{path}.{leaf}": value.detach().clone()
-        for path, layer in _fusion_layers(adapters, dialect, name)
-        for leaf, value in layer.state_dict().items()
-    }
+    tensors = fusion_tensors(self, name, _prefixed(self))
     facts = {**_header(self, name), "config": adapters.fusion_configs[name].to_dict()}
-    facts |= {"adapter_names": name.split(",")} | (meta_dict or {})
+    facts |= {"adapter_names": adapters.fused[name]} | (meta_dict or {})
     _write(Path(save_directory), FUSION, facts, tensors, use_safetensors)
     if with_head:
         self.save_head(save_directory, name if with_head is True else with_head, use_safetensors)
+
+
+def fusion_tensors(model: PreTrainedModel, name: str, prefixed: bool) -> dict[str, Tensor]:
+    """A fusion's tensors by public key."""
+    dialect = dialect_of(model)
+    ahead = dialect.prefix + "." if prefixed and dialect.prefix else ""
+    return {
+        f"{ahead}{path}.{leaf}": value.detach().clone()
+        for path, layer in _fusion_layers(adapters_of(model), dialect, name)
+        for leaf, value in layer.state_dict().items()
+    }
 
 
 def _fusion_layers(adapters: Adapters, dialect: Dialect, name: str) -> list[tuple[str, Any]]:
@@ -424,26 +448,34 @@ def load_adapter_fusion(
     with_head: bool = True, use_safetensors: bool | None = None,
 ) -> str:  # fmt: skip
     """Read the layers of a fusion, whose adapters must be there; its name."""
-    folder = Path(adapter_fusion_name_or_path)
+    folder = folder_of(adapter_fusion_name_or_path)
     facts, tensors = _read(folder, FUSION)
     with_head = with_head and isinstance(self, PreTrainedModel)
     head = _heads().beside(self, folder, load_as or facts["name"], load_as) if with_head else None
-    adapters, dialect = adapters_of(self), dialect_of(self)
     stored = facts["name"]
     names = facts.get("adapter_names") or stored.split(",")
-    key = adapters.fuse(names, facts["config"], _like(self), load_as or stored)
-    file = _File(tensors, dialect)
-    try:
-        for path, layer in _fusion_layers(adapters, dialect, key):
-            values = file.below(path.removesuffix(key) + stored, "exact")
-            layer.load_state_dict(values)
-    except RuntimeError as error:
-        del adapters.fusions[module_key(key)], adapters.fusion_configs[key]
-        raise ShapeMismatchError(f"{path}: {str(error).splitlines()[-1].strip()}") from None
+    key = read_fusion(self, load_as or stored, stored, names, facts["config"], tensors)
     if head is not None:
         head.install(self, set_active)
     if set_active:
         self.set_active_adapters(Fuse(*names, name=None if key == ",".join(names) else key))
+    return key
+
+
+def read_fusion(
+    model: PreTrainedModel, name: str, stored: str, members: list[str], config: Any,
+    tensors: dict[str, Tensor],
+) -> str:  # fmt: skip
+    """Add a fusion from public tensors, which call it `stored`; its name. Nothing of a misfit is added."""
+    adapters, dialect = adapters_of(model), dialect_of(model)
+    key, path = adapters.fuse(members, config, _like(model), name), stored
+    file = _File(tensors, dialect)
+    try:
+        for path, layer in _fusion_layers(adapters, dialect, key):
+            layer.load_state_dict(file.below(path.removesuffix(key) + stored, "exact"))
+    except RuntimeError as error:
+        adapters.unfuse(key)
+        raise ShapeMismatchError(f"{path}: {str(error).splitlines()[-1].strip()}") from None
     return key
 
 
@@ -481,7 +513,7 @@ def load_adapter_setup(
     use_safetensors: bool | None = None,
 ) -> tuple[Any, Any]:  # fmt: skip
     """Read a composition with its adapters, fusions and heads; (setup, setup of the heads or None)."""
-    folder = Path(adapter_setup_name_or_path)
+    folder = folder_of(adapter_setup_name_or_path, version)
     facts = read_json(folder / SETUP, AdapterError)
     setup, heads = from_json(facts["adapter_setup"]), facts.get("head_setup")
     heads = from_json(heads) if isinstance(heads, dict) else heads

@@ -161,12 +161,11 @@ _CLASSES: dict[type, type] = {}
 
 
 def _class_of(kind: type) -> type:
-    """The model's class with the methods of adapters, where it has none of that name."""
+    """The model's class with the methods of adapters; they take the place of others of the same names."""
     if kind not in _CLASSES:
         wanted = {n: Lazy(*w, "method") for n, w in LAZY_METHODS.items() if w[0].startswith("phyla.adapters")}
         wanted |= {n: LazySetting(*w) for n, w in LAZY_SETTINGS.items() if w[0].startswith("phyla.adapters")}
-        own = {name: lazy for name, lazy in wanted.items() if not hasattr(kind, name)}
-        _CLASSES[kind] = type(kind.__name__, (kind,), {**own, "__call__": _call, "__reduce_ex__": _reduce})
+        _CLASSES[kind] = type(kind.__name__, (kind,), {**wanted, "__call__": _call, "__reduce_ex__": _reduce})
         _CLASSES[kind].__module__ = kind.__module__
     return _CLASSES[kind]
 
@@ -234,14 +233,18 @@ def _layer(
     if out is not None:
         stream = _stream(_at(layer, interface.layer_pre_self_attn))
         made.attn = BranchPlace(
-            names[id(out)], out, "branch", "attn", "", index, "", "branch", stream, norm_1
+            names[id(out)], out, "branch", "attn", "", index, "", "branch", stream_of=stream, norm=norm_1
         )
     if cross is not None:
         stream = _stream(_at(layer, interface.layer_pre_cross_attn))
-        made.cross = BranchPlace(names[id(cross)], cross, "branch", "cross", "", index, "", "branch", stream)
+        made.cross = BranchPlace(
+            names[id(cross)], cross, "branch", "cross", "", index, "", "branch", stream_of=stream
+        )
     down = _at(layer, interface.layer_output_proj)
     stream = _stream(_at(layer, interface.layer_pre_ffn))
-    made.out = BranchPlace(names[id(down)], down, "branch", "ffn", "", index, "", "branch", stream, norm_2)
+    made.out = BranchPlace(
+        names[id(down)], down, "branch", "ffn", "", index, "", "branch", stream_of=stream, norm=norm_2
+    )
     return made
 
 

@@ -14,9 +14,13 @@ Flow = tuple[Tensor | None, ...]
 
 @dataclass
 class Facts:
-    """What adapters must know of the running call: the rows' task numbers, which rows a child of Rows has."""
+    """What adapters must know of the running call: the rows' task numbers, which rows a child of Rows has.
+
+    tokens: where a call's one row holds several texts, which of its tokens each child of Rows has.
+    """
 
     task_ids: Tensor | None = None
+    tokens: list[Tensor] | None = None
     copied: bool = False  # whether the rows of the inputs were copied for Parallel already
     known: dict[Any, Any] = field(default_factory=dict)
 
@@ -88,7 +92,10 @@ class Method:
         return flow
 
     def fuse(self, block: Fuse, flow: Flow, fixed: Flow, facts: Facts) -> Flow:
-        """The fused flow."""
+        """The fused flow; unchanged where none of the block's adapters has a part."""
+        parts: dict[str, Any] = getattr(self, "parts", {})
+        if not any(parts.get(name) for name in block.names()):
+            return flow
         raise AdapterError(f"{type(self).__name__} has no meaning in Fuse")
 
 
@@ -148,17 +155,22 @@ def _each(node: Any, flow: Flow, fixed: Flow, method: Method, facts: Facts, inve
 
 def _by_row(node: Rows, flow: Flow, fixed: Flow, method: Method, facts: Facts, inverse: bool) -> Flow:
     """Each child on its own rows, wherever those stand; the results in the rows' order."""
-    first = _first(flow, fixed)
-    groups, back = facts.groups(node, first.shape[0], first.device)
+    first, dim = _first(flow, fixed), 0
+    if facts.tokens is None:
+        groups, back = facts.groups(node, first.shape[0], first.device)
+    else:
+        groups, dim, back = facts.tokens, 1, torch.cat(facts.tokens).argsort()
+        if first.dim() != 3 or first.shape[:2] != (1, len(back)) or len(groups) != len(node.children):
+            raise AdapterError(f"{node!r} does not work token by token here")
     flows, parts = [], []
     for child, rows in zip(node.children, groups, strict=True):
-        part = tuple(None if t is None else t.index_select(0, rows) for t in flow)
-        rest = tuple(None if t is None else t.index_select(0, rows) for t in fixed)
+        part = tuple(None if t is None else t.index_select(dim, rows) for t in flow)
+        rest = tuple(None if t is None else t.index_select(dim, rows) for t in fixed)
         flows.append(method.finish(node, child, run(child, part, rest, method, facts, inverse), rest))
         parts.append((part, rest))
     flows = method.level_rows(flows, parts)
     return tuple(
-        None if any(item is None for item in items) else torch.cat(items).index_select(0, back)
+        None if any(item is None for item in items) else torch.cat(items, dim).index_select(dim, back)
         for items in zip(*flows, strict=True)
     )
 

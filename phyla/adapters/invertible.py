@@ -93,6 +93,7 @@ def attach(config: BnConfig, places: Survey, entry: Any) -> Iterator[tuple[Place
     if config.inv_adapter not in KINDS:
         raise AdapterError(f"inv_adapter must be one of {sorted(KINDS)}, but is {config.inv_adapter!r}")
     tokens = [p for p in places.embeds if hasattr(p.module, "tokens") or isinstance(p, HookedPlace)]
+    tokens = tokens or [p for p in places.embeds if states_of(p, places)]
     if places.with_cross:
         tokens = [p for p in places.embeds if "decoder" not in p.path.split(".")]
     if places.with_cross and not tokens:  # encoders of sound have it behind their final norm
@@ -100,7 +101,7 @@ def attach(config: BnConfig, places: Survey, entry: Any) -> Iterator[tuple[Place
         norm = getattr(places.model.get_submodule(tower), "norm", None)
         tokens = [] if norm is None else [HookedPlace(f"{tower}.norm", norm, "embed", tower=tower)]
     if not tokens:
-        raise AdapterError("an invertible adapter needs an embedding of tokens, but this model has none")
+        raise AdapterError("an invertible adapter needs an embedding of positions, but this model has none")
     for embed in tokens[:1]:
         lift = getattr(embed.module, "lift", None)
         if lift is not None:
@@ -117,8 +118,16 @@ def attach(config: BnConfig, places: Survey, entry: Any) -> Iterator[tuple[Place
 
 
 def width_of(embed: Place, places: Survey) -> int:
-    """Elements of a vector that an embedding gives."""
-    return next(layer.width for layer in places.layers if layer.tower == embed.tower)
+    """Elements of a vector that an embedding gives; AdapterError where no layer reads them."""
+    found = states_of(embed, places)
+    if not found:
+        raise AdapterError(f"the vectors of {embed.path} must go to layers, but no layer reads them")
+    return found
+
+
+def states_of(embed: Place, places: Survey) -> int:
+    """The width of the states that the layers of an embedding's tower have; 0 where they have none."""
+    return next((x.width for x in places.layers if x.tower == embed.tower and not x.maps), 0)
 
 
 class EmbedSite(nn.Module, Method):
@@ -139,9 +148,10 @@ class EmbedSite(nn.Module, Method):
         return y if self.scale is None else y * self.scale
 
     def leaf(self, name: str, flow: Flow, fixed: Flow) -> Flow:
-        x = flow[0]
+        x: Any = flow[0]
         for part in self.parts.get(name, ()):
-            x = part(x, self.inverse)
+            own = next(part.parameters())  # it may stand at the embedding of another device
+            x = part(x.to(own.device, own.dtype), self.inverse).to(x.device, x.dtype)
         return (x,)
 
     def fuse(self, block: Any, flow: Flow, fixed: Flow, facts: Facts) -> Flow:

@@ -50,10 +50,13 @@ class LoRAConfig(AdapterConfig):
         if place.layer in self.leave_out:
             return False
         if place.role in ("attn", "cross"):
-            return self.selfattn_lora and place.part in self.attn_matrices
-        if "gate" in self.attn_matrices and place.part == "gate":
+            return self.selfattn_lora and place.means(self.attn_matrices)
+        stands_in = self.selfattn_lora and any(name in self.attn_matrices for name in place.stands)
+        if stands_in or ("gate" in self.attn_matrices and place.means(("gate",))):
             return True
-        return (self.intermediate_lora and place.part == "up") or (self.output_lora and place.part == "down")
+        return (self.intermediate_lora and place.means(("up",))) or (
+            self.output_lora and place.means(("down",))
+        )
 
 
 @known("ia3")
@@ -176,7 +179,7 @@ class Low(nn.Module):
         pair: Any = self.pair
         x = x.to(self.lora_A.dtype if pair is None else self.vera_D.dtype)
         if pair is not None:
-            a, b = pair.lora_A[:, : x.shape[-1]].to(x.dtype), pair.lora_B[: self.vera_B.shape[0]].to(x.dtype)
+            a, b = pair.lora_A[:, : x.shape[-1]].to(x), pair.lora_B[: self.vera_B.shape[0]].to(x)
             return F.linear(F.linear(x, a) * self.vera_D, b) * self.vera_B
         a, b = self.lora_A, self.lora_B
         h = F.linear(x, a)

@@ -82,18 +82,23 @@ class PHMLinear(nn.Module):
             self.register_parameter(name, nn.Parameter(value, requires_grad=learn))
         self.b = nn.Parameter(torch.zeros(outputs)) if config.phm_bias else None
 
-    def _product(self, owner: Any, name: str) -> Tensor:
+    def like(self, x: Tensor) -> Tensor:
+        """A parameter of its own, or x where all are shared."""
+        return next(self.parameters(), x)
+
+    def _product(self, owner: Any, name: str, x: Tensor) -> Tensor:
+        """What the owner has as one tensor or as factors, brought to where x is: banks serve all layers."""
         whole = getattr(owner, name, None)
-        if whole is not None:
-            return whole
-        return torch.bmm(getattr(owner, f"{name}_left"), getattr(owner, f"{name}_right"))
+        if whole is None:
+            whole = torch.bmm(getattr(owner, f"{name}_left"), getattr(owner, f"{name}_right"))
+        return whole if owner is self else whole.to(x.device, x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        rule = self._product(self if self.own_rule else self.bank, "phm_rule")
+        rule = self._product(self if self.own_rule else self.bank, "phm_rule", x)
         if self.own_weight:
-            weight = self._product(self, "W")
+            weight = self._product(self, "W", x)
         else:
-            weight = self._product(self.bank, f"W_{self.side}")
+            weight = self._product(self.bank, f"W_{self.side}", x)
         n, rows, columns = weight.shape
         matrix = torch.einsum("iab,icd->acbd", rule, weight).reshape(n * rows, n * columns)
         y = x @ matrix

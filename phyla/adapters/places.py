@@ -1,7 +1,7 @@
 """Where adapters may stand in a model: its layers, their branches and projections, read off the sites."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,7 +10,18 @@ from phyla.blocks.linear import Linear
 from phyla.blocks.residual import Mixer
 from phyla.model import PreTrainedModel
 
-QUERY_SIDE = ("q", "k", "v", "o")
+# What stands for the projections that configurations name, in mixers that call theirs otherwise: (parts that
+# tell the mixer, its role, name in configurations -> part). What weighs is q and k, what is carried v.
+STAND_INS: tuple[tuple[frozenset[str], str, dict[str, str]], ...] = (
+    (frozenset({"in_x", "in_gate"}), "attn", {"q": "in_gate", "k": "in_gate", "v": "in_x", "o": "out"}),
+    (frozenset({"r", "k", "v", "out"}), "attn", {"q": "r", "k": "k", "v": "v", "o": "out"}),
+    (frozenset({"r", "k", "v"}), "ffn", {"gate": "r", "up": "k", "down": "v"}),
+    (frozenset({"offsets", "weights"}), "attn", {"q": "offsets", "k": "weights", "v": "v", "o": "o"}),
+    (frozenset({"qk", "v"}), "attn", {"q": "qk", "k": "qk", "v": "v", "o": "o"}),
+    (frozenset({"k", "v"}), "attn", {}),
+)
+# The same for layers whose mixers of positions have no linear maps: Fourier transforms, convolutions.
+FEED_FORWARD = {"q": "up", "k": "up", "v": "down", "o": "down"}
 
 
 @dataclass(frozen=True)
@@ -18,7 +29,8 @@ class Place:
     """One place: the module whose slot `slot` is to be filled, its path, what it is and in which layer.
 
     kind: linear, branch, stream (a layer's output), embed, keys-values, scores (the input of the output
-    matrix). role: attn, cross, ffn. part: the projection (q, k, v, o, gate, up, down).
+    matrix). role: attn, cross, ffn. part: the projection (q, k, v, o, gate, up, down). stands: the names in
+    configurations that mean it besides its own (see STAND_INS).
     """
 
     path: str
@@ -29,11 +41,16 @@ class Place:
     layer: int = -1
     tower: str = ""
     slot: str = "site"
+    stands: tuple[str, ...] = ()
 
     @property
     def key(self) -> tuple[str, str]:
         """What tells places apart."""
         return self.path, self.slot
+
+    def means(self, names: Collection[str]) -> bool:
+        """Whether one of these names of projections means this one."""
+        return self.part in names or any(name in names for name in self.stands)
 
     def put(self, site: Any) -> None:
         """Fill the place, or empty it with None."""
@@ -104,6 +121,7 @@ class LayerPlaces:
     model_type: str
     module: Any
     width: int = 0
+    maps: bool = False  # whether its stream is maps of channels (rows, channels, y, x), not positions
     attn: Place | None = None
     cross: Place | None = None
     out: Place | None = None
@@ -167,6 +185,7 @@ def survey(model: PreTrainedModel) -> Survey:
             found.append((path, module))
         elif path.rpartition(".")[2] == "embed":
             embeds.append(Place(path, module, "embed", tower=path.rpartition(".")[0]))
+    found = found or list(_unordered(model))
     found.sort(key=lambda item: "decoder" in item[0].split("."))
     embeds.sort(key=lambda place: "decoder" in place.path.split("."))
     layers = [_layer(i, path, module, owners) for i, (path, module) in enumerate(found)]
@@ -177,13 +196,32 @@ def survey(model: PreTrainedModel) -> Survey:
     )  # fmt: skip
 
 
+def _unordered(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The layers of models whose layers name no branches: those with mixers, else the innermost with maps."""
+    members = [
+        (f"{path}.{i}" if path else str(i), member)
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and path.rpartition(".")[2] in ("layers", "stages")
+        for i, member in enumerate(module)
+        if any(getattr(child, "site_kind", None) == "linear" for child in member.modules())
+    ]
+    mixing = [path for path, member in members if any(isinstance(c, Mixer) for c in member.children())]
+    for path, member in members:
+        inside = any(path.startswith(other + ".") for other in mixing)
+        around = any(other.startswith(path + ".") for other, _ in members)
+        if path in mixing or not (inside or around):
+            yield path, member
+
+
 def _layer(index: int, path: str, module: Any, owners: dict[str, str]) -> LayerPlaces:
     tower = path[: path.rindex(".layers")] if ".layers" in path else path.rpartition(".")[0]
     owner = max((p for p in owners if not p or path.startswith(p + ".")), key=len)
     made = LayerPlaces(index, path, tower, owners[owner], module)
-    for name in module.order:
+    for name in getattr(module, "order", None) or [n for n, _ in module.named_children()]:
         branch, at = getattr(module, name), f"{path}.{name}"
         if not isinstance(branch, Mixer):
+            if not hasattr(module, "order"):
+                made.linears += _linears(branch, at, "ffn", index, tower)
             continue
         role = "ffn"
         if hasattr(branch, "kv_site"):
@@ -199,14 +237,34 @@ def _layer(index: int, path: str, module: Any, owners: dict[str, str]) -> LayerP
             made.keys_values.append(
                 Place(at, branch, "keys-values", role, layer=index, tower=tower, slot="kv_site")
             )
-        for inner, child in branch.named_modules():
-            part = inner.rpartition(".")[2]
-            if getattr(child, "site_kind", None) == "linear":
-                spot = Place(f"{at}.{inner}", child, "linear", role, part, index, tower)
-                made.linears.append(spot)
-                if part in ("o", "down", "out"):
-                    made.width = child.out_features
-    made.width = made.width or _normed_width(module)
+        made.linears += _linears(branch, at, role, index, tower)
+    made.maps = made.attn is None and made.cross is None and made.out is None
+    ends = [p.module.out_features for p in made.linears if p.part in ("o", "down", "out")]
+    made.width = ends[-1] if ends else _normed_width(module)
+    if all(place.role == "ffn" for place in made.linears):
+        made.linears = [
+            replace(p, stands=(*p.stands, *(k for k, v in FEED_FORWARD.items() if p.means((v,)))))
+            for p in made.linears
+        ]
+    return made
+
+
+def _linears(branch: nn.Module, at: str, role: str, index: int, tower: str) -> list[Place]:
+    """The linear maps of a branch, under the role and the names by which configurations ask for them."""
+    found = {
+        f"{at}.{inner}" if inner else at: child
+        for inner, child in branch.named_modules()
+        if getattr(child, "site_kind", None) == "linear"
+    }
+    parts = {path.rpartition(".")[2] for path in found}
+    names: dict[str, str] = {}
+    if role == "ffn":
+        role, names = next(((r, n) for needs, r, n in STAND_INS if needs <= parts), (role, names))
+    made = []
+    for path, child in found.items():
+        part = path.rpartition(".")[2]
+        stands = tuple(name for name, other in names.items() if other == part != name)
+        made.append(Place(path, child, "linear", role, part, index, tower, stands=stands))
     return made
 
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from phyla.adapters.bottleneck import Act
 from phyla.adapters.config import ADAPTER_CONFIG_MAP, ARCHITECTURES, AdapterConfig, known
+from phyla.adapters.dialect import NO_PREFIXES
 from phyla.adapters.interpret import Facts, Flow, Method, run
 from phyla.adapters.places import Place, Survey
-from phyla.errors import AdapterError
 
 
 @known("prefix_tuning")
@@ -108,9 +108,10 @@ class PrefixAt(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (B, G, P, E) for the attention's input x (B, S, D)."""
         prefixes: Any = self.prefixes
-        k, v = (t[None].expand(x.shape[0], -1, -1, -1) for t in prefixes.at(self.index))
+        k, v = (t.to(x.device).expand(x.shape[0], -1, -1, -1) for t in prefixes.at(self.index))
         if self.gate is not None:
-            gate = torch.sigmoid(self.gate(x)).mean(1)[:, :, None, None, None]  # (B, 1 or 2, 1, 1, 1)
+            scores = self.gate(x.to(self.gate.weight.dtype))
+            gate = torch.sigmoid(scores).mean(1)[:, :, None, None, None]  # (B, 1 or 2, 1, 1, 1)
             k, v = k * gate[:, 0], v * gate[:, -1]
         return k, v
 
@@ -126,9 +127,9 @@ class PrefixAt(nn.Module):
 
 def attach(config: PrefixTuningConfig, places: Survey, entry: Any) -> Iterator[tuple[Place, nn.Module]]:
     """The parts of one adapter with their places."""
-    groups: dict[tuple[str, str], list[tuple[Place, int]]] = {}
+    groups: dict[tuple[str, str, Any], list[tuple[Place, int]]] = {}
     for layer in places.layers:
-        if layer.index in config.leave_out:
+        if layer.index in config.leave_out or layer.model_type in NO_PREFIXES:
             continue
         for place in layer.keys_values:
             group = places.group(layer, place.role)
@@ -137,14 +138,13 @@ def attach(config: PrefixTuningConfig, places: Survey, entry: Any) -> Iterator[t
             ):
                 continue
             tower = layer.tower if not places.with_cross else ""
-            groups.setdefault((group, tower), []).append((place, layer.width))
-    for (group, tower), members in groups.items():
-        shapes = {(p.module.num_kv_heads, p.module.head_width) for p, _ in members}
-        if len(shapes) > 1:
-            raise AdapterError(
-                f"prefix tuning needs attentions of one shape, but {tower or group} has {shapes}"
-            )
-        heads, width = shapes.pop()
+            shape = (place.module.num_kv_heads, place.module.head_width)
+            groups.setdefault((group, tower, shape), []).append((place, layer.width))
+    counts: dict[tuple[str, str], int] = {}
+    for (group, tower, (heads, width)), members in groups.items():
+        # Prefixes of one network have one shape: attentions of another shape have a group of their own.
+        number = counts[group, tower] = counts.get((group, tower), 0) + 1
+        group = group if number == 1 else f"{group}_{number}"
         prefixes = Prefixes(config, len(members), heads, width, members[0][1])
         entry.share(f"{group}@{tower}", prefixes)
         for index, (place, stream) in enumerate(members):

@@ -1,6 +1,6 @@
 """Prompt tuning: learned vectors in front of the embedded tokens (Lester et al. 2021, arXiv:2104.08691)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from phyla.adapters.config import ARCHITECTURES, AdapterConfig, known
+from phyla.adapters.dialect import MASKLESS, NO_PROMPTS
 from phyla.adapters.interpret import Facts, Flow, Method, run
 from phyla.adapters.invertible import width_of
 from phyla.adapters.places import Place, Survey
 from phyla.blocks.cache import Cache
-from phyla.blocks.context import Context
-from phyla.blocks.mask import Mutual
+from phyla.blocks.context import SLOTS, Context
+from phyla.blocks.mask import Causal
 from phyla.errors import AdapterError
 from phyla.heads.loss import IGNORED
 
@@ -43,6 +44,13 @@ class PromptTuningConfig(AdapterConfig):
 ARCHITECTURES["prompt_tuning"] = PromptTuningConfig
 
 
+@dataclass(frozen=True)
+class MemoryPlace(Place):
+    """The embedding of a decoder that attends to an encoder with prompts."""
+
+    encoder: Any = None
+
+
 class Prompt(nn.Module):
     """The vectors (P, D)."""
 
@@ -51,6 +59,7 @@ class Prompt(nn.Module):
         if config.combine not in ("prefix", "prefix_after_bos"):
             raise AdapterError(f"combine must be prefix or prefix_after_bos, but is {config.combine!r}")
         self.skip = 1 if config.combine == "prefix_after_bos" else 0
+        self.maskless = self.numbered = False
         self.prompt_embedding = nn.Embedding(config.prompt_length, width)
         scale = config.random_uniform_scale
         nn.init.uniform_(self.prompt_embedding.weight, -scale, scale)
@@ -72,20 +81,47 @@ class Prompt(nn.Module):
 
 
 def attach(config: PromptTuningConfig, places: Survey, entry: Any) -> Iterator[tuple[Place, nn.Module]]:
-    """The part of one adapter with its place."""
-    if places.with_cross or len(places.embeds) != 1:
-        raise AdapterError("prompt tuning needs a model with one embedding, but this one has several or none")
-    embed = places.embeds[0]
+    """The part of one adapter with its place; an encoder's prompts are known to the decoder that reads it."""
+    for kind in dict.fromkeys((places.config.model_type, *(layer.model_type for layer in places.layers))):
+        if kind in NO_PROMPTS:
+            raise AdapterError(f"{kind} takes no prompts: {NO_PROMPTS[kind]}")
+    embed, decoder = _embedding(places)
     lift = getattr(embed.module, "lift", None)
     made = Prompt(config, width_of(embed, places) if lift is None else lift.in_features)
+    masks = (getattr(layer.attn.module, "mask", None) for layer in places.layers if layer.attn is not None)
+    # What a layer computes from slots must know that padding on the left stands between prompts and tokens.
+    made.numbered = bool(made.skip) or not all(isinstance(mask, Causal) for mask in masks)
+    made.maskless = any(layer.model_type in MASKLESS for layer in places.layers)
     if config.prompt_init == "from_string":
         if not entry.reading:
-            made.start_from(_tokens(config.prompt_init_text, places), embed.module.tokens.weight)
+            table = getattr(embed.module, "tokens", embed.module)
+            made.start_from(_tokens(config.prompt_init_text, places), table.weight)
     elif config.prompt_init != "random_uniform":
         raise AdapterError(
             f"prompt_init must be random_uniform or from_string, but is {config.prompt_init!r}"
         )
     yield embed, made
+    if decoder is not None:
+        yield MemoryPlace(**{**vars(decoder), "kind": "memory"}, encoder=embed), made
+
+
+def _embedding(places: Survey) -> tuple[Place, Place | None]:
+    """The embedding that prompts stand behind, and that of the decoder which attends to its states."""
+    decoders = {layer.tower for layer in places.layers if layer.cross is not None}
+    reading = [p for p in places.embeds if p.tower in decoders]
+    encoding = [p for p in places.embeds if p.tower not in decoders]
+    if places.with_cross and len(reading) == len(encoding) == 1 and hasattr(encoding[0].module, "tokens"):
+        return encoding[0], reading[0]
+    tokens = [p for p in places.embeds if hasattr(p.module, "tokens")]
+    if not places.with_cross and len(tokens) == 1:
+        return tokens[0], None  # images have a tower of their own
+    encoders = [layer for layer in places.layers if layer.tower not in decoders]
+    if len(places.embeds) != 1 or (decoders and (encoders or not reading)):
+        raise AdapterError(
+            "prompt tuning needs a model with one embedding, or an encoder and a decoder of tokens, but this "
+            f"one has {[p.path for p in places.embeds] or 'none'}"
+        )
+    return places.embeds[0], None
 
 
 def _tokens(text: str | None, places: Survey) -> list[int]:
@@ -108,15 +144,13 @@ class PromptSite(nn.Module, Method):
     """The site of an embedding while prompts are active: (x, ctx) -> longer x; ctx is made to fit.
 
     Prompts take the first positions of a row and its tokens those behind, also in calls with a cache that
-    holds prompts already. open: prompts see padding, and padding nothing but prompts, as in files of families
-    whose padding hides both ways.
+    holds prompts already.
     """
 
-    def __init__(
-        self, setup: Any, parts: dict[str, list[Prompt]], facts: Facts, lift: Any = None, open: bool = False
-    ) -> None:
+    def __init__(self, setup: Any, parts: dict[str, list[Prompt]], facts: Facts, lift: Any = None) -> None:
         super().__init__()
-        self.setup, self.parts, self.facts, self.open = setup, parts, facts, open
+        self.setup, self.parts, self.facts = setup, parts, facts
+        self.idle = False  # whether the running call of a model from outside has its prompts already
         self.lift, self.ragged = (
             [lift],
             False,
@@ -125,9 +159,13 @@ class PromptSite(nn.Module, Method):
         if len(skips) > 1:
             raise AdapterError("prompts side by side must stand in one place, but have several")
         self.skip = skips.pop()
+        self.maskless = any(p.maskless for found in parts.values() for p in found)
+        self.numbered = any(p.numbered for found in parts.values() for p in found)
         self.count = max(p.prompt_embedding.num_embeddings for found in parts.values() for p in found)
 
     def forward(self, x: Tensor, ctx: Context | None = None) -> Tensor:
+        if self.idle:
+            return x
         if ctx is not None and ctx.start:
             self._move(ctx)
             return x
@@ -135,15 +173,18 @@ class PromptSite(nn.Module, Method):
         prompts, real = run(self.setup, (None, None), (x,), self, self.facts)
         if prompts is None or real is None:
             return x
-        if ctx is None and self.ragged:
-            raise AdapterError(
-                "prompts of several lengths need a mask, but this model's embedding knows of none"
-            )
+        if self.ragged and (ctx is None or self.maskless):
+            raise AdapterError("prompts of several lengths need a mask, but this model knows of none")
         if self.lift[0] is not None:
             prompts = self.lift[0](prompts)
         if ctx is not None:
             self._lengthen(ctx, real)
         return torch.cat([x[:, : self.skip], prompts.to(x.dtype), x[:, self.skip :]], 1)
+
+    def real(self, like: Tensor) -> Tensor | None:
+        """(B, P): which prompt vectors of rows as those of `like` (B, S, D) count; None without prompts."""
+        self.ragged = False
+        return run(self.setup, (None, None), (like[:, :0],), self, self.facts)[1]
 
     def _lengthen(self, ctx: Context, real: Tensor) -> None:
         """Make mask and positions fit the longer rows; real (B, P): which prompt vectors count."""
@@ -151,26 +192,27 @@ class PromptSite(nn.Module, Method):
         mask = ctx.attention_mask
         if mask is not None and mask.dim() != 2:
             raise AdapterError("prompt tuning needs a mask of (batch, positions)")
+        slots = None
         if mask is not None or not isinstance(self.setup, str):
             mask = real.new_ones(batch, ctx.length) if mask is None else mask
-            given = mask = torch.cat([mask[:, :skip], real, mask[:, skip:]], 1)
-            if self.open:
-                apart = given[:, None, :, None] & given[:, None, None, :]  # (B, 1, S, S)
-                apart[:, :, skip : skip + added] = True
-                apart[:, :, :, skip : skip + added] = real[:, None, None]
-                mask = apart
-            ctx.attention_mask = mask
+            if self.numbered:
+                slots = _slots(mask, real, skip)
+            ctx.attention_mask = torch.cat([mask[:, :skip], real, mask[:, skip:]], 1)
         own = real.long().cumsum(1) - 1
-        at = ctx.positions
-        front = at[:, :skip].expand(batch, -1)
-        first = front[:, -1:] + 1 if skip else 0
-        ctx.positions = torch.cat(
-            [front, own.clamp(min=0) + first, at[:, skip:] + real.sum(1, keepdim=True)], 1
-        )
+        at, more = ctx.positions, real.sum(1, keepdim=True)
+        if slots is not None and skip:
+            more = more * (slots[:, skip + added :] >= slots[:, skip : skip + 1])  # tokens behind the prompts
+        ahead = at.shape[:-2]  # positions of images have several axes
+        front = at[..., :skip].expand(*ahead, batch, -1)
+        prompts = own.clamp(min=0) + (front[..., -1:] + 1 if skip else 0)
+        behind = (at[..., skip:] + more).expand(*ahead, batch, -1)
+        ctx.positions = torch.cat([front, prompts.expand(*ahead, batch, -1), behind], -1)
         ctx.length += added
         if ctx.cache is not None:
             ctx.cache.prompts = real
         ctx.memo.clear()
+        if slots is not None:
+            ctx.memo[SLOTS] = slots
 
     def _move(self, ctx: Context) -> None:
         """Make positions count the prompts that the cache holds; the mask does already."""
@@ -183,7 +225,7 @@ class PromptSite(nn.Module, Method):
         x = fixed[0]
         assert x is not None
         for part in self.parts.get(name, ()):
-            made = part.prompt_embedding.weight[None].expand(x.shape[0], -1, -1)
+            made = part.prompt_embedding.weight.to(x.device).expand(x.shape[0], -1, -1)
             flow = (made, torch.ones(made.shape[:2], dtype=torch.bool, device=x.device))
         return flow
 
@@ -206,6 +248,38 @@ class PromptSite(nn.Module, Method):
             short = longest - prompts.shape[1]
             made.append((F.pad(prompts, (0, 0, short, 0)), F.pad(real, (short, 0))))
         return made
+
+
+def _slots(mask: Tensor, real: Tensor, skip: int) -> Tensor:
+    """(B, S) where in its row each slot counts: prompts ahead of the tokens, behind padding on the left."""
+    lead = mask.int().argmax(-1, keepdim=True) + skip
+    own = torch.arange(mask.shape[1], device=mask.device)[None]
+    own = own + real.sum(1, keepdim=True) * (own >= lead)
+    prompts = lead + (real.long().cumsum(1) - 1).clamp(min=0)
+    return torch.cat([own[:, :skip], prompts, own[:, skip:]], 1)
+
+
+class MemorySite(nn.Module):
+    """The site of a decoder's embedding while its encoder has prompts: cross-attention may see them."""
+
+    def __init__(self, encoder: Place) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, x: Tensor, ctx: Context | None = None) -> Tensor:
+        prompts = self.encoder.held()
+        if ctx is None or ctx.memory is None or not isinstance(prompts, PromptSite):
+            return x
+        mask, real, skip = ctx.memory_mask, prompts.real(ctx.memory), prompts.skip
+        if real is None:
+            return x
+        rows, count = ctx.memory.shape[0], ctx.memory.shape[1] - real.shape[1]
+        if mask is None and prompts.ragged:
+            mask = real.new_ones(rows, count)
+        if mask is not None and mask.dim() == 2 and mask.shape[1] == count:
+            real = real.to(mask.device, mask.dtype)
+            ctx.memory_mask = torch.cat([mask[:, :skip], real, mask[:, skip:]], 1)
+        return x
 
 
 def prompts_in(cache: Any, rows: int) -> Tensor | None:
@@ -243,8 +317,76 @@ def fit_call(site: PromptSite, named: dict[str, Any]) -> dict[str, Any]:
     return {**named, "attention_mask": whole}
 
 
+def fit_outer(
+    embed: nn.Module, takes_vectors: bool
+) -> Callable[[PromptSite, dict[str, Any]], dict[str, Any]]:
+    """`fit_call` for models from outside, whose arguments are known by their public names alone.
+
+    embed: what gives the vectors: a table, or a module that adds positions and types of tokens itself.
+    """
+    table = isinstance(embed, nn.Embedding)
+
+    def fit(site: PromptSite, named: dict[str, Any]) -> dict[str, Any]:
+        ids, vectors = named.get("input_ids"), named.get("inputs_embeds")
+        past: Any = named.get("past_key_values")
+        given = vectors if ids is None else ids
+        cached = past.get_seq_length() if hasattr(past, "get_seq_length") else 0
+        site.idle = bool(cached)
+        if given is None:
+            return named
+        made = dict(named)
+        if not cached and (vectors is not None or (table and takes_vectors)):
+            made["inputs_embeds"] = embed(ids) if vectors is None else site(vectors)
+            made.pop("input_ids", None)
+            site.idle = True
+        length, front = given.shape[1], torch.arange(site.skip, site.skip + site.count, device=given.device)
+        fills: dict[str, Any] = {"attention_mask": 1}
+        if cached:
+            made |= {
+                n: named[n] + site.count
+                for n in ("position_ids", "cache_position")
+                if named.get(n) is not None
+            }
+        else:
+            fills["labels"] = IGNORED
+            if table or vectors is not None:
+                fills |= {"position_ids": front, "cache_position": front, "token_type_ids": 0}
+        for name, fill in fills.items():
+            value = named.get(name)
+            if isinstance(value, Tensor) and _of_tokens(name, value, len(given), length):
+                shift = site.count if isinstance(fill, Tensor) else 0
+                made[name] = _with_front(value, fill, site, shift)
+        return made
+
+    return fit
+
+
+def _of_tokens(name: str, value: Tensor, rows: int, length: int) -> bool:
+    """Whether an argument has a number for each token (a mask: and for those in the cache)."""
+    if name == "attention_mask":
+        return value.dim() == 2
+    return value.shape[-1] == length and (name != "labels" or value.shape == (rows, length))
+
+
+def _with_front(value: Tensor, fill: Any, site: PromptSite, shift: int) -> Tensor:
+    """Values of tokens (..., S) with others where prompts stand, and those behind them moved on."""
+    front = torch.as_tensor(fill, dtype=value.dtype, device=value.device).expand(
+        *value.shape[:-1], site.count
+    )
+    return torch.cat([value[..., : site.skip], front, value[..., site.skip :] + shift], -1)
+
+
 def fit_labels(site: PromptSite, named: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a call, with labels of tokens that leave the prompts' positions out."""
+    """The arguments of a call, with labels of tokens that leave the prompts' positions out.
+
+    Positions of answers are those of the tokens, which stand behind the prompts.
+    """
+    spans = ("start_positions", "end_positions")
+    if any(isinstance(named.get(n), Tensor) for n in spans):
+        moved = {
+            n: named[n] + site.count * (named[n] >= site.skip) for n in spans if named.get(n) is not None
+        }
+        named = {**named, **moved}
     labels, ids = named.get("labels"), named.get("input_ids", named.get("inputs_embeds"))
     if not isinstance(labels, Tensor) or ids is None or labels.shape != ids.shape[:2]:
         return named
@@ -253,9 +395,3 @@ def fit_labels(site: PromptSite, named: dict[str, Any]) -> dict[str, Any]:
     front = labels.new_full((len(labels), site.count), IGNORED)
     skip = site.skip
     return {**named, "labels": torch.cat([labels[:, :skip], front, labels[:, skip:]], 1)}
-
-
-def hides_both_ways(places: Survey) -> bool:
-    """Whether padding in this model neither is seen nor sees."""
-    masks = (getattr(layer.attn.module, "mask", None) for layer in places.layers if layer.attn is not None)
-    return any(isinstance(mask, Mutual) for mask in masks)

@@ -1,11 +1,14 @@
 """Adapters on the Hugging Face hub: uploading them with a card, and finding those of others."""
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from phyla.adapters.hub import save_adapter, save_adapter_setup
 from phyla.checkpoints.atomic import atomic_write
+from phyla.checkpoints.resolve import _first_line, _reachable
+from phyla.errors import CheckpointError, MissingFileError, require
 from phyla.model import PreTrainedModel
 
 TAG = "adapter-transformers"  # what the hub knows adapters by
@@ -114,25 +117,43 @@ def _push(
     model: Any, repo_id: str, local_path: Any, save: Any, card: Any, overwrite: bool, private: bool | None,
     token: bool | str | None, commit: dict[str, Any],
 ) -> str:  # fmt: skip
-    api = _api(token)
-    whole = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    what = f"uploading to {repo_id!r}"
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(local_path or temporary)
         save(folder)
+        made = _ask(what, token, lambda api: api.create_repo(repo_id, private=private, exist_ok=True))
         if overwrite or not (folder / "README.md").exists():
-            atomic_write(folder / "README.md", card(whole).encode())
-        return str(api.upload_folder(repo_id=whole, folder_path=folder, **commit))
+            atomic_write(folder / "README.md", card(made.repo_id).encode())
+        upload = {"repo_id": made.repo_id, "folder_path": folder, **commit}
+        return str(_ask(what, token, lambda api: api.upload_folder(**upload)))
 
 
-def _api(token: bool | str | None = None) -> Any:
-    from huggingface_hub import HfApi
+def _ask(what: str, token: bool | str | None, call: Callable[[Any], Any]) -> Any:
+    """What the hub answers; MissingFileError for what it does not have, CheckpointError where it says no or
+    cannot be reached.
+    """
+    hub = require("huggingface_hub", "hub", what)
+    from huggingface_hub import constants, errors
 
-    return HfApi(token=token)
+    if constants.HF_HUB_OFFLINE:
+        raise CheckpointError(f"{what} needs the hub, which may not be asked (HF_HUB_OFFLINE=1)")
+    if not _reachable(constants.ENDPOINT):
+        raise CheckpointError(f"{what} needs the hub, but {constants.ENDPOINT} cannot be reached; try again")
+    try:
+        return call(hub.HfApi(token=token))
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+        raise MissingFileError(
+            f"{what}: the hub has no such repository or revision, or it is not open to you "
+            f"({_first_line(error)}); give token=... if it is private"
+        ) from error
+    except Exception as error:  # the errors of the network layer differ between versions of the hub library
+        raise CheckpointError(f"{what} failed: {_first_line(error)}") from error
 
 
 class AdapterInfo(NamedTuple):
-    """One adapter on the hub."""
+    """One adapter on the hub; model_name: what it was trained for, where the hub tells."""
 
+    source: str
     adapter_id: str
     model_name: str | None
     username: str | None
@@ -140,18 +161,21 @@ class AdapterInfo(NamedTuple):
 
 
 def list_adapters(model_name: str | None = None) -> list[AdapterInfo]:
-    """The adapters on the hub, of one model or of all."""
-    found = [_info(item) for item in _api().list_models(filter=TAG, full=True, fetch_config=True)]
+    """The adapters on the hub, of one model or of all; CheckpointError where the hub cannot be asked."""
+    found = _ask(
+        "listing adapters", None,
+        lambda api: [_info(item) for item in api.list_models(filter=TAG, full=True, fetch_config=True)],
+    )  # fmt: skip
     return [info for info in found if model_name is None or info.model_name == model_name]
 
 
 def get_adapter_info(adapter_id: str) -> AdapterInfo:
-    """What the hub knows about one adapter."""
-    return _info(_api().model_info(adapter_id))
+    """What the hub knows about one adapter; MissingFileError where it has none of that name."""
+    return _ask(f"asking for {adapter_id!r}", None, lambda api: _info(api.model_info(adapter_id)))
 
 
 def _info(item: Any) -> AdapterInfo:
-    config = (getattr(item, "config", None) or {}).get("adapter_transformers") or {}
-    return AdapterInfo(
-        item.id, config.get("model_name"), getattr(item, "author", None), getattr(item, "sha", None)
-    )
+    config = getattr(item, "config", None) or {}
+    told = config.get("adapter_transformers") or config.get("adapters") or {}
+    author = getattr(item, "author", None) or (item.id.split("/")[0] if "/" in item.id else None)
+    return AdapterInfo("hf", item.id, told.get("model_name"), author, getattr(item, "sha", None))

@@ -11,6 +11,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from phyla.adapters.bottleneck import Act
 from phyla.adapters.config import ARCHITECTURES, AdapterConfig, known
+from phyla.adapters.dialect import STREAMS
 from phyla.adapters.interpret import Facts, Flow, Method, run
 from phyla.adapters.places import Place, Survey
 from phyla.blocks.context import Context
@@ -36,7 +37,7 @@ class ReftConfig(AdapterConfig):
     __hash__ = AdapterConfig.__hash__
 
     def unsaved(self) -> tuple[str, ...]:
-        return ("subtract_projection",)
+        return ("subtract_projection",) if self.subtract_projection else ()
 
 
 @known("loreft")
@@ -139,8 +140,9 @@ class Reft(nn.Module):
 def attach(config: ReftConfig, places: Survey, entry: Any) -> Iterator[tuple[Place, nn.Module]]:
     """The parts of one adapter with their places."""
     for layer in places.layers:
-        if config.output_reft and (config.layers == "all" or layer.index in config.layers):
-            yield layer.stream, Reft(config, layer.width)
+        streams = 0 if layer.maps else STREAMS.get(layer.model_type, 1)
+        if streams and config.output_reft and (config.layers == "all" or layer.index in config.layers):
+            yield layer.stream, Reft(config, layer.width * streams)
 
 
 class StreamSite(nn.Module, Method):
@@ -151,6 +153,8 @@ class StreamSite(nn.Module, Method):
         self.setup, self.parts, self.facts = setup, parts, facts
 
     def forward(self, x: Tensor, ctx: Context | None = None) -> Tensor:
+        if x.dim() > 3:  # rows of rows, such as the channels of a series
+            return self(x.flatten(0, -3), ctx).view_as(x)
         index, start, end = positions(x, ctx)
         (y,) = run(self.setup, (x,), (index, start, end), self, self.facts)
         assert y is not None

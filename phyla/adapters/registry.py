@@ -36,6 +36,7 @@ from phyla.adapters.dialect import INVERTED, Spot, norm_of, spot_of
 from phyla.adapters.fusion import AdapterFusionConfig, Fusion, fusion_config_of
 from phyla.adapters.interpret import Facts
 from phyla.adapters.merge import Kept, merged_values, put_values
+from phyla.adapters.placement import settle, settle_layers
 from phyla.adapters.places import Place, Survey, survey
 from phyla.errors import AdapterError, nearest
 
@@ -102,9 +103,9 @@ class Entry(nn.Module):
         self.around = nn.ModuleList()  # what changes the arguments of calls while active
         self.shifts: list[Any] = []  # further changes of the base that are put and lifted
 
-    def empty(self) -> bool:
-        """Whether the adapter would change nothing."""
-        return not (len(self.parts) or len(self.replaced) or len(self.overlays) or len(self.around))
+    def size(self) -> int:
+        """How many things there are that change the model."""
+        return len(self.parts) + len(self.replaced) + len(self.overlays) + len(self.around)
 
     def alone(self) -> bool:
         """Whether it changes what rows and other adapters share."""
@@ -131,10 +132,13 @@ class Adapters(nn.Module):
         super().__init__()
         self.entries = nn.ModuleDict()
         self.fusions = nn.ModuleDict()
+        given = inspect.signature(model.forward).parameters.values()
+        self.arguments = [p.name for p in given if p.kind is p.POSITIONAL_OR_KEYWORD]
         self.tables = nn.ParameterDict()  # token tables that are not in use
         self.table = "default"
         self.shared: dict[str, tuple[str, ...]] = {}  # adapters that have parameters in common
         self.fusion_configs: dict[str, AdapterFusionConfig] = {}
+        self.fused: dict[str, list[str]] = {}  # the adapters of each fusion
         self.where: Survey = where or survey(model)
         self.setup: Any = None
         self.skip_layers: list[int] = []
@@ -173,12 +177,13 @@ class Adapters(nn.Module):
             with torch.random.fork_rng(devices=[], enabled=seed is not None):
                 if seed is not None:
                     torch.manual_seed(seed)
+                size = made.size()
                 self._fill(made, part_config)
-        if made.empty():
-            raise AdapterError(
-                f"{type(made.config).__name__} finds no place in this model with the fields that it has"
-            )
-        made.to(device=like.device, dtype=like.dtype if like.is_floating_point() else None)
+            if made.size() == size:
+                raise AdapterError(
+                    f"{type(part_config).__name__} finds no place in this model with the fields that it has"
+                )
+        settle(made, like)
         for part in made.parts:
             wanted = getattr(getattr(part, "config", None), "dtype", None)
             if wanted is not None:
@@ -189,7 +194,7 @@ class Adapters(nn.Module):
         """AdapterError for what the hooks of a model from outside cannot do."""
         from phyla.adapters.interface import AdapterMethod
 
-        allowed = tuple(m for m in self.where.allowed or () if m not in ("prefix_tuning", "prompt_tuning"))
+        allowed = tuple(m for m in self.where.allowed or () if m != "prefix_tuning")
         for method in AdapterMethod.get_from_config(config):
             if method not in allowed:
                 raise AdapterError(f"this model's interface allows {list(allowed)}, but not {method}")
@@ -243,11 +248,18 @@ class Adapters(nn.Module):
                     layers[module_key(place.path)] = Fusion(made_config, width)
         if not layers:
             raise AdapterError(f"a fusion needs bottleneck adapters, but {names} have none")
-        layers.to(device=like.device, dtype=like.dtype).train(self.training)
+        spots = {module_key(p.path): p for layer in self.where.layers for _, p in layer.branches()}
+        settle_layers(((layers[spot], spots[spot]) for spot in layers), like)
+        layers.train(self.training)
         self.fusions[module_key(key)] = layers
-        self.fusion_configs[key] = made_config
+        self.fusion_configs[key], self.fused[key] = made_config, list(names)
         self.ready.clear()
         return key
+
+    def unfuse(self, name: str) -> None:
+        """Take a fusion away."""
+        del self.fusions[module_key(name)], self.fusion_configs[name], self.fused[name]
+        self.ready.clear()
 
     def fusion_at(self, name: str, path: str) -> Fusion | None:
         """The layer of a fusion at one branch."""
@@ -355,9 +367,11 @@ class Adapters(nn.Module):
             return prefix.KeyValueSite(setup, parts, self.facts, by_slot)
         if kind == "reft":
             return reft.StreamSite(setup, parts, self.facts)
+        if place.kind == "memory":
+            return prompt.MemorySite(place.encoder)  # type: ignore[attr-defined]
         if kind == "prompt":
             lift = getattr(place.module, "lift", None)
-            return prompt.PromptSite(setup, parts, self.facts, lift, prompt.hides_both_ways(self.where))
+            return prompt.PromptSite(setup, parts, self.facts, lift)
         if place.kind == "embed":
             hooked = self.where.layers[0].model_type in INVERTED
             scale = getattr(place.module, "scale", None) if hooked else None
@@ -443,11 +457,13 @@ class Adapters(nn.Module):
             return self.with_rows(names, rows, lambda: self._call(forward, model, args, named))
         site = self.prompts()
         if site is not None:
-            if args and not torch.compiler.is_compiling():
-                bound = inspect.signature(model.forward).bind_partial(*args)
-                args, named = (), {**bound.arguments, **named}
-            named = prompt.fit_call(site, named)
-            if not hasattr(model, "flexible"):  # those heads know of prompts themselves
+            named = {**dict(zip(self.arguments, args, strict=False)), **named}
+            args, outside = args[len(self.arguments) :], self.where.allowed is not None
+            fit: Any = prompt.fit_call
+            if outside:
+                fit = prompt.fit_outer(self.where.embeds[0].module, "inputs_embeds" in self.arguments)
+            named = fit(site, named)
+            if not outside and not hasattr(model, "flexible"):  # those heads know of prompts themselves
                 named = prompt.fit_labels(site, named)
         count = 1 if self.facts.copied else copies(self.setup)
         if count > 1:
@@ -460,13 +476,19 @@ class Adapters(nn.Module):
         return self.with_tasks(named.pop("task_ids"), lambda: forward(*args, **named))
 
     def prompts(self) -> Any:
-        """The site that puts prompts in front of the tokens, or None."""
+        """The site that puts prompts in front of the tokens, or None; those of an encoder move no others."""
+        if any(place.kind == "memory" for place in self.filled):
+            return None
         return next((p.held() for p in self.filled if isinstance(p.held(), prompt.PromptSite)), None)
 
     def calling(self) -> Iterator[Any]:
         """What of the active adapters changes the arguments of calls; nothing while `generate` runs."""
         for name in () if self.facts.copied else names_of(self.setup):
             yield from self.get(name).around
+
+    def side_by_side(self, setups: list[Any]) -> Any:
+        """The setup of a row whose tokens have these setups; `facts.tokens` says which token has which."""
+        return Rows(*setups)
 
     def with_rows(self, names: Any, rows: int, run: Any) -> Any:
         """What `run()` gives while each of the rows has the adapter named for it; None keeps the setup."""

@@ -13,6 +13,7 @@ from phyla.adapters.head_setup import heads_of, names_in
 from phyla.adapters.heads.base import PredictionHead
 from phyla.adapters.heads.language import CausalLMHead
 from phyla.adapters.heads.module import MODEL_HEAD_MAP, HeadDict, unscaled
+from phyla.adapters.placement import end_of
 from phyla.adapters.registry import check_name
 from phyla.errors import AdapterError
 from phyla.model import PreTrainedModel
@@ -196,7 +197,7 @@ class HeadMethods(PreTrainedModel):
             )
         made = self.flexible.make_head(self, check_name(name), facts)
         like = api._like(self)
-        return made.to(device=like.device, dtype=like.dtype)
+        return made.to(device=end_of(self, like).device, dtype=like.dtype)
 
     def _keep(self, head: PredictionHead, set_active: bool) -> None:
         """Take a head in."""

@@ -230,6 +230,8 @@ class FlexibleModel(HeadMethods, PreTrainedModel):
         facts["pooled_output"] = getattr(out, "pooler_output", None)
         for site in self._embed_sites():
             if isinstance(site, PromptSite):
+                if self.is_encoder_decoder:
+                    continue  # its heads read the decoder, which is no longer than its inputs
                 added = next(p.prompt_embedding.num_embeddings for f in site.parts.values() for p in f)
                 facts |= {"prompt_tokens_length": added, "prompt_skip": site.skip}
             else:

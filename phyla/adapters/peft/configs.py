@@ -12,8 +12,8 @@ KINDS: dict[str, type["PeftConfig"]] = {}
 
 # Settings that change what is computed and that are not implemented: an error where one is set.
 _REFUSED = (
-    "alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "use_bdlora", "use_qalora",
-    "velora_config",
+    "alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "monteclora_config",
+    "use_bdlora", "use_qalora", "velora_config",
 )  # fmt: skip
 
 
@@ -31,6 +31,20 @@ def peft(kind: str):
         return cls
 
     return register
+
+
+# Settings of starts from data and of other machines, which change nothing here.
+_IDLE = (
+    "corda_config", "ensure_weight_tying", "eva_config", "loftq_config", "lora_ga_config", "megatron_config",
+    "megatron_core", "qalora_group_size", "runtime_config",
+)  # fmt: skip
+
+
+def refuse(data: Mapping[str, Any]) -> None:
+    """AdapterError where a setting is given that changes what is computed, but is not implemented."""
+    for name in _REFUSED:
+        if data.get(name):
+            raise AdapterError(f"the setting {name} of PEFT adapters is not implemented")
 
 
 @dataclass
@@ -60,9 +74,7 @@ class PeftConfig(AdapterConfig):
             )
         made = KINDS[kind]
         known = {f.name for f in fields(made)} - {"extra"}
-        for name in _REFUSED:
-            if data.get(name):
-                raise AdapterError(f"the setting {name} of PEFT adapters is not implemented")
+        refuse(data)
         given = {k: v for k, v in data.items() if k in known}
         rest = {k: v for k, v in data.items() if k not in known and k not in ("peft_type", "architecture")}
         if given.get("target_parameters") and given.get("target_modules") is None:
@@ -120,7 +132,36 @@ class LoraConfig(TunerConfig):
     use_dora: bool = False
     lora_bias: bool = False
     target_parameters: list[str] | None = None
+    # See _IDLE.
+    corda_config: Any = None
+    ensure_weight_tying: bool = False
+    eva_config: Any = None
+    loftq_config: Any = field(default_factory=dict)
+    lora_ga_config: Any = None
+    megatron_config: Any = None
+    megatron_core: str | None = "megatron.core"
+    qalora_group_size: int = 16
+    runtime_config: Any = field(default=None, repr=False)
+    # See _REFUSED.
+    alora_invocation_tokens: Any = None
+    arrow_config: Any = None
+    kasa_config: Any = None
+    layer_replication: Any = None
+    monteclora_config: Any = None
+    use_bdlora: Any = None
+    use_qalora: bool = False
+    velora_config: Any = None
     __hash__ = AdapterConfig.__hash__
+
+    def __post_init__(self) -> None:
+        refuse({name: getattr(self, name) for name in _REFUSED})
+
+    def to_dict(self) -> dict[str, Any]:
+        found = super().to_dict()
+        # Files name what has no effect here only where it is set; runtime_config is never in them.
+        plain = {f.name: f.default for f in fields(LoraConfig) if f.name in (*_IDLE, *_REFUSED)}
+        gone = [k for k, default in plain.items() if found[k] == default or not found[k]]
+        return {k: v for k, v in found.items() if k not in (*gone, "runtime_config")}
 
 
 @peft("ADALORA")

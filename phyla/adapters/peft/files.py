@@ -22,12 +22,15 @@ from phyla.adapters.peft.part import Part
 from phyla.adapters.peft.prompts import KEY
 from phyla.adapters.peft.targets import Targets, targets_of
 from phyla.adapters.peft.tokens import Rows
+from phyla.adapters.placement import settle
 from phyla.adapters.registry import Entry
 from phyla.errors import AdapterError, ShapeMismatchError
 from phyla.model import PreTrainedModel
 
 AHEAD = "base_model.model."
 VERSION = "0.21.2"  # the version of the format that is written
+# Settings that not all of PEFT's configurations have: where they are not used they are not written.
+_NOT_EVERYWHERE = ("exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save")
 
 
 def read_peft(model: PreTrainedModel, facts: dict[str, Any], tensors: dict[str, Tensor], name: str) -> Entry:
@@ -43,8 +46,8 @@ def read_peft(model: PreTrainedModel, facts: dict[str, Any], tensors: dict[str, 
 
 
 def _ready(entry: Entry, model: PreTrainedModel) -> Entry:
-    like = _like(model)
-    return entry.to(device=like.device, dtype=like.dtype).train(model.training)
+    settle(entry, _like(model))
+    return entry.train(model.training)
 
 
 def _prompts(entry: Entry) -> list[Any]:
@@ -151,7 +154,7 @@ def write_peft(model: PreTrainedModel, name: str) -> tuple[dict[str, Any], dict[
     config = entry.config
     if not isinstance(config, PeftConfig):
         return _as_lora(model, entry)
-    facts = config.to_dict()
+    facts = {k: v for k, v in config.to_dict().items() if v is not None or k not in _NOT_EVERYWHERE}
     del facts["architecture"]
     facts |= {"inference_mode": True, "peft_version": VERSION}
     facts["base_model_name_or_path"] = getattr(model.config, "_name_or_path", "") or None
@@ -168,12 +171,21 @@ def write_peft(model: PreTrainedModel, name: str) -> tuple[dict[str, Any], dict[
         if key == "vera" and isinstance(config, VeraConfig) and config.save_projection:
             found |= {f"base_model.{n}": b.clone() for n, b in module.named_buffers()}
     norms = config if isinstance(config, LNTuningConfig) else None
+    adapted = {part.path for part in entry_parts(entry)}
     for key, value in _whole(entry, targets).items():
         path, _, leaf = key.rpartition(".")
-        found[f"{ahead_of_base}{path}.{'ln_tuning_layers.' if norms and norms.wants(path) else ''}{leaf}"] = (
-            value
-        )
+        inside = "ln_tuning_layers." if norms and norms.wants(path) else ""
+        inside = "base_layer." if path in adapted else inside
+        found[f"{ahead_of_base}{path}.{inside}{leaf}"] = value
     return _settled(facts, entry), found
+
+
+def changed_by_files(entry: Entry) -> bool:
+    """Whether a PEFT folder would hold something else than the adapter: what a network makes of its vectors,
+    or twice the rank where it started from the base's own parts.
+    """
+    made = any(getattr(holder, "encoder", None) is not None for holder in _prompts(entry))
+    return made or any(isinstance(p, LowRank) and p.start_A is not None for p in entry_parts(entry))
 
 
 def _settled(facts: dict[str, Any], entry: Entry) -> dict[str, Any]:

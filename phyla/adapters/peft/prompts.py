@@ -69,8 +69,9 @@ class Virtual(nn.Module):
             if given is not None:
                 more = torch.full((rows, self.count), value, dtype=given.dtype, device=given.device)
                 named[name] = torch.cat([more, given], 1)
-        labels = named.get("labels")
-        if labels is not None and model.head_spec.task == "causal-lm":
+        labels: Any = named.get("labels")
+        of_tokens = labels is not None and labels.shape == embeds.shape[:2] and not labels.is_floating_point()
+        if of_tokens and not model.config.is_encoder_decoder:
             more = torch.full((rows, self.count), -100, dtype=labels.dtype, device=labels.device)
             named["labels"] = torch.cat([more, labels], 1)
         if named.pop("position_ids", None) is not None:
@@ -163,7 +164,7 @@ class KeysAt(nn.Module):
         self.keys, self.index = keys, index
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        k, v = self.keys.all()[self.index]
+        k, v = self.keys.all()[self.index].to(x.device)
         return k.expand(x.shape[0], -1, -1, -1), v.expand(x.shape[0], -1, -1, -1)
 
 
@@ -198,6 +199,8 @@ def attach_prompt(
     count = required(config, "num_virtual_tokens")
     if not isinstance(config, PrefixTuningConfig):
         yield from ()
+        if type(model).main_input_name == "pixel_values":
+            raise AdapterError(f"virtual tokens stand ahead of text, but {type(model).__name__} reads images")
         width = model.get_input_embeddings().weight.shape[1]
         halves = 2 if model.config.is_encoder_decoder else 1
         _settle(config, token_dim=width, num_transformer_submodules=halves, num_layers=len(where.layers))

@@ -206,7 +206,7 @@ def _rows(line: Line, shapes: list[tuple[int, ...]]) -> list[Any]:
 
 def usual(model: Any, targets: Targets, where: Survey, letters: tuple[str, ...] = ("q", "v")) -> list[str]:
     """The public paths of some projections of all layers: what PEFT changes where nothing is said."""
-    wanted = {place.path for layer in where.layers for place in layer.linears if place.part in letters}
+    wanted = {place.path for layer in where.layers for place in layer.linears if place.means(letters)}
     return [
         path
         for path, target in targets.modules.items()
