@@ -90,7 +90,7 @@ def _all_names() -> dict[str, str]:
 def __getattr__(name: str) -> Any:
     module = _NAMES.get(name)
     if module is None and not name.startswith("_"):
-        if importlib.util.find_spec(f"phyla.{name}") is not None:  # `phyla.adapters`, `from phyla import fast`
+        if importlib.util.find_spec(f"phyla.{name}") is not None:  # a package of ours
             return importlib.import_module(f"phyla.{name}")
         module = _all_names().get(name)
     if module is None:

@@ -29,7 +29,12 @@ _ONE_PLACE = (
     "times 316 (it should leave the bias), and further norms amplify that: in float64 phyla departs from the "
     "reference by 2.4e-4 as well; the options of this family have larger images and hold"
 )
+_LAST_STEP = (
+    "the reference's cache of mixed windows forgets the first token in the last step, although no window is "
+    "full; without a cache, and in a longer run, it gives the token that phyla gives"
+)
 DEPARTURES = {
+    "gemma3/Gemma3ForConditionalGeneration": (("generate",), _LAST_STEP),
     "grounding-dino/GroundingDinoModel": (("forward",), _ONE_PLACE),
     "grounding-dino/GroundingDinoForObjectDetection": (("forward",), _ONE_PLACE),
     "mamba2/Mamba2Model": (("forward",), _GROUPS),

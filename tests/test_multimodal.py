@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 import phyla
@@ -97,6 +98,44 @@ def test_generation_with_and_without_a_cache_agrees(model_type: str, name: str) 
         assert model.generate(**inputs, **NEW, use_cache=False).tolist() == wanted.tolist()
     several = model.generate(**inputs, **NEW | {"num_beams": 2, "num_return_sequences": 2})
     assert several.shape == (2, wanted.shape[1])
+
+
+@torch.no_grad()
+def test_the_tokens_of_one_image_see_each_other_and_no_later_image() -> None:
+    model, golden = load("gemma3", "Gemma3ForConditionalGeneration")
+    token, pixels = model.config.image_token_index, golden.inputs()["pixel_values"]
+    ids = torch.tensor([[5, *[token] * 4, 6, *[token] * 4, 7, 8]])
+    seen = {"token_type_ids": (ids == token).long(), "use_cache": False}
+    first, swapped = (
+        model(input_ids=ids, pixel_values=p, output_hidden_states=True, **seen).hidden_states[1][0]
+        for p in (pixels, torch.stack((pixels[0], pixels[1].flip(-1))))
+    )
+    moved = (first - swapped).abs().amax(-1) > 1e-5
+    assert moved.nonzero().flatten().tolist() == [6, 7, 8, 9, 10, 11]
+    plain = model(input_ids=ids, pixel_values=pixels, output_hidden_states=True, use_cache=False)
+    apart = (first - plain.hidden_states[1][0]).abs().amax(-1) > 1e-5
+    assert apart.nonzero().flatten().tolist() == [1, 2, 3, 6, 7, 8]
+    prompt = {"input_ids": ids, "pixel_values": pixels, "token_type_ids": seen["token_type_ids"]}
+    wanted = model.generate(**prompt, **NEW, use_cache=False, suppress_tokens=[token])
+    assert torch.equal(model.generate(**prompt, **NEW, suppress_tokens=[token]), wanted)
+    left = {k: torch.nn.functional.pad(prompt[k], (3, 0)) for k in ("input_ids", "token_type_ids")}
+    mask = torch.ones_like(left["input_ids"]).index_fill(1, torch.arange(3), 0)
+    padded = model.generate(**prompt | left, attention_mask=mask, **NEW, suppress_tokens=[token])
+    assert torch.equal(padded[:, 3:], wanted)
+    asked = phyla.Engine(model).submit(**prompt, **NEW, suppress_tokens=[token])
+    assert asked.result().generated_tokens == wanted[0, ids.shape[1] :].tolist()
+
+
+@torch.no_grad()
+def test_towers_of_later_files_are_read(tmp_path: Path) -> None:
+    model, golden = load("gemma3", "Gemma3ForConditionalGeneration")
+    tensors = golden.write_checkpoint(tmp_path)
+    later = {n.replace("vision_tower.vision_model.", "vision_tower."): t for n, t in tensors.items()}
+    assert sum(n not in tensors for n in later) > 40
+    save_file(later, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    again = type(model).from_pretrained(tmp_path)
+    mine, theirs = model.state_dict(), again.state_dict()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
 @readers

@@ -166,6 +166,7 @@ UNREACHED: dict[str, tuple[str, ...]] = {
     "LlavaForConditionalGeneration": ("vision.layers.1.", "vision.pool."),
     "LlavaNextForConditionalGeneration": ("vision.pool.",),
     "PaliGemmaForConditionalGeneration": ("vision.pool.",),
+    "Gemma3ForConditionalGeneration": ("vision.pool.",),
     # queries alone pass the queries' feed-forwards; texts and images are compared, not read together
     "Blip2Model": ("qformer.layers.0.ffn.", "qformer.layers.1.ffn."),
     "Blip2ForConditionalGeneration": ("qformer.layers.0.ffn.", "qformer.layers.1.ffn."),
@@ -264,6 +265,14 @@ UNREACHED: dict[str, tuple[str, ...]] = {
     "XLNetForTokenClassification": (".blank", ".segment"),
     "XLNetForQuestionAnsweringSimple": (".blank", ".segment"),
     "XLNetForMultipleChoice": (".blank", ".segment"),
+    # no row is in the other language
+    "XmodModel": (".de_DE.",),
+    "XmodForMaskedLM": (".de_DE.",),
+    "XmodForCausalLM": (".de_DE.",),
+    "XmodForSequenceClassification": (".de_DE.",),
+    "XmodForTokenClassification": (".de_DE.",),
+    "XmodForQuestionAnswering": (".de_DE.",),
+    "XmodForMultipleChoice": (".de_DE.",),
 }
 
 
