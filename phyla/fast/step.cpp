@@ -40,7 +40,7 @@ struct Stack {
 
 namespace {
 
-enum { MOST_ROWS = 8, KEYS = 128, CHUNK_BYTES = 40960, PHASES = 5 };
+enum { MOST_ROWS = 8, KEYS = 128, CHUNK_BYTES = 40960, CHUNKS_PER_THREAD = 8, ENDS = 64, PHASES = 5 };
 
 struct Sizes {
     long qkv, parts, inner, change, shared, stream, scratch, panel, own;
@@ -67,7 +67,7 @@ struct Sizes {
         const long widest = s.width > s.heads * E ? s.width : s.heads * E;
         stream = M * widest + line;
         scratch = queries * E + queries * KEYS + E + s.width + line;
-        own = 2 * stream + scratch + 2 * 64 * MOST_ROWS + 2 * panel + line;
+        own = 2 * stream + scratch + 2 * ENDS * MOST_ROWS + 2 * panel + line;
     }
 };
 
@@ -83,10 +83,13 @@ struct Team {
 
 inline float *align(float *p) { return (float *)(((uintptr_t)p + 63) & ~(uintptr_t)63); }
 
-// The next chunk of rows of weights of `width` elements, as [n, end); false where none is left.
-template <class T> bool take(long *counter, long outs, long width, long &n, long &end) {
+// The next chunk of rows of weights of `width` elements, as [n, end); false where none is left. Long runs of memory
+// are read fastest, so chunks are as large as lets the threads end together.
+template <class T> bool take(long *counter, long outs, long width, long threads, long &n, long &end) {
+    const long fair = outs / (threads * CHUNKS_PER_THREAD) / 4 * 4;
     long rows = CHUNK_BYTES / (width * (long)sizeof(T)) / 4 * 4;
     rows = rows < 4 ? 4 : rows > 64 ? 64 : rows;
+    rows = rows < fair ? fair : rows;
     n = __atomic_fetch_add(counter, rows, __ATOMIC_RELAXED);
     end = n + rows < outs ? n + rows : outs;
     return n < outs;
@@ -308,7 +311,7 @@ template <class T> void go(Team &t) {
     const Sizes &size = *t.size;
     float *qkv = align(t.shared), *parts = qkv + size.qkv, *inner = parts + size.parts;
     float *attn_change = inner + size.inner, *ffn_change = attn_change + size.change;
-    float *x = align(t.own + me * t.own_size), *h = x + size.stream, *scratch = h + size.stream, *ends = scratch + size.scratch, *room = ends + 2 * 64 * MOST_ROWS;
+    float *x = align(t.own + me * t.own_size), *h = x + size.stream, *scratch = h + size.stream, *ends = scratch + size.scratch, *room = ends + 2 * ENDS * MOST_ROWS;
     memcpy(x, s.x, M * D * sizeof(float));
     for (long i = 0; i < s.layers; i++) {
         const Layer &l = s.layer[i];
@@ -320,7 +323,7 @@ template <class T> void go(Team &t) {
             const long outs[] = {Q, KV, KV};
             fill(Blocks<T>(h, D, M, threads, room), counter, maps, outs, 3, qkv, row);
         }
-        while (!s.coded && take<T>(counter, row, D, n, end))
+        while (!s.coded && take<T>(counter, row, D, threads, n, end))
             for (; n < end; n++) {
                 if (n < Q)
                     rows_of<T>(l.q, n, M, h, D, out);
@@ -343,7 +346,7 @@ template <class T> void go(Team &t) {
             const Map *const maps[] = {&l.o};
             fill(Blocks<T>(h, Q, M, threads, room), counter + 2, maps, &D, 1, attn_change, D);
         }
-        while (!s.coded && take<T>(counter + 2, D, Q, n, end))
+        while (!s.coded && take<T>(counter + 2, D, Q, threads, n, end))
             for (; n < end; n++) {
                 rows_of<T>(l.o, n, M, h, Q, out);
                 for (long m = 0; m < M; m++) attn_change[m * D + n] = out[m];
@@ -361,26 +364,23 @@ template <class T> void go(Team &t) {
                     gate_block(s, gate + m * CODE_ROWS, up + m * CODE_ROWS, count, inner + m * s.inner + b * CODE_ROWS);
             }
         }
-        while (!s.coded && take<T>(counter + 3, s.inner, D, n, end)) {
-            const long count = end - n;
-            for (long j = 0; j < count; j++) {
-                rows_of<T>(l.up, n + j, M, h, D, out);
-                for (long m = 0; m < M; m++) ends[m * 64 + j] = out[m];
-                if (!s.gated) continue;
-                rows_of<T>(l.gate, n + j, M, h, D, out);
-                for (long m = 0; m < M; m++) ends[(MOST_ROWS + m) * 64 + j] = out[m];
+        while (!s.coded && take<T>(counter + 3, s.inner, D, threads, n, end))
+            for (; n < end; n += ENDS) {
+                const long count = n + ENDS < end ? (long)ENDS : end - n;
+                for (int gates = 0; gates <= (s.gated ? 1 : 0); gates++)
+                    for (long j = 0; j < count; j++) {
+                        rows_of<T>(gates ? l.gate : l.up, n + j, M, h, D, out);
+                        for (long m = 0; m < M; m++) ends[(gates * MOST_ROWS + m) * ENDS + j] = out[m];
+                    }
+                for (long m = 0; m < M; m++)
+                    gate_block(s, ends + (MOST_ROWS + m) * ENDS, ends + m * ENDS, count, inner + m * s.inner + n);
             }
-            for (long m = 0; m < M; m++) {
-                const float *up = ends + m * 64, *gate = ends + (MOST_ROWS + m) * 64;
-                gate_block(s, gate, up, count, inner + m * s.inner + n);
-            }
-        }
         meet(t.meeting, threads);
         if (s.coded) {
             const Map *const maps[] = {&l.down};
             fill(Blocks<T>(inner, s.inner, M, threads, room), counter + 4, maps, &D, 1, ffn_change, D);
         }
-        while (!s.coded && take<T>(counter + 4, D, s.inner, n, end))
+        while (!s.coded && take<T>(counter + 4, D, s.inner, threads, n, end))
             for (; n < end; n++) {
                 rows_of<T>(l.down, n, M, inner, s.inner, out);
                 for (long m = 0; m < M; m++) ffn_change[m * D + n] = out[m];
