@@ -2,30 +2,13 @@
 
 import pytest
 import torch
+from native_kernels import BUILT, counted, kernels
 from test_generation_engine import prompts
-from test_native_step import BUILT, CONFIGS, kernels
+from test_native_step import CONFIGS
 
 import phyla
-from phyla.blocks import flat, matmul, stack
 
-__all__ = ["kernels"]  # a fixture
-
-
-@pytest.fixture
-def counted(kernels, monkeypatch):
-    """The kernels in their slots; a list that grows with each call of the stack that they took."""
-    taken: list[bool] = []
-
-    def run(*parts):
-        y = kernels.stack(*parts)
-        taken.append(y is not None)
-        return y
-
-    monkeypatch.setattr(matmul, "native", kernels.product)
-    monkeypatch.setattr(matmul, "native_alike", kernels.alike)
-    monkeypatch.setattr(flat, "native", kernels.flat)
-    monkeypatch.setattr(stack, "native", run)
-    return taken
+__all__ = ["counted", "kernels"]  # fixtures
 
 
 def made(name, **changes):

@@ -7,8 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from native_kernels import BUILT, counted, kernels
 from test_generation_engine import prompts
-from test_native_step import BUILT, CHUNKS, CONFIGS, case, kernels, model_of, stepwise
+from test_native_step import CHUNKS, CONFIGS, case, model_of, stepwise
 from test_quantization import (
     FORMATS,
     IDS,
@@ -25,7 +26,7 @@ from test_quantization import (
 )
 
 import phyla
-from phyla.blocks import flat, matmul, stack
+from phyla.blocks import stack
 from phyla.blocks.matmul import rows_alike
 from phyla.errors import ShapeMismatchError
 from phyla.fast import codes, native
@@ -36,26 +37,8 @@ from phyla.quantization.methods import maker_of, reader_of
 from phyla.quantization.numbers import Numbers
 from phyla.quantization.quanto import Quanto
 
-__all__ = ["dense", "goldens", "kernels"]  # fixtures
+__all__ = ["counted", "dense", "goldens", "kernels"]  # fixtures
 HALVES = (torch.float32, torch.float16, torch.bfloat16)
-
-
-@pytest.fixture
-def counted(kernels, monkeypatch):
-    """The kernels in their slots; a list that grows with each call of the stack that they took."""
-    taken: list[bool] = []
-
-    def run(*parts):
-        y = kernels.stack(*parts)
-        taken.append(y is not None)
-        return y
-
-    monkeypatch.setattr(matmul, "native", kernels.product)
-    monkeypatch.setattr(matmul, "native_alike", kernels.alike)
-    monkeypatch.setattr(flat, "native", kernels.flat)
-    monkeypatch.setattr(stack, "native", run)
-    monkeypatch.setattr(codes, "native", kernels.codes if BUILT else None)
-    return taken
 
 
 def numbers_of(kind, rows, width, group, zeros, dtype, ordered, seed) -> tuple[Numbers, torch.Tensor]:

@@ -1,11 +1,9 @@
 """What inference on a CPU computes in other ways than modules say: products, recurrences, convolutions."""
 
-import os
-import shutil
-
 import pytest
 import torch
 import torch.nn.functional as F
+from native_kernels import BUILT, kernels
 from torch import nn
 
 import phyla
@@ -14,20 +12,9 @@ from phyla.blocks.act import activation
 from phyla.blocks.conv import BatchNorm, ConvNorm, channels_last
 from phyla.blocks.linear import Linear, activated
 from phyla.blocks.spec import make
-from phyla.fast import native
 from phyla.fast.pack import join
 
-COMPILER = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
-
-
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory):
-    """The kernels; where there is no compiler, functions that always decline."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "kernels"))
-        found = native.load()
-    assert (found is not None) == (COMPILER is not None)
-    return found or native.Kernels(*(lambda *parts: None,) * len(native.Kernels._fields))
+__all__ = ["kernels"]  # a fixture
 
 
 @pytest.fixture
@@ -58,7 +45,7 @@ def test_selective_scan(kernels, drawn, monkeypatch, batch, length, inner, state
         taken = []
         monkeypatch.setattr(scan, "native", lambda *given: taken.append(kernels.scan(*given)) or taken[-1])
         found = [scan.selective_scan(*parts) for _ in threads()]
-    assert all((y is not None) == (COMPILER is not None) for y in taken)
+    assert all((y is not None) == BUILT for y in taken)
     assert len(taken) == 3
     for y, expected in zip(zip(*found, strict=True), wanted, strict=True):
         assert torch.equal(y[0], y[1])
@@ -78,7 +65,7 @@ def test_lstm(kernels, drawn, monkeypatch, length, batch, width):
         monkeypatch.setattr(recurrence, "native", lambda *g: taken.append(kernels.memory(*g)) or taken[-1])
         found = [recurrence.lstm(x, weights) for _ in threads()]
     # More rows than the kernel has room for are left to torch.
-    assert all((y is not None) == (COMPILER is not None and batch <= 8) for y in taken)
+    assert all((y is not None) == (BUILT and batch <= 8) for y in taken)
     for y in found:
         torch.testing.assert_close(y.double(), wanted, rtol=1e-4, atol=1e-5)
 

@@ -1,7 +1,5 @@
 """The native pass over all layers against the modules, and everything that must make it stay away."""
 
-import os
-import shutil
 from functools import partial
 
 import pytest
@@ -9,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from native_kernels import BUILT, counted, kernels
 
 import phyla
 from phyla.blocks import matmul, stack
-from phyla.fast import native, products
+from phyla.fast import products
 
-COMPILER = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
-BUILT = COMPILER is not None  # without a compiler, every test holds for the modules that run instead
+__all__ = ["counted", "kernels"]  # fixtures
 
 SMALL = {"vocab_size": 99, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 6}
 CONFIGS = {
@@ -34,30 +32,6 @@ CONFIGS = {
         **SMALL, ffn_dim=70, word_embed_proj_dim=48, do_layer_norm_before=False, max_position_embeddings=128
     ),
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "kernels"))
-        found = native.load()
-    assert (found is not None) == BUILT
-    return found or native.Kernels(*(lambda *parts: None,) * len(native.Kernels._fields))
-
-
-@pytest.fixture
-def counted(kernels, monkeypatch):
-    """The kernels in their slots; a list that grows with each call of the stack that they took."""
-    taken: list[bool] = []
-
-    def run(*parts):
-        y = kernels[1](*parts)
-        taken.append(y is not None)
-        return y
-
-    monkeypatch.setattr(matmul, "native", kernels[0])
-    monkeypatch.setattr(stack, "native", run)
-    return taken
 
 
 def model_of(kind: str, dtype: torch.dtype = torch.float32):

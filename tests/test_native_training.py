@@ -1,11 +1,9 @@
 """Training by the fast products, kernels and look-ups: gradients are torch's, or torch computes them."""
 
-import os
-import shutil
-
 import pytest
 import torch
 import torch.nn.functional as F
+from native_kernels import BUILT
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -20,8 +18,7 @@ from phyla.blocks.spec import make
 from phyla.fast import native
 from phyla.heads.loss import IGNORED, cross_entropy, next_token_loss
 
-COMPILER = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
-needs_compiler = pytest.mark.skipif(COMPILER is None, reason="there is no compiler to build the kernels with")
+needs_compiler = pytest.mark.skipif(not BUILT, reason="there is no compiler to build the kernels with")
 needs_product = pytest.mark.skipif(not gradient.HAS_PRODUCT, reason="torch was built without oneDNN")
 
 
@@ -49,7 +46,7 @@ def fast(request, monkeypatch):
     monkeypatch.setattr(gradient, "keep_freed", lambda: False)
     monkeypatch.setattr(parts, "LEAST", 1)
     # without a compiler both ways are torch's
-    found = request.getfixturevalue("library") if request.param == "kernels" and COMPILER else None
+    found = request.getfixturevalue("library") if request.param == "kernels" and BUILT else None
     monkeypatch.setattr(gradient, "native", None if found is None else found.gradient)
     monkeypatch.setattr(parts, "native", None if found is None else found.parts)
     monkeypatch.setattr(gradient, "wanted", False)
