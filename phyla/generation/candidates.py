@@ -96,12 +96,7 @@ class AssistedCandidateGenerator(CandidateGenerator):
         else:
             prompt = read_prompt(model, ids, named, self.generation_config)
         room = self.generation_config.max_new_tokens or self.generation_config.max_length or 20
-        return Forward(model, prompt, prompt.positions + room, True, self.draft_pad)
-
-    @property
-    def draft_pad(self) -> int:
-        """What fills up."""
-        return pad_token(self.generation_config)
+        return Forward(model, prompt, prompt.positions + room, True, pad_token(self.generation_config))
 
     @property
     def num_assistant_tokens(self) -> float:

@@ -77,15 +77,8 @@ def _filled(kept: Tensor | None, used: int) -> Tensor:
     return copy
 
 
-class FixedCache(Cache):
-    """The memory of a captured step; it says itself which slots are visible, for no number does."""
-
-    fixed = True
-
-    def __init__(self, slots: list[Any], seen: Tensor, place: Tensor) -> None:
-        super().__init__(slots, len(seen))
-        self.seen, self.place = seen, place
-        self.numbers = torch.arange(seen.shape[1], device=seen.device)
+class RecordedCache(Cache):
+    """The memory of a recorded step: how much of it is filled, its tensors say."""
 
     @property
     def length(self) -> int:
@@ -96,12 +89,45 @@ class FixedCache(Cache):
     def length(self, value: int) -> None:
         """What a stack counts means nothing here."""
 
+
+class FixedCache(RecordedCache):
+    """The memory of a captured step; it says itself which slots are visible, for no number does."""
+
+    fixed = True
+
+    def __init__(self, slots: list[Any], seen: Tensor, place: Tensor) -> None:
+        super().__init__(slots, len(seen))
+        self.seen, self.place = seen, place
+        self.numbers = torch.arange(seen.shape[1], device=seen.device)
+
     def visible(self, rule: Causal) -> Tensor:
         """bool (B, 1, 1, capacity): what the new position may see by a rule and the rows' padding."""
         return (self.seen & rule.visible(self.place, self.numbers))[:, None, None]
 
 
-class CapturedStep:
+class RecordedStep:
+    """What is recorded: `model` on the ids, positions and cache of one step, its last `keep` scores kept."""
+
+    ids: Tensor
+    positions: Tensor
+    cache: RecordedCache
+
+    def __init__(self, model: Any, keep: int) -> None:
+        self.model, self.marks, self.keep = weakref.ref(model), marks(model), keep
+        self.logits: Tensor | None = None
+
+    def _step(self) -> None:
+        out = self.model()(  # type: ignore[misc]
+            input_ids=self.ids, position_ids=self.positions, past_key_values=self.cache, use_cache=True,
+            logits_to_keep=self.keep, return_dict=True,
+        )  # fmt: skip
+        if self.logits is None:
+            with torch.inference_mode(False):  # later calls may be outside of it
+                self.logits = torch.empty_like(out.logits)
+        self.logits.copy_(out.logits)
+
+
+class CapturedStep(RecordedStep):
     """One step of `model` for the rows of a filled cache, on buffers of its own and the cache's memory."""
 
     def __init__(self, model: Any, cache: Cache, recorder: Recorder) -> None:
@@ -109,30 +135,18 @@ class CapturedStep:
         device, rows = model.device, cache.batch
         if len({slot.keys.shape[2] for slot in slots}) != 1:
             raise ValueError("the layers have room for different numbers of positions")
-        self.model = weakref.ref(model)
-        self.marks = marks(model)
-        with torch.inference_mode(False):  # later calls may be outside of it
+        super().__init__(model, 1)
+        with torch.inference_mode(False):
             self.ids = torch.zeros(rows, 1, dtype=torch.long, device=device)
             self.positions = torch.zeros_like(self.ids)
             self.place = torch.zeros(1, dtype=torch.long, device=device)
             self.seen = torch.ones(rows, slots[0].capacity, dtype=torch.bool, device=device)
             self.slots = [FixedKV(slot, self.place) for slot in slots]
             self.cache = FixedCache(self.slots, self.seen, self.place)
-        self.logits: Tensor | None = None
         # nothing that is kept is written: the place is one that the first real step fills
         self.place.fill_(cache.length)
         with torch.cuda.device_of(self.ids):
             self.replay = recorder(self._step)
-
-    def _step(self) -> None:
-        out = self.model()(  # type: ignore[misc]
-            input_ids=self.ids, position_ids=self.positions, past_key_values=self.cache, use_cache=True,
-            logits_to_keep=1, return_dict=True,
-        )  # fmt: skip
-        if self.logits is None:
-            with torch.inference_mode(False):
-                self.logits = torch.empty_like(out.logits)
-        self.logits.copy_(out.logits)
 
     def holds(self, cache: Cache) -> bool:
         """Whether a cache still lies in the memory that this step writes."""
@@ -167,8 +181,15 @@ class CapturedStep:
 
 def marks(model: Any) -> tuple[Any, ...]:
     """What a recorded step depends on beside its buffers: where the weights lie, what modules there are."""
-    modules = tuple(id(m) for m in model.modules())
-    return model.training, model.implementation, modules, tuple(p.data_ptr() for p in model.parameters())
+    found: dict[int, Any] = {}
+    waiting = [model]
+    while waiting:  # by hand: the engine asks at each step, and named walks take four times as long
+        module = waiting.pop()
+        if module is not None and id(module) not in found:
+            found[id(module)] = module
+            waiting += module._modules.values()
+    places = [p.data_ptr() for m in found.values() for p in m._parameters.values() if p is not None]
+    return model.training, model.implementation, tuple(found), tuple(places)
 
 
 def is_plain(model: Any) -> bool:

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,11 +9,10 @@ import torch
 from torch import Tensor
 
 from phyla.blocks.attention import Attention, attend
-from phyla.blocks.cache import Cache
 from phyla.blocks.context import Context
 from phyla.blocks.flat import FlatCache, Pages, Segment
 from phyla.generation import captured
-from phyla.generation.captured import Recorder, is_plain, marks
+from phyla.generation.captured import RecordedCache, RecordedStep, Recorder, is_plain, marks
 
 log = logging.getLogger("phyla.generation.captured")
 
@@ -40,31 +38,22 @@ class _Slot:
         return y.reshape(1, len(step.places), -1)
 
 
-class _SteadyPages(Cache):
+class _SteadyPages(RecordedCache):
     """The memory of a recorded step; all its slots are pages."""
 
     flat = True
-
-    @property
-    def length(self) -> int:
-        """None: each text counts its own."""
-        return 0
-
-    @length.setter
-    def length(self, value: int) -> None:
-        """What a stack counts means nothing here."""
 
     def mix(self, mixer: Any, x: Tensor, ctx: Context) -> Tensor:
         """As `FlatCache.mix`."""
         return mixer.mix(x, ctx)
 
 
-class PagedStep:
+class PagedStep(RecordedStep):
     """One step of `model` for `count` texts of at most `width` pages, on buffers of its own."""
 
     def __init__(self, model: Any, cache: FlatCache, count: int, width: int, recorder: Recorder) -> None:
+        super().__init__(model, count)
         device = model.device
-        self.model, self.marks, self.count = weakref.ref(model), marks(model), count
 
         def numbers(*shape: int) -> Tensor:
             return torch.zeros(*shape, dtype=torch.long, device=device)
@@ -76,19 +65,8 @@ class PagedStep:
             self.numbers = torch.arange(width * cache.size, device=device)
         self.slots = [_Slot(slot, self) for slot in cache.slots]
         self.cache = _SteadyPages(list(self.slots), 1)
-        self.logits: Tensor | None = None
         self.recorder = recorder
         self.replay: Callable[[], None] | None = None
-
-    def _step(self) -> None:
-        out = self.model()(  # type: ignore[misc]
-            input_ids=self.ids, position_ids=self.positions, past_key_values=self.cache, use_cache=True,
-            logits_to_keep=self.count, return_dict=True,
-        )  # fmt: skip
-        if self.logits is None:
-            with torch.inference_mode(False):
-                self.logits = torch.empty_like(out.logits)
-        self.logits.copy_(out.logits)
 
     def holds(self, cache: FlatCache) -> bool:
         """Whether the pages and the model are those that it was recorded with."""
@@ -99,7 +77,7 @@ class PagedStep:
 
     def __call__(self, parts: Sequence[Segment], ids: list[int], places: list[int], size: int) -> Tensor:
         """Scores (texts, V) behind ids at places; what is over of the buffers repeats the first text."""
-        over = [0] * (self.count - len(parts))
+        over = [0] * (len(self.places) - len(parts))
         index = [*range(len(parts)), *over]
         width = self.table.shape[1]
         rows = [[max(p, 0) for p in part.text.pages[:width]] for part in parts]

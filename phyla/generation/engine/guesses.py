@@ -3,6 +3,7 @@
 A candidate counts if the row's own choice is the same: tokens, drawn ones too, are those without a draft.
 """
 
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -128,8 +129,7 @@ class Shadows:
     def _schedule(self, row: Row) -> Schedule:
         own = self.schedules.get(row)
         if own is None:
-            first = self.schedule
-            own = self.schedules[row] = Schedule(first.count, first.kind, first.threshold)
+            own = self.schedules[row] = replace(self.schedule)
         return own
 
     def _caught_up(self, row: Row) -> Row:

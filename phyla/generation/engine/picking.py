@@ -78,13 +78,14 @@ def pick(rows: list[Row], logits: Tensor) -> list[int | Exception]:
     tokens: list[int | Exception] = [0] * len(rows)
     for numbers in _alike(rows):
         first, scores = rows[numbers[0]], logits[numbers]
+        finite = scores.amax(-1).isfinite()
         if first.processors:
             ids = torch.tensor([first.seen], dtype=torch.long, device=logits.device)
             if len(numbers) > 1:  # warpers look at scores alone
                 ids = ids[:, :1].expand(len(numbers), -1)
             scores = first.processors(ids, scores)
         best, chosen = scores.max(-1)
-        finite = best.isfinite() & logits[numbers].amax(-1).isfinite()
+        finite &= best.isfinite()
         if first.handle.config.do_sample:
             generators = [rows[n].generator for n in numbers]
             safe = scores.masked_fill(~finite[:, None], 0.0)
