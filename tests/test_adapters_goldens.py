@@ -1,13 +1,11 @@
 """Files of public adapter libraries load, compute what they computed there, and are saved as they were."""
 
-import functools
-import tempfile
 from pathlib import Path
 
 import pytest
 
 import phyla
-from phyla.testing.adapters import check, read_case, read_names, unpack
+from phyla.testing.adapters import check, read_case, read_names, unpacked
 
 PACKS = sorted((Path(__file__).parent / "goldens" / "adapters").glob("*.tar.xz"))
 CASES = [(pack, name) for pack in PACKS for name in read_names(pack)]
@@ -16,15 +14,6 @@ DEPARTURES = dict.fromkeys(
     ("deberta/prompt_tuning", "deberta-v2/prompt_tuning"),
     "the recorded prompts see a row's padding, so that its result changes with the rows beside it",
 )
-_open: dict[Path, tempfile.TemporaryDirectory] = {}
-
-
-@functools.cache
-def folder(pack: Path) -> Path:
-    """The unpacked cases of one pack."""
-    _open[pack] = tempfile.TemporaryDirectory()
-    unpack(pack, Path(_open[pack].name))
-    return Path(_open[pack].name)
 
 
 @pytest.mark.filterwarnings("ignore:the adapter file has no tensor")
@@ -32,7 +21,7 @@ def folder(pack: Path) -> Path:
     ("pack", "name"), CASES, ids=[f"{p.name.removesuffix('.tar.xz')}/{n}" for p, n in CASES]
 )
 def test_case_holds(pack: Path, name: str) -> None:
-    faults = check(read_case(folder(pack) / name), phyla)
+    faults = check(read_case(unpacked(pack) / name), phyla)
     if f"{pack.name.removesuffix('.tar.xz')}/{name}" in DEPARTURES:
         assert faults, "it holds: take it off DEPARTURES"
     else:

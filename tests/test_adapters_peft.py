@@ -1,8 +1,6 @@
 """PEFT's methods, folders and merging: every method on several kinds of models; recorded files."""
 
-import functools
 import json
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ import gguf_models
 import pytest
 import safetensors.torch
 import torch
+from adapter_exports import PEFT_METHODS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +19,7 @@ import phyla.adapters.peft as peft
 from phyla.adapters.config import parse
 from phyla.adapters.peft.configs import KINDS
 from phyla.errors import AdapterError, MissingWeightsError, ShapeMismatchError
-from phyla.testing.adapters import check, read_case, read_names, unpack
+from phyla.testing.adapters import check, read_case, read_names, unpacked
 
 PACKS = sorted((Path(__file__).parent / "goldens" / "adapters_peft").glob("*.tar.xz"))
 CASES = [(pack, name) for pack in PACKS for name in read_names(pack)]
@@ -38,32 +37,15 @@ SMALL: dict[str, dict[str, Any]] = {
     "Mixtral": {"num_local_experts": 3, "num_key_value_heads": 2},
 }
 HEAD = {"Llama": "ForCausalLM", "GPT2": "LMHeadModel", "Bert": "ForMaskedLM", "Mixtral": "ForCausalLM"}
+ONLY_EXPORTED = ("lora_bias", "biases", "biases_of_parts", "patterns", "layers", "boft_steps")
 METHODS: dict[str, Any] = {
-    "lora": lambda: peft.LoraConfig(r=2, lora_alpha=4),
-    "lora_all": lambda: peft.LoraConfig(r=2, target_modules="all-linear"),
+    **{n: m for n, m in PEFT_METHODS.items() if n not in ONLY_EXPORTED},
     "rslora": lambda: peft.LoraConfig(r=4, use_rslora=True),
-    "dora": lambda: peft.LoraConfig(r=2, use_dora=True),
     "pissa": lambda: peft.LoraConfig(r=2, init_lora_weights="pissa"),
     "olora": lambda: peft.LoraConfig(r=2, init_lora_weights="olora"),
     "bias": lambda: peft.LoraConfig(r=2, bias="all"),
-    "tokens_too": lambda: peft.LoraConfig(r=2, trainable_token_indices=[3, 5]),
-    "adalora": lambda: peft.AdaLoraConfig(init_r=3, target_r=2, total_step=10),
-    "ia3": peft.IA3Config,
-    "vera": lambda: peft.VeraConfig(r=4),
-    "loha": lambda: peft.LoHaConfig(r=2),
-    "lokr": lambda: peft.LoKrConfig(r=2),
-    "lokr_both": lambda: peft.LoKrConfig(r=1, decompose_both=True, decompose_factor=4),
-    "oft": lambda: peft.OFTConfig(oft_block_size=4),
-    "oft_shared": lambda: peft.OFTConfig(oft_block_size=4, block_share=True, use_cayley_neumann=False),
     "boft": lambda: peft.BOFTConfig(boft_block_size=4, boft_n_butterfly_factor=2),
-    "hra": lambda: peft.HRAConfig(r=2),
-    "hra_at_once": lambda: peft.HRAConfig(r=2, apply_GS=True, init_weights=False),
     "fourierft": lambda: peft.FourierFTConfig(n_frequency=20, init_weights=True),
-    "ln_tuning": peft.LNTuningConfig,
-    "tokens": lambda: peft.TrainableTokensConfig(token_indices=[1, 4]),
-    "prompt": lambda: peft.PromptTuningConfig(num_virtual_tokens=3),
-    "p_tuning": lambda: peft.PromptEncoderConfig(num_virtual_tokens=3),
-    "prefix": lambda: peft.PrefixTuningConfig(num_virtual_tokens=3),
 }
 # What docs/adapters_matrix.md says of each type; `test_method` does it.
 TABLE = json.loads((Path(__file__).parent.parent / "tools" / "peft_table.json").read_text())
@@ -330,20 +312,9 @@ def test_overlays_compile() -> None:
         assert close(compiled(IDS).logits, due)
 
 
-_open: dict[Path, tempfile.TemporaryDirectory] = {}
-
-
-@functools.cache
-def folder(pack: Path) -> Path:
-    """The unpacked cases of one pack."""
-    _open[pack] = tempfile.TemporaryDirectory()
-    unpack(pack, Path(_open[pack].name))
-    return Path(_open[pack].name)
-
-
 @pytest.mark.parametrize(("pack", "name"), CASES, ids=[f"{p.name.split('.')[0]}/{n}" for p, n in CASES])
 def test_recorded_case(pack: Path, name: str) -> None:
-    case = read_case(folder(pack) / name)
+    case = read_case(unpacked(pack) / name)
     # Files of the old layout of experts are written in today's.
     faults = check(case, phyla, saving=not name.endswith(".old"))
     if case.label in DEPARTURES:

@@ -4,6 +4,8 @@ A rule `o:1` is the public path of the projection o without its last segment; `l
 """
 
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import takewhile
 from typing import Any
 
 from phyla.adapters.places import LayerPlaces, Place, Survey, is_encoder
@@ -159,16 +161,17 @@ class Dialect:
 
     def _layer(self, layer: LayerPlaces, numbered: bool = True) -> str:
         """The public path of a layer: what all its names begin with, up to the last number if numbered."""
-        ahead = layer.path + "."
-        names = [public.split(".") for path, (public, _) in self.lines.items() if path.startswith(ahead)]
-        common: list[str] = []
-        for pieces in zip(*names, strict=False):
-            if len(set(pieces)) > 1:
-                break
-            common.append(pieces[0])
+        common = self._common(layer.path)
         while numbered and common and not common[-1].isdigit():
             common.pop()
         return ".".join(common)
+
+    def _common(self, path: str) -> list[str]:
+        """What all public names below one of our paths begin with, piece by piece."""
+        ahead = path + "."
+        names = [public.split(".") for ours, (public, _) in self.lines.items() if ours.startswith(ahead)]
+        alike = takewhile(lambda pieces: len(set(pieces)) == 1, zip(*names, strict=False))
+        return [pieces[0] for pieces in alike]
 
     def linear(self, place: Place) -> str:
         """The public path of a projection."""
@@ -189,22 +192,11 @@ class Dialect:
         linear = next(p for p in layer.linears if p.path == f"{place.path}.{how}")
         return ".".join(self.linear(linear).split(".")[: -int(rest)])
 
-    @property
+    @cached_property
     def owners(self) -> list[str]:
         """The public paths of the models inside of a model of two; nothing for others."""
-        return [self._owner(tower) for tower in self.where.towers] if self.model_type in NESTED else []
-
-    def _owner(self, tower: str) -> str:
-        """What all public names of a tower begin with."""
-        names = [
-            public.split(".") for path, (public, _) in self.lines.items() if path.startswith(tower + ".")
-        ]
-        common = []
-        for pieces in zip(*names, strict=False):
-            if len(set(pieces)) > 1:
-                break
-            common.append(pieces[0])
-        return ".".join(common)
+        towers = self.where.towers if self.model_type in NESTED else []
+        return [".".join(self._common(tower)) for tower in towers]
 
     def pool(self, key: str) -> tuple[str, str]:
         """(path of what holds a group of prefixes, the group's public name), given our key `group@tower`."""

@@ -75,10 +75,8 @@ def slots(entry: Entry, dialect: Dialect, name: str) -> list[tuple[str, Any, str
             ahead, group = dialect.pool(key)
             path = f"{ahead}prefix_tuning.prefix_tunings.{name}.{group}"
             found.append((path, module, "exact" if ahead else "tail"))
-            continue
         else:
-            path = f"shared_parameters.{name}"
-        found.append((path, module, "tail"))
+            found.append((f"shared_parameters.{name}", module, "tail"))
     return found
 
 
@@ -353,7 +351,8 @@ def _load_hub(
         found = found.replace(subtract_projection=False)
     if leave_out:
         found = found.replace(leave_out=sorted({*found["leave_out"], *leave_out}))
-    entry, extra = entry_of(model, found, tensors, check_name(load_as or stored), stored)
+    name = check_name(load_as or stored)
+    entry, extra = entry_of(model, dialect_of(model), found, tensors, name, stored)
     if extra and not leave_out and config is None:
         raise AdapterError(
             f"the adapter file holds {len(extra)} tensors that have no place in {type(model).__name__}, the "
@@ -364,14 +363,13 @@ def _load_hub(
 
 
 def entry_of(
-    model: PreTrainedModel, config: Any, tensors: dict[str, Tensor], name: str, stored: str
+    model: PreTrainedModel, dialect: Dialect, config: Any, tensors: dict[str, Tensor], name: str, stored: str
 ) -> tuple[Entry, list[str]]:
     """An adapter from public tensors, which call it `stored`, not yet part of the model; the tensors left."""
     adapters: Adapters = adapters_of(model)
     outside = adapters.where.allowed is not None
     model_type = adapters.where.layers[0].model_type if outside else model.config.model_type
     entry = adapters.make(name, swapped(config_of(config), model_type), _like(model), reading=True)
-    dialect = dialect_of(model)
     add_missing(entry, dialect, stored)
     return entry, read_entry(entry, tensors, dialect, stored)
 
@@ -413,7 +411,7 @@ def save_adapter_fusion(
     )  # fmt: skip
     if name not in adapters.fusion_configs:
         raise AdapterError(f"the model has no fusion {name!r}; it has {list(adapters.fusion_configs)}")
-    tensors = fusion_tensors(self, name, _prefixed(self))
+    tensors = fusion_tensors(self, dialect_of(self), name, _prefixed(self))
     facts = {**_header(self, name), "config": adapters.fusion_configs[name].to_dict()}
     facts |= {"adapter_names": adapters.fused[name]} | (meta_dict or {})
     _write(Path(save_directory), FUSION, facts, tensors, use_safetensors)
@@ -421,9 +419,8 @@ def save_adapter_fusion(
         self.save_head(save_directory, name if with_head is True else with_head, use_safetensors)
 
 
-def fusion_tensors(model: PreTrainedModel, name: str, prefixed: bool) -> dict[str, Tensor]:
+def fusion_tensors(model: PreTrainedModel, dialect: Dialect, name: str, prefixed: bool) -> dict[str, Tensor]:
     """A fusion's tensors by public key."""
-    dialect = dialect_of(model)
     ahead = dialect.prefix + "." if prefixed and dialect.prefix else ""
     return {
         f"{ahead}{path}.{leaf}": value.detach().clone()
@@ -454,7 +451,7 @@ def load_adapter_fusion(
     head = _heads().beside(self, folder, load_as or facts["name"], load_as) if with_head else None
     stored = facts["name"]
     names = facts.get("adapter_names") or stored.split(",")
-    key = read_fusion(self, load_as or stored, stored, names, facts["config"], tensors)
+    key = read_fusion(self, dialect_of(self), load_as or stored, stored, names, facts["config"], tensors)
     if head is not None:
         head.install(self, set_active)
     if set_active:
@@ -463,11 +460,11 @@ def load_adapter_fusion(
 
 
 def read_fusion(
-    model: PreTrainedModel, name: str, stored: str, members: list[str], config: Any,
+    model: PreTrainedModel, dialect: Dialect, name: str, stored: str, members: list[str], config: Any,
     tensors: dict[str, Tensor],
 ) -> str:  # fmt: skip
     """Add a fusion from public tensors, which call it `stored`; its name. Nothing of a misfit is added."""
-    adapters, dialect = adapters_of(model), dialect_of(model)
+    adapters = adapters_of(model)
     key, path = adapters.fuse(members, config, _like(model), name), stored
     file = _File(tensors, dialect)
     try:

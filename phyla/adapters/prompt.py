@@ -151,10 +151,8 @@ class PromptSite(nn.Module, Method):
         super().__init__()
         self.setup, self.parts, self.facts = setup, parts, facts
         self.idle = False  # whether the running call of a model from outside has its prompts already
-        self.lift, self.ragged = (
-            [lift],
-            False,
-        )  # ragged: rows of the running call have prompts of several lengths
+        self.lift = [lift]  # in a list, so that it is no part of the site
+        self.ragged = False  # whether rows of the running call have prompts of several lengths
         skips = {p.skip for found in parts.values() for p in found}
         if len(skips) > 1:
             raise AdapterError("prompts side by side must stand in one place, but have several")

@@ -10,6 +10,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from phyla.adapters.api import _like, adapters_of
 from phyla.adapters.composition import from_json, to_json
 from phyla.adapters.config import config_of
+from phyla.adapters.dialect import Dialect
 from phyla.adapters.embeddings import DEFAULT, set_active_embeddings
 from phyla.adapters.fused import APART
 from phyla.adapters.fusion import ADAPTERFUSION_CONFIG_MAP
@@ -58,10 +60,11 @@ def written(model: PreTrainedModel) -> Written | None:
     made = Written({name: {} for name in _SHAPE}, {})
     more: dict[str, Any] = {}
     if isinstance(adapters, Adapters):
+        dialect = dialect_of(model)
         for name in adapters.names():
-            _write_entry(model, adapters, name, made, more)
+            _write_entry(model, dialect, adapters, name, made, more)
         for name in adapters.fusion_configs:
-            _write_fusion(model, adapters, name, made)
+            _write_fusion(model, dialect, adapters, name, made)
         _write_state(model, adapters, made, more)
     active: Any = None if heads is None else heads.active
     if active is not None:
@@ -86,8 +89,9 @@ def _written_parts(model: PreTrainedModel) -> Written | None:
 
 
 def _write_entry(
-    model: PreTrainedModel, adapters: Adapters, name: str, made: Written, more: dict[str, Any]
-) -> None:
+    model: PreTrainedModel, dialect: Dialect, adapters: Adapters, name: str, made: Written,
+    more: dict[str, Any],
+) -> None:  # fmt: skip
     entry = adapters.get(name)
     if name in adapters.merged:
         warnings.warn(
@@ -107,7 +111,6 @@ def _write_entry(
         more.setdefault("peft", {})[name] = facts
         made.tensors.update({f"{OWN}/peft/{name}/{k}": v for k, v in tensors.items()})
         return
-    dialect = dialect_of(model)
     found = tensors_of_entry(entry, dialect, saves_prefix(model), pools=False)
     if any(f".loras.{name}.{APART}" in key for key in found):  # public files have no words for it
         _write_kept(entry, made, more)
@@ -126,7 +129,9 @@ def _write_kept(entry: Entry, made: Written, more: dict[str, Any]) -> None:
     made.tensors.update({f"{OWN}/kept/{entry.name}/{k}": v.detach().clone() for k, v in state.items()})
 
 
-def _write_fusion(model: PreTrainedModel, adapters: Adapters, name: str, made: Written) -> None:
+def _write_fusion(
+    model: PreTrainedModel, dialect: Dialect, adapters: Adapters, name: str, made: Written
+) -> None:
     config = adapters.fusion_configs[name].to_dict()
     named = [n for n, c in ADAPTERFUSION_CONFIG_MAP.items() if c.to_dict() == config]
     key = named[0] if named else _digest(config)  # the public library reads back only what has a name
@@ -134,7 +139,7 @@ def _write_fusion(model: PreTrainedModel, adapters: Adapters, name: str, made: W
     if not named:
         made.facts["fusion_config_map"][key] = config
     made.facts["fusion_name_map"][name] = list(adapters.fused[name])
-    made.tensors.update(fusion_tensors(model, name, saves_prefix(model)))
+    made.tensors.update(fusion_tensors(model, dialect, name, saves_prefix(model)))
 
 
 def _write_state(model: PreTrainedModel, adapters: Adapters, made: Written, more: dict[str, Any]) -> None:
@@ -213,6 +218,11 @@ class _Reading:
         self.model, self.weights, self.names, self.facts = model, weights, names, facts
         self.taken: set[str] = set()
 
+    @cached_property
+    def dialect(self) -> Dialect:
+        """The public keys of the model's adapters."""
+        return dialect_of(self.model)
+
     def attempt(self, read: Callable[..., None], name: str, *given: Any) -> None:
         """Read one thing, or warn that it does not fit."""
         try:
@@ -233,7 +243,7 @@ class _Reading:
             key = key[1] or key[0]
         config = modern(_table(self.facts, "config_map").get(key, key))
         tensors = self.read([n for n in self.names if f".{name}." in n and not n.startswith(OWN + "/")])
-        entry, left = entry_of(self.model, config, tensors, name, name)
+        entry, left = entry_of(self.model, self.dialect, config, tensors, name, name)
         adapters_of(self.model).add(entry)
         self.taken |= set(tensors) - set(left)
 
@@ -270,7 +280,7 @@ class _Reading:
             adapters_of(self.model).get(member)
         mark = f".adapter_fusion_layer.{name}."
         tensors = self.read([n for n in self.names if mark in n])
-        read_fusion(self.model, name, name, members, config, tensors)
+        read_fusion(self.model, self.dialect, name, name, members, config, tensors)
         self.taken |= set(tensors)
 
     def part(self, path: str, facts: Mapping[str, Any]) -> None:

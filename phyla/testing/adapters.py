@@ -5,6 +5,7 @@ cases describes the checkpoint that several share. `check(case, phyla)` returns 
 """
 
 import ast
+import functools
 import io
 import json
 import lzma
@@ -364,3 +365,14 @@ def unpack(path: Path, folder: Path) -> None:
     """Write a pack's files into a folder."""
     with tarfile.open(path, "r:xz") as archive:
         archive.extractall(folder, filter="data")
+
+
+_unpacked: list[tempfile.TemporaryDirectory] = []  # they live as long as the process
+
+
+@functools.cache
+def unpacked(path: Path) -> Path:
+    """A folder with a pack's files."""
+    _unpacked.append(tempfile.TemporaryDirectory())
+    unpack(path, Path(_unpacked[-1].name))
+    return Path(_unpacked[-1].name)
