@@ -184,15 +184,11 @@ class _Total(torch.autograd.Function):
         return gradient, None
 
 
-class _Shared(torch.autograd.Function):
+class _Shared(_Enter):
     @staticmethod
     def forward(ctx: Any, x: Tensor, ranks: Ranks) -> Tensor:
         ctx.ranks = ranks
         return ranks._sum(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.ranks._sum(gradient), None
 
 
 class _Whole(torch.autograd.Function):

@@ -1,6 +1,5 @@
 """Modules that hold quantised weights: a linear map, and a token table that an output head can share."""
 
-from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -11,15 +10,13 @@ from torch import Tensor, nn
 from phyla.checkpoints.weights import PackedTensor
 from phyla.fast.codes import BY_TABLE, CodeMatrix
 from phyla.fast.ggml import code_matrix
+from phyla.quantization.linear import OwnDtypes
 
 _BUFFERS = ("codes", "scale", "zero", "table", "order")
 
 
-class PackedWeight(nn.Module):
-    """A quantised matrix (N, K) as buffers, so that it moves with its model; several modules may share one.
-
-    Their dtypes are those of the matrix: casting the model leaves them.
-    """
+class PackedWeight(OwnDtypes):
+    """A quantised matrix (N, K) as buffers, which moves with its model; several modules may share one."""
 
     def __init__(self, matrix: CodeMatrix) -> None:
         super().__init__()
@@ -48,13 +45,6 @@ class PackedWeight(nn.Module):
         if now["codes"] is not self._matrix.codes or now["scale"] is not self._matrix.scale:
             self._matrix = _over(self._matrix, now)
         return self._matrix
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedWeight":
-        for name, old in self._buffers.items():
-            if old is not None:
-                new = fn(old)
-                self._buffers[name] = new if new.dtype == old.dtype else old.to(new.device)
-        return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "PackedWeight":
         tensors = {k: deepcopy(t, memo) for k, t in self._buffers.items()}

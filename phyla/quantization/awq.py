@@ -12,7 +12,16 @@ from torch import Tensor
 
 from phyla.errors import ConfigError
 from phyla.quantization.numbers import Numbers
-from phyla.quantization.scheme import FLOATS, Facts, Parts, Scheme, demand, demand_dtype, demand_shape
+from phyla.quantization.scheme import (
+    FLOATS,
+    Facts,
+    Parts,
+    Scheme,
+    demand,
+    demand_dtype,
+    demand_shape,
+    four_bits,
+)
 from phyla.quantization.words import pack, unpack
 
 # Where output 0, 1, ... of a word stands in it.
@@ -34,15 +43,13 @@ class AWQ(Scheme):
     @classmethod
     def read(cls, config: dict[str, Any]) -> "AWQ":
         """From a `quantization_config`."""
-        bits, version = config.get("bits", config.get("w_bit", 4)), str(config.get("version", "gemm")).lower()
-        if bits != 4:
-            raise ConfigError(f"quantization_config.bits must be 4 for AWQ, but is {bits!r}")
+        group, version = four_bits(config, "for AWQ"), str(config.get("version", "gemm")).lower()
         if version not in ("gemm", "exllama", "ipex"):
             raise ConfigError(
                 "quantization_config.version must be gemm, exllama, ipex, gemv, gemv_fast or marlin, but is "
                 f"{version!r}; save the checkpoint with version='gemm'"
             )
-        return cls(int(config.get("group_size", config.get("q_group_size", 128))))
+        return cls(int(group))
 
     def check(self, parts: Parts) -> Facts:
         numbers = demand_dtype(parts, "qweight", torch.int32)

@@ -11,8 +11,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from phyla.errors import ConfigError
-from phyla.quantization.scheme import FLOATS, Facts, Parts, Scheme, demand, demand_dtype, demand_shape
+from phyla.quantization.scheme import (
+    FLOATS,
+    Facts,
+    Parts,
+    Scheme,
+    demand,
+    demand_dtype,
+    demand_shape,
+    four_bits,
+)
 from phyla.quantization.words import unpack
 
 _SPAN = 64  # inputs of four outputs that stand together in gemv_fast
@@ -32,10 +40,7 @@ class AWQGemv(Scheme):
     @classmethod
     def read(cls, config: dict[str, Any]) -> "AWQGemv":
         """From a `quantization_config`; ConfigError for bits other than four."""
-        bits = config.get("bits", config.get("w_bit", 4))
-        if bits != 4:
-            raise ConfigError(f"quantization_config.bits must be 4 for AWQ, but is {bits!r}")
-        return cls(int(config.get("group_size", config.get("q_group_size", 128))))
+        return cls(int(four_bits(config, "for AWQ")))
 
     def _groups(self, width: int) -> int:
         group = width if self.group_size == -1 else self.group_size

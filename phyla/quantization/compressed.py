@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from phyla.errors import ArgumentError, ConfigError
-from phyla.quantization.fp8 import E4M3, LARGEST, by_group, has_nan, spread
+from phyla.quantization.fp8 import E4M3, LARGEST, by_group, has_nan
 from phyla.quantization.numbers import Numbers
 from phyla.quantization.scheme import (
     FLOATS,
@@ -27,7 +27,7 @@ from phyla.quantization.scheme import (
     order_of,
 )
 from phyla.quantization.tables import E2M1, expand, pairs
-from phyla.quantization.words import pack, unpack, word_count
+from phyla.quantization.words import from_halves, halves, pack, unpack, word_count
 
 FORMATS = (
     "pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "nvfp4-pack-quantized",
@@ -205,8 +205,7 @@ class Compressed(Scheme):
             if floats and (codes.dtype != E4M3 or zeros is not None or has_nan(codes)):
                 return None
         elif parts["weight_packed"].dtype == torch.uint8:
-            codes, table = parts["weight_packed"], torch.tensor(E2M1)
-            codes = torch.stack((codes & 15, codes >> 4), -1).flatten(1)
+            codes, table = halves(parts["weight_packed"]), torch.tensor(E2M1)
             scale = _half_byte_scale(parts["weight_scale"], parts.get("weight_global_scale"))
             return Numbers(codes, scale, _HALF_BYTES[parts["weight_scale"].dtype], table.to(codes.device))
         else:
@@ -219,7 +218,7 @@ class Compressed(Scheme):
                 zeros = unpack(zeros.t().contiguous(), bits, shape[0]).t().float() - half
         scale, group = self._by_group(parts["weight_scale"].float(), shape)
         order = None
-        if not facts.extra[1] if facts.extra is not None else False:
+        if not facts.extra[1]:
             order = order_of(parts["weight_g_idx"].long(), group)
             if order is None:
                 return None
@@ -242,8 +241,7 @@ class Compressed(Scheme):
 
     def stored(self, codes: Tensor, like: Tensor, facts: Facts) -> Tensor:
         if like.dtype == torch.uint8:
-            pairs = codes.unflatten(1, (-1, 2))
-            return pairs[..., 0] | pairs[..., 1] << 4
+            return from_halves(codes)
         if like.dtype != torch.int32:
             return codes
         bits = facts.extra[0]
@@ -251,20 +249,17 @@ class Compressed(Scheme):
 
     def _grouped(self, values: Tensor, scale: Tensor, zeros: Tensor | None, index: Tensor | None) -> Tensor:
         """(values (out, in) - zeros) * scale, scales and zeros of whatever strategy."""
-        shape, scale = tuple(values.shape), scale.float()
-        for number, change in ((None if zeros is None else zeros.float(), values.sub_), (scale, values.mul_)):
+        out, width = values.shape
+        for number, change in ((zeros, values.sub_), (scale, values.mul_)):
             if number is None:
                 continue
-            if self.block is not None and number.dim() == 2 and number.shape != (shape[0], 1):
-                change(spread(number, shape, self.block))
-            elif number.numel() == 1 or number.dim() < 2 or number.shape[1] == 1:
-                change(spread(number, shape, None))
-            elif index is not None:
+            number, group = self._by_group(number.float(), (out, width))
+            if number.shape[1] == 1:
+                change(number)
+            elif index is not None and self.block is None:
                 change(number[:, index.long()])
             else:
-                change(
-                    number.repeat_interleave(self.group or -(-shape[1] // number.shape[1]), 1)[:, : shape[1]]
-                )
+                change(number.repeat_interleave(group, 1)[:, :width])
         return values
 
     def quantise(self, weight: Tensor) -> Parts:

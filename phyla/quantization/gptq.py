@@ -63,8 +63,7 @@ class GPTQ(Scheme):
             "qweight",
             f"must have a multiple of {self.bits} rows, but has {len(numbers)}",
         )
-        group = width if self.group_size == -1 else self.group_size
-        groups = -(-width // group)
+        groups = -(-width // self._group(width))
         demand_dtype(parts, "scales", *FLOATS)
         demand_shape(parts, "scales", (groups, out))
         demand_dtype(parts, "qzeros", torch.int32)

@@ -10,11 +10,19 @@ from torch import Tensor, nn
 from phyla.quantization.scheme import Parts, Scheme
 
 
-class PackedParts(nn.Module):
-    """The parts of one public weight (out, in) as buffers; several maps may be rows of it.
+class OwnDtypes(nn.Module):
+    """Buffers whose dtypes are those of a format: casting the model leaves them."""
 
-    Its dtypes are those of the format: casting the model leaves them.
-    """
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "OwnDtypes":
+        for name, old in self._buffers.items():
+            if old is not None:
+                new = fn(old)
+                self._buffers[name] = new if new.dtype == old.dtype else old.to(new.device)
+        return self
+
+
+class PackedParts(OwnDtypes):
+    """The parts of one public weight (out, in) as buffers; several maps may be rows of it."""
 
     def __init__(self, scheme: Scheme, parts: Parts) -> None:
         super().__init__()
@@ -91,13 +99,6 @@ class PackedParts(nn.Module):
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight (out, in), in memory of its own."""
         return self.scheme.dense(self.parts, self.facts).to(dtype)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedParts":
-        for place, old in self._buffers.items():
-            if old is not None:
-                new = fn(old)
-                self._buffers[place] = new if new.dtype == old.dtype else old.to(new.device)
-        return self
 
     def extra_repr(self) -> str:
         return f"{self.shape[0]}, {self.shape[1]}, {self.scheme.method}"

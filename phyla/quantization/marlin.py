@@ -11,8 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from phyla.errors import ConfigError
-from phyla.quantization.scheme import Facts, Parts, Scheme, demand, demand_dtype, demand_shape
+from phyla.quantization.scheme import Facts, Parts, Scheme, demand, demand_dtype, demand_shape, four_bits
 from phyla.quantization.words import unpack
 
 _TILE, _CHUNK = 16, 1024
@@ -30,10 +29,7 @@ class Marlin(Scheme):
     @classmethod
     def read(cls, config: dict[str, Any]) -> "Marlin":
         """From a `quantization_config`; ConfigError for bits other than four."""
-        bits = config.get("bits", config.get("w_bit", 4))
-        if bits != 4:
-            raise ConfigError(f"quantization_config.bits must be 4 in Marlin's layout, but is {bits!r}")
-        return cls(int(config.get("group_size", config.get("q_group_size", 128)) or -1))
+        return cls(int(four_bits(config, "in Marlin's layout") or -1))
 
     def check(self, parts: Parts) -> Facts:
         words = demand_dtype(parts, self.words, torch.int32)

@@ -1,6 +1,7 @@
 """From a quantization_config to the scheme that reads it, and to the one that makes its weights at load."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -96,8 +97,6 @@ MAKERS = {**READERS, "quanto": _quanto, "torchao": _torchao}
 
 def maker_of(config: Any, dtype: torch.dtype) -> Scheme:
     """The scheme that quantises at load as a public configuration asks; ArgumentError for one that cannot."""
-    from dataclasses import replace
-
     data = config if isinstance(config, dict) else config.to_dict()
     method = str(data.get("quant_method") or _guessed(data))
     if method not in MAKERS:

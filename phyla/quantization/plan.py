@@ -16,7 +16,6 @@ from phyla.checkpoints.weights import HQQ_FILE, WEIGHT_FILES, Weights
 from phyla.errors import ArgumentError, CorruptFileError
 from phyla.quantization.configs import BitsAndBytesConfig, Mxfp4Config, QuantizationConfig, config_of
 from phyla.quantization.linear import QuantizedLinear
-from phyla.quantization.methods import maker_of, reader_of
 from phyla.quantization.quanto import QMAP, kind_of
 from phyla.quantization.scheme import Scheme
 from phyla.quantization.view import QuantizedWeights, public_shapes, turned_names
@@ -58,8 +57,10 @@ class QuantizationPlan:
         found = _stored(config) or _told_by_files(path)
         if found is None:
             return cls(asked=asked, packed=packed)
-        stored, data = config_of(found) if _is_known(found) else None, found
-        reader = reader_of(data, os.fspath(source))
+        from phyla.quantization.methods import reader_of  # all formats: only where one is read
+
+        stored = config_of(found) if _is_known(found) else None
+        reader = reader_of(found, os.fspath(source))
         if asked is not None and asked.quant_method != reader.method:
             raise ArgumentError(
                 f"{os.fspath(source)} is quantised by {reader.method} already and cannot be by "
@@ -77,8 +78,7 @@ class QuantizationPlan:
     def install(self, model: Any, weights: Weights, layout: Layout, dtype: torch.dtype) -> set[str]:
         """Packed modules where they are wanted; the paths of their weights."""
         if isinstance(weights, QuantizedWeights):
-            prefixed = [n for li in (*layout.lines(True), *layout.lines(False)) for n in turned_names([li])]
-            weights.turned = set(prefixed)
+            weights.turned = turned_names((*layout.lines(True), *layout.lines(False)))
             weights.shapes = public_shapes(model, layout, weights.infos)
         settings = self.asked or self.stored
         compute = getattr(settings, "_computes_in", None)
@@ -93,6 +93,8 @@ class QuantizationPlan:
                 "a GGUF file is quantised already: pass quantized=True to keep its blocks packed"
             )
         skipped = next((v for k in _SKIPPED if (v := getattr(self.asked, k, None)) is not None), None)
+        from phyla.quantization.methods import maker_of
+
         scheme = maker_of(self.asked, dtype)
         return model._install_quantized(weights, layout, dtype, scheme, skipped, compute)
 

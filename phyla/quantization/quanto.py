@@ -83,9 +83,8 @@ class Quanto(Scheme):
         scale = parts["weight._scale"].float()
         if "weight._data" in parts:
             return parts["weight._data"].float().mul_(scale)
-        octets, shift, bits = parts["weight._data._data"], parts["weight._shift"], facts.extra
-        mask = (1 << bits) - 1
-        values = torch.cat([(octets >> i) & mask for i in range(0, 8, bits)])[: len(scale)].float()
+        shift = parts["weight._shift"]
+        values = _from_bands(parts["weight._data._data"], facts.extra, len(scale)).float()
         if shift.is_floating_point():
             return values.mul_(scale).sub_(shift.float()).view(facts.shape)
         return values.sub_(shift.float()).mul_(scale).view(facts.shape)
@@ -96,11 +95,11 @@ class Quanto(Scheme):
         if codes is not None:
             taken = codes.dtype == torch.int8 or (codes.dtype == E4M3 and not has_nan(codes))
             return Numbers(codes, *by_group(scale, (out, width), None)) if taken else None
-        octets, shift, bits = parts["weight._data._data"], parts["weight._shift"], facts.extra
+        octets, shift = parts["weight._data._data"], parts["weight._shift"]
         group = octets.shape[1]
         if width % group:
             return None
-        bands = torch.cat([octets >> i & (1 << bits) - 1 for i in range(0, 8, bits)])[: len(scale)]
+        bands = _from_bands(octets, facts.extra, len(scale))
         relative = not shift.is_floating_point()
         zero = (shift.float() if relative else -shift.float()).view(out, -1)
         table = torch.arange(16.0, device=octets.device)
@@ -161,6 +160,11 @@ def _in_bands(codes: Tensor, bits: int) -> Tensor:
     for i, band in enumerate(codes.split(bands)):
         words |= band << bits * i
     return words
+
+
+def _from_bands(octets: Tensor, bits: int, rows: int) -> Tensor:
+    """The inverse: codes of so many rows."""
+    return torch.cat([octets >> i & (1 << bits) - 1 for i in range(0, 8, bits)])[:rows]
 
 
 def _bits(parts: Parts) -> int:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from phyla.errors import ArgumentError, ShapeMismatchError
+from phyla.errors import ArgumentError, ConfigError, ShapeMismatchError
 from phyla.quantization.numbers import Numbers
 
 # The tensors that stand for one weight: what follows the module's public path -> tensor.
@@ -118,6 +118,14 @@ def demand_shape(parts: Parts, leaf: str, *allowed: tuple[int, ...]) -> Tensor:
     wanted = " or ".join(map(str, allowed))
     demand(tuple(got.shape) in allowed, leaf, f"must have shape {wanted}, but has {tuple(got.shape)}")
     return got
+
+
+def four_bits(config: Mapping[str, Any], where: str) -> Any:
+    """The group_size of a `quantization_config`; ConfigError for bits other than four."""
+    bits = config.get("bits", config.get("w_bit", 4))
+    if bits != 4:
+        raise ConfigError(f"quantization_config.bits must be 4 {where}, but is {bits!r}")
+    return config.get("group_size", config.get("q_group_size", 128))
 
 
 def order_of(index: Tensor, group: int) -> Tensor | None:

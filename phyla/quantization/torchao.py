@@ -18,6 +18,7 @@ from phyla.errors import ArgumentError, ConfigError, CorruptFileError
 from phyla.quantization.fp8 import E4M3, LARGEST, has_nan, spread
 from phyla.quantization.numbers import Numbers
 from phyla.quantization.scheme import FLOATS, Facts, Parts, Scheme, demand, demand_dtype, demand_shape
+from phyla.quantization.words import from_halves, halves
 
 _PLAIN = ("Int8Tensor", "IntxUnpackedToInt8Tensor", "Float8Tensor")
 _NIBBLES, _TILED = "Int4Tensor", "Int4TilePackedTo4dTensor"
@@ -161,8 +162,7 @@ class TorchAO(Scheme):
             values.mul_(_spread(parts["_weight_scale"], facts.shape, block))
         elif self.kind == _NIBBLES:
             octets, group = values.view(torch.uint8), self.block[1]  # type: ignore[index]
-            pairs = torch.stack(((octets & 15) ^ 8, (octets >> 4) ^ 8), -1)
-            values = pairs.flatten(-2).float().sub_(8)
+            values = (halves(octets) ^ 8).float().sub_(8)
             values.mul_(parts["_weight_scale"].float().t().repeat_interleave(group, 1))
             values.add_(parts["_weight_zero_point"].float().t().repeat_interleave(group, 1))
         else:
@@ -180,8 +180,7 @@ class TorchAO(Scheme):
         if self.kind == _TILED or "_weight_act_pre_scale" in parts:
             return None
         if self.kind == _NIBBLES:
-            octets = codes.view(torch.uint8)
-            codes = torch.stack(((octets & 15) ^ 8, (octets >> 4) ^ 8), -1).flatten(-2)
+            codes = halves(codes.view(torch.uint8)) ^ 8
             scale, zero = parts["_weight_scale"].float().t(), parts["_weight_zero_point"].float().t()
             table = torch.arange(-8.0, 8.0, device=codes.device)
             return Numbers(codes, scale, shape[1] // scale.shape[1], table, zero, relative=False)
@@ -201,8 +200,7 @@ class TorchAO(Scheme):
     def stored(self, codes: Tensor, like: Tensor, facts: Facts) -> Tensor:
         if self.kind != _NIBBLES:
             return codes
-        pairs = (codes ^ 8).unflatten(-1, (-1, 2))
-        return (pairs[..., 0] | pairs[..., 1] << 4).view(like.dtype)
+        return from_halves(codes ^ 8).view(like.dtype)
 
     def quantise(self, weight: Tensor) -> Parts:
         numbers = weight.float()

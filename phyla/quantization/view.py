@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phyla.checkpoints.weights import TensorInfo, Weights
+from phyla.checkpoints.weights import Weights
 from phyla.errors import CheckpointError, MissingWeightsError, ShapeMismatchError
 from phyla.quantization.scheme import Facts, Parts, Scheme
 
@@ -96,10 +96,6 @@ class QuantizedWeights(Weights):
         for name in wanted:
             if name in self.held:
                 yield name, self.read(name, dtype)
-
-    def info(self, name: str) -> TensorInfo:
-        """What is known of one tensor."""
-        return super().info(name)
 
     def close(self) -> None:
         self.inner.close()

@@ -18,7 +18,7 @@ def unpack(words: Tensor, bits: int, count: int) -> Tensor:
         words = words.clone(memory_format=torch.contiguous_format) if one else words.contiguous()
         octets = words.view(torch.uint8)
         if bits == 4:
-            octets = torch.stack((octets & 15, octets >> 4), -1).flatten(-2)
+            octets = halves(octets)
         return octets[..., :count]
     mask = (1 << bits) - 1
     groups = F.pad(words, (0, -words.shape[-1] % bits)).unflatten(-1, (-1, bits))
@@ -39,7 +39,7 @@ def pack(values: Tensor, bits: int) -> Tensor:
     if bits in (4, 8):
         octets = F.pad(values.to(torch.uint8), (0, -count % (WORD // bits)))
         if bits == 4:
-            octets = octets[..., ::2] | octets[..., 1::2] << 4
+            octets = from_halves(octets)
         return octets.contiguous().view(torch.int32)
     padded = F.pad(values.to(torch.int64), (0, -count % WORD)).unflatten(-1, (-1, WORD))
     words = torch.zeros(*padded.shape[:-1], bits, dtype=torch.int64, device=values.device)
@@ -50,6 +50,16 @@ def pack(values: Tensor, bits: int) -> Tensor:
             words[..., word + 1] |= padded[..., i] >> WORD - shift
     words = torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32)
     return words.flatten(-2)[..., : -(-count * bits // WORD)]
+
+
+def halves(octets: Tensor) -> Tensor:
+    """Both numbers of four bits of every byte, the low one first: uint8 (..., n) -> (..., 2 n)."""
+    return torch.stack((octets & 15, octets >> 4), -1).flatten(-2)
+
+
+def from_halves(values: Tensor) -> Tensor:
+    """The inverse: uint8 (..., 2 n) below 16 -> (..., n)."""
+    return values[..., ::2] | values[..., 1::2] << 4
 
 
 def word_count(count: int, bits: int) -> int:
