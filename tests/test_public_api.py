@@ -20,3 +20,11 @@ def test_every_public_name_can_be_had() -> None:
     for name in runpy.run_path(str(TOOL))["NAMES"]:
         assert getattr(phyla, name) is not None
         assert name in dir(phyla)
+
+
+def test_star_import_gives_every_public_name():
+    """Old notebooks say `from transformers import *`; `__all__` is the whole lazy table."""
+    names: dict[str, object] = {}
+    exec("from phyla import *", names)  # noqa: S102 (a star import stands at the top of a module only)
+    assert set(phyla.__all__) <= set(names)
+    assert names["BertModel"] is phyla.BertModel and names["GenerationConfig"] is phyla.GenerationConfig

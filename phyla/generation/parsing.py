@@ -50,7 +50,8 @@ class GrammarProcessor(LogitsProcessor):
         single = [ids[0] for text in _ENDING if len(ids := words.tokenize_str(text)) == 1]
         self.ending = [token for token in single if token not in self.ends]
         matcher = engine().LLMatcher
-        self.roots = [self._root(matcher(words, grammar.rules), grammar) for grammar in grammars]
+        # log_level 0: a guess of a draft that the rules refuse is no news
+        self.roots = [self._root(matcher(words, grammar.rules, log_level=0), grammar) for grammar in grammars]
         # tokens that the shortest end may be away behind a single one
         inner = [grammar.inner for grammar in grammars]
         ways = [None if g is None else self._way_out(matcher(words, g.rules), 4096) for g in inner]
