@@ -1,6 +1,7 @@
 """The public settings of quantisation, with the fields, defaults and checks of Transformers 4.50."""
 
 import copy
+import inspect
 import json
 from typing import Any, ClassVar
 
@@ -40,8 +41,14 @@ class QuantizationConfig:
     @classmethod
     def from_dict(cls, data: dict[str, Any], **changes: Any) -> Any:
         """From the object of a config.json; fields that the class does not know are kept."""
-        data = {k.removeprefix("_"): v for k, v in data.items() if k != "quant_method"}
-        return cls(**{**data, **changes})
+        data = {k.removeprefix("_"): v for k, v in data.items() if k != "quant_method"} | changes
+        asked = inspect.signature(cls.__init__).parameters.values()
+        needed = [p.name for p in asked if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+        if lacks := [name for name in needed[1:] if name not in data]:
+            raise ConfigError(
+                f"quantization_config of {cls.__name__} must say {', '.join(lacks)}, but does not"
+            )
+        return cls(**data)
 
     def update(self, **fields: Any) -> dict[str, Any]:
         """Set known fields; those that are not known come back."""
