@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from collections import defaultdict
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ from test_quantization import (
 import phyla
 from phyla.blocks import stack
 from phyla.blocks.matmul import rows_alike
+from phyla.blocks.memory import Room
 from phyla.errors import ShapeMismatchError
 from phyla.fast import codes, native
 from phyla.fast.codes import CodeMatrix, concatenate
@@ -47,6 +49,10 @@ def numbers_of(kind, rows, width, group, zeros, dtype, ordered, seed) -> tuple[N
     groups, table = -(-width // group), None
     if kind == "table":
         made, table = torch.randint(0, 16, (rows, width), dtype=torch.uint8), torch.randn(16)
+        values = table[made.int()]
+    elif kind in ("steps", "halves"):
+        made = torch.randint(0, 16, (rows, width), dtype=torch.uint8)
+        table = torch.arange(16.0) - (8 if kind == "steps" else 7.5)
         values = table[made.int()]
     elif kind == "int8":
         made = torch.randint(-128, 128, (rows, width), dtype=torch.int8)
@@ -73,7 +79,8 @@ def numbers_of(kind, rows, width, group, zeros, dtype, ordered, seed) -> tuple[N
 
 @settings(deadline=None, max_examples=150)
 @given(
-    kind=st.sampled_from(["table", "int8", "float8"]), rows=st.integers(1, 80), width=st.integers(1, 200),
+    kind=st.sampled_from(["table", "steps", "halves", "int8", "float8"]),
+    rows=st.integers(1, 80), width=st.integers(1, 200),
     group=st.sampled_from([1, 7, 16, 32, 128, 1000]), zeros=st.sampled_from(["none", "added", "relative"]),
     dtype=st.sampled_from(HALVES), ordered=st.booleans(), count=st.integers(1, 40), half=st.booleans(),
     seed=st.integers(0, 99),
@@ -95,6 +102,7 @@ def test_products_of_any_shape(
     for coder in (None, kernels.codes if BUILT else None):
         with pytest.MonkeyPatch.context() as patch, torch.no_grad():
             patch.setattr(codes, "native", coder)
+            patch.setattr(codes, "keeps_rows", bool(seed % 2))
             whole = matrix.dense()
             torch.testing.assert_close(whole.double(), weight, rtol=2e-6, atol=2e-6)
             picked = torch.randint(0, rows, (2, 3))
@@ -114,6 +122,17 @@ def test_products_of_any_shape(
                 assert torch.equal(part, coder.product(matrix, x, bias)[count - few :])
 
 
+def test_slow_products_are_told_once(monkeypatch, caplog) -> None:
+    matrix = CodeMatrix.build(numbers_of("int4", 32, 64, 32, "none", torch.float32, False, 0)[0])
+    monkeypatch.setattr(codes, "native", None)
+    monkeypatch.setattr(codes, "missing", "no compiler was found")
+    for _ in range(2):
+        matrix.matmul(torch.randn(1, 64))
+    assert [r.getMessage() for r in caplog.records if "without native kernels" in r.getMessage()] == [
+        "packed weights are multiplied without native kernels, ten times slower: no compiler was found"
+    ]
+
+
 @pytest.mark.parametrize("rows", [1, 17, 300])
 @torch.no_grad()
 def test_rows_have_the_same_bits_among_any_others_where_that_is_asked(counted, rows) -> None:
@@ -123,7 +142,7 @@ def test_rows_have_the_same_bits_among_any_others_where_that_is_asked(counted, r
         assert torch.equal(matrix.matmul(x)[:rows], matrix.matmul(x[:rows].contiguous()))
 
 
-@pytest.mark.parametrize("kind", ["table", "int8", "float8"])
+@pytest.mark.parametrize("kind", ["table", "steps", "int8", "float8"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @torch.no_grad()
 def test_what_is_not_finite_is_passed_on(counted, kind, value) -> None:
@@ -134,6 +153,41 @@ def test_what_is_not_finite_is_passed_on(counted, kind, value) -> None:
     y = matrix.matmul(x)
     assert not y[3].isfinite().any()
     assert torch.equal(y[:3], want[:3]) and torch.equal(y[4:], want[4:])
+
+
+@pytest.mark.skipif(not BUILT, reason="no compiler")
+@pytest.mark.parametrize("kind", ["steps", "halves", "int8"])
+@pytest.mark.parametrize("group", [32, 72, 576])
+@torch.no_grad()
+def test_whole_numbers_are_as_exact_as_float32(kernels, kind, group) -> None:
+    numbers, weight = numbers_of(kind, 96, 576, group, "none", torch.float16, False, 2)
+    matrix = CodeMatrix.build(numbers)
+    # A column by itself is exact where its scale is that of its group.
+    for size in (1.0, -3.0, 2.0**-60, 2.0**60):
+        one = torch.eye(576)[:8] * size
+        assert torch.equal(kernels.codes.product(matrix, one, None).double(), (one.double() @ weight.t()))
+    x = torch.randn(8, 576) * torch.randn(8, 576).exp()  # of many sizes
+    bound = 3e-7 * x.abs().amax(1, keepdim=True).double() * weight.abs().sum(1)
+    assert ((kernels.codes.product(matrix, x, None).double() - x.double() @ weight.t()).abs() <= bound).all()
+    assert not kernels.codes.product(matrix, torch.zeros(2, 576), None).any()
+    tiny = torch.full((1, 576), 1e-40)
+    assert kernels.codes.product(matrix, tiny, None).abs().max() < 1e-33
+
+
+@torch.no_grad()
+def test_a_matrix_lies_in_the_rooms_given_and_parts_side_by_side_are_joined_in_place() -> None:
+    rooms = defaultdict(Room)
+    made = [numbers_of("steps", n, 64, 32, "added", torch.float16, False, n)[0] for n in (64, 32, 96)]
+    parts = [CodeMatrix.build(numbers, rooms) for numbers in made]
+    whole = concatenate(parts)
+    for name in ("codes", "scale", "zero"):
+        assert getattr(whole, name).data_ptr() == getattr(parts[0], name).data_ptr()
+    apart = concatenate([CodeMatrix.build(numbers) for numbers in made])
+    assert torch.equal(whole.dense(), apart.dense())
+    kept = PackedWeight(parts[1])
+    assert len(pickle.dumps(kept)) < 1 << 16
+    assert torch.equal(pickle.loads(pickle.dumps(kept)).dense(), parts[1].dense())  # noqa: S301
+    assert torch.equal(copy.deepcopy(kept).dense(), parts[1].dense())
 
 
 @torch.no_grad()

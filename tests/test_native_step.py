@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from native_kernels import BUILT, counted, kernels
 
 import phyla
-from phyla.blocks import matmul, stack
+from phyla.blocks import Experts, matmul, stack
 from phyla.fast import products
 
 __all__ = ["counted", "kernels"]  # fixtures
@@ -31,15 +31,60 @@ CONFIGS = {
     "relu": phyla.OPTConfig(
         **SMALL, ffn_dim=70, word_embed_proj_dim=48, do_layer_norm_before=False, max_position_embeddings=128
     ),
+    "norms by head": phyla.Qwen3Config(
+        **SMALL, intermediate_size=80, num_key_value_heads=2, head_dim=20, max_position_embeddings=256
+    ),
+    "norms by head, two kinds of rotary": phyla.Gemma3TextConfig(
+        **SMALL, intermediate_size=80, num_key_value_heads=2, head_dim=20, sliding_window=7,
+        sliding_window_pattern=2, query_pre_attn_scalar=20,
+    ),
+    "side by side, two norms": phyla.GPTNeoXConfig(
+        **SMALL, intermediate_size=80, max_position_embeddings=256
+    ),
+    "side by side, pairs turn": phyla.GPTJConfig(vocab_size=99, n_embd=48, n_layer=2, n_head=6, rotary_dim=4),
+    "side by side, layer norms by head": phyla.PhiConfig(
+        **SMALL, intermediate_size=80, qk_layernorm=True, max_position_embeddings=256
+    ),
+    "side by side, one key head": phyla.FalconConfig(**SMALL),
+    "experts": phyla.MixtralConfig(
+        **SMALL, intermediate_size=40, num_key_value_heads=2, num_local_experts=5
+    ),
+    "experts in some layers": phyla.Qwen3MoeConfig(
+        **SMALL, intermediate_size=80, num_key_value_heads=2, num_experts=12, num_experts_per_tok=3,
+        moe_intermediate_size=24, head_dim=16, mlp_only_layers=[1],
+    ),
+    "experts by a norm, clips": phyla.DbrxConfig(
+        vocab_size=99, d_model=48, n_heads=6, n_layers=2, attn_config={"clip_qkv": 0.7, "kv_n_heads": 2},
+        ffn_config={
+            "ffn_hidden_size": 40, "moe_num_experts": 6, "moe_top_k": 3, "moe_normalize_expert_weights": 2.0
+        },
+    ),
 }  # fmt: skip
+
+
+# Outside the engine, whose pages have no bias.
+BIASED = {
+    "falling with distance": phyla.BloomConfig(vocab_size=99, hidden_size=48, n_layer=2, n_head=6),
+    "falling, rounded": phyla.FalconConfig(**SMALL, alibi=True, parallel_attn=False, multi_query=False),
+    "sums from the norm": phyla.BloomConfig(
+        vocab_size=99, hidden_size=48, n_layer=2, n_head=6, apply_residual_connection_post_layernorm=True
+    ),
+}
 
 
 def model_of(kind: str, dtype: torch.dtype = torch.float32):
     torch.manual_seed(0)
-    model = phyla.AutoModelForCausalLM.from_config(CONFIGS[kind])
+    return filled(phyla.AutoModelForCausalLM.from_config((CONFIGS | BIASED)[kind]), dtype)
+
+
+def filled(model, dtype: torch.dtype):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(parameter.mean().item(), 0.3 if parameter.dim() == 1 else 0.2)
+    if dtype != torch.float32:  # rounding may choose other experts, so that errors say nothing
+        for module in model.modules():
+            if isinstance(module, Experts):
+                module.chosen = module.experts
     return model.to(dtype).eval()
 
 
@@ -69,7 +114,7 @@ CHUNKS = (11, 1, 1, 2, 1, 1, 2, 1, 1, 1, 1)
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", CONFIGS | BIASED)
 def test_equals_the_modules(counted, monkeypatch, kind, rows, dtype):
     model = model_of(kind, dtype)
     ids, mask = case(rows, sum(CHUNKS))
@@ -182,7 +227,9 @@ class Twice(torch.nn.Module):
 
 def test_a_family_of_another_form_is_left_alone(counted):
     torch.manual_seed(0)
-    config = phyla.GPTNeoXConfig(**SMALL, intermediate_size=80, max_position_embeddings=64)
+    config = phyla.JetMoeConfig(
+        **{**SMALL, "num_attention_heads": 4}, num_key_value_heads=2, kv_channels=12, intermediate_size=40
+    )
     model = phyla.AutoModelForCausalLM.from_config(config).eval()
     ids, mask = case(2, 10)
     stepwise(model, ids, mask, (7, 1, 1, 1))
@@ -191,6 +238,7 @@ def test_a_family_of_another_form_is_left_alone(counted):
 
 WHOLE = {
     **CONFIGS,
+    **BIASED,
     "norms after": phyla.BertConfig(**SMALL, intermediate_size=80, max_position_embeddings=256),
     "norms after, tokens counted": phyla.RobertaConfig(
         **SMALL, intermediate_size=80, max_position_embeddings=256
@@ -217,11 +265,7 @@ def test_whole_texts_equal_the_modules(counted, monkeypatch, kind, length, dtype
     config = WHOLE[kind]
     if getattr(config, "max_position_embeddings", 1 << 20) < length:
         config = type(config)(**{**config.to_dict(), "max_position_embeddings": 256})
-    model = phyla.AutoModel.from_config(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(parameter.mean().item(), 0.3 if parameter.dim() == 1 else 0.2)
-    model = model.to(dtype).eval()
+    model = filled(phyla.AutoModel.from_config(config), dtype)
     ids, mask = case(3, length)
     mask[2, -5:] = 0
 

@@ -17,8 +17,9 @@ class Experts(Mixer):
     """Each token goes to the `chosen` best of X gated feed-forwards (Jiang et al. 2024, arXiv:2401.04088).
 
     After Shazeer et al. 2017. gate, up (X, F, D), down (X, D, F). Weights are the softmax over all experts,
-    renormalised over the chosen ones when `renormalise`. jitter: width of the uniform noise on the input
-    while training.
+    those of the chosen ones divided by their sum when `renormalise`, or by their norm of the power that it
+    is. jitter: width of the uniform noise on the input while training. chances: the softmax is recorded,
+    where scores are asked for.
     """
 
     def __init__(
@@ -28,16 +29,19 @@ class Experts(Mixer):
         experts: int,
         chosen: int,
         act: str = "silu",
-        renormalise: bool = True,
+        renormalise: bool | float = True,
         jitter: float = 0.0,
+        chances: bool = False,
     ) -> None:
         super().__init__()
         self.experts, self.chosen, self.renormalise, self.jitter = experts, chosen, renormalise, jitter
+        self.inner, self.chances = inner, chances
         self.act = activation(act)
         self.router = Linear(width, experts, bias=False)
-        self.gate = nn.Parameter(torch.empty(experts, inner, width))
-        self.up = nn.Parameter(torch.empty(experts, inner, width))
-        self.down = nn.Parameter(torch.empty(experts, width, inner))
+        # Or a module with packed matrices: phyla/quantization/experts.py.
+        self.gate: Any = nn.Parameter(torch.empty(experts, inner, width))
+        self.up: Any = nn.Parameter(torch.empty(experts, inner, width))
+        self.down: Any = nn.Parameter(torch.empty(experts, width, inner))
 
     def mix(self, x: Stream, ctx: Context) -> Stream:
         if self.training and self.jitter:
@@ -49,32 +53,54 @@ class Experts(Mixer):
     def route(self, tokens: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
         """Weights and numbers of each token's experts, (N, chosen) each; the router's scores are recorded."""
         logits = self.router(tokens)  # (N, X)
-        if ctx.router_logits is not None:
-            ctx.router_logits.append(logits)
         weights = torch.softmax(logits, -1, dtype=torch.float32)
+        if ctx.router_logits is not None:
+            ctx.router_logits.append(weights.to(tokens.dtype) if self.chances else logits)
         weights, index = torch.topk(weights, self.chosen, -1)  # (N, chosen)
-        if self.renormalise:
+        if self.renormalise == 1:
             weights = weights / weights.sum(-1, keepdim=True)
+        elif self.renormalise:
+            weights = weights / torch.linalg.vector_norm(weights, self.renormalise, -1, keepdim=True)
         return weights, index
 
     def _run(self, tokens: Tensor, weights: Tensor, index: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or tokens.is_cuda:
-            return self._run_dense(tokens, weights, index)
         # Read once, because an adapter may stand before them and compute what is read.
-        every = gate, _, _ = self.gate, self.up, self.down
-        plain = tokens.dtype == gate.dtype and not torch.is_autocast_enabled("cpu")
-        if plain and torch.is_grad_enabled() and gate.requires_grad:
-            return self._run_sorted(tokens, weights, index, every)
+        every = self.gate, self.up, self.down
+        packed = any(isinstance(weight, nn.Module) for weight in every)
+        if torch.compiler.is_compiling():
+            run = self._run_each if packed else self._run_dense
+            return run(tokens, weights, index, every)
+        if tokens.is_cuda and not packed:
+            return self._run_dense(tokens, weights, index, every)
+        if not packed and torch.is_grad_enabled() and every[0].requires_grad:
+            if tokens.dtype == every[0].dtype and not torch.is_autocast_enabled("cpu"):
+                return self._run_sorted(tokens, weights, index, every)
         y = torch.zeros_like(tokens)
         # Taken apart once: the gradient of each single expert would be as large as all of them.
-        parts = zip(*(weight.unbind() for weight in every), strict=True)
-        for expert, (gate, up, down) in enumerate(parts):
+        gate, up, down = (w if isinstance(w, nn.Module) else w.unbind() for w in every)
+        for expert in index.unique().tolist():  # sorted: a token's sum has one order in any company
             rows, place = torch.where(index == expert)
-            if len(rows):
-                h = tokens[rows]
-                h = self.act(linear(h, gate)) * linear(h, up)
-                y.index_add_(0, rows, linear(h, down) * weights[rows, place, None])
+            h = tokens[rows]
+            h = self.act(_product(h, gate, expert)) * _product(h, up, expert)
+            y.index_add_(0, rows, _product(h, down, expert) * weights[rows, place, None])
         return y
+
+    def _run_each(
+        self, tokens: Tensor, weights: Tensor, index: Tensor, every: tuple[Any, Any, Any]
+    ) -> Tensor:
+        """All experts on all tokens, one by one: static shapes with only one of them expanded."""
+        share = self._shares(tokens, weights, index)
+        gate, up, down = every
+        y = torch.zeros_like(tokens)
+        for expert in range(self.experts):
+            h = self.act(_product(tokens, gate, expert)) * _product(tokens, up, expert)
+            y = y + _product(h, down, expert) * share[:, expert, None]
+        return y
+
+    def _shares(self, tokens: Tensor, weights: Tensor, index: Tensor) -> Tensor:
+        """The weight of every expert for each token, (N, X), 0 for those that it did not choose."""
+        share = torch.zeros(len(tokens), self.experts, dtype=tokens.dtype, device=tokens.device)
+        return share.scatter(1, index, weights)
 
     def _run_sorted(
         self, tokens: Tensor, weights: Tensor, index: Tensor, every: tuple[Tensor, Tensor, Tensor]
@@ -89,14 +115,18 @@ class Experts(Mixer):
         h = _Grouped.apply(h, down, counts) * weights.flatten()[order, None]
         return torch.zeros_like(tokens).index_add(0, rows, h)
 
-    def _run_dense(self, tokens: Tensor, weights: Tensor, index: Tensor) -> Tensor:
+    def _run_dense(
+        self, tokens: Tensor, weights: Tensor, index: Tensor, every: tuple[Tensor, Tensor, Tensor]
+    ) -> Tensor:
         """All experts on all tokens: static shapes for captured graphs."""
-        share = torch.zeros(len(tokens), self.experts, dtype=tokens.dtype, device=tokens.device)
-        share = share.scatter(1, index, weights)  # (N, X)
-        h = self.act(torch.einsum("nd,xfd->xnf", tokens, self.gate)) * torch.einsum(
-            "nd,xfd->xnf", tokens, self.up
-        )
-        return torch.einsum("xnf,xdf,nx->nd", h, self.down, share)
+        gate, up, down = every
+        h = self.act(torch.einsum("nd,xfd->xnf", tokens, gate)) * torch.einsum("nd,xfd->xnf", tokens, up)
+        return torch.einsum("xnf,xdf,nx->nd", h, down, self._shares(tokens, weights, index))
+
+
+def _product(x: Tensor, matrices: Any, expert: int) -> Tensor:
+    """x W^T for the matrix of one expert."""
+    return matrices(x, expert) if isinstance(matrices, nn.Module) else linear(x, matrices[expert])
 
 
 class _Grouped(torch.autograd.Function):

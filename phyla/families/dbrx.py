@@ -6,11 +6,8 @@ one; queries, keys and values clipped and fused in files; norms without a bias.
 
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from phyla.blocks import (
-    Attention, Causal, Context, Decoder, Embed, Experts, Heads, Layer, LayerNorm, Rotary, repeat, residual,
+    Attention, Causal, Decoder, Embed, Experts, Heads, Layer, LayerNorm, Rotary, repeat, residual,
 )  # fmt: skip
 from phyla.checkpoints.names import NameMap, To, split
 from phyla.checkpoints.ops import Reshape, Swapped
@@ -98,45 +95,15 @@ class ClippedAttention(Attention):
         super().__init__(width, heads, position, mask, bias=False, dropout=dropout)
         self.clip = clip
 
-    def project(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        parts = super().project(x, source)
-        clip = self.clip
-        return parts if clip is None else tuple(t.clamp(-clip, clip) for t in parts)  # type: ignore[return-value]
-
-    def _project_and_turn(self, x: Tensor, ctx: Context) -> tuple[Tensor, Tensor, Tensor]:
-        if self.clip is None:
-            return super()._project_and_turn(x, ctx)
-        q, k, v = self.project(x, x)
-        return (*self.position.rotate(q, k, ctx), v)  # type: ignore[union-attr]
-
-
-class NormedExperts(Experts):
-    """Experts whose chosen weights are divided by their p-norm; the recorded scores are probabilities."""
-
-    def __init__(
-        self, width: int, inner: int, experts: int, chosen: int, act: str, jitter: float, p: float | None
-    ) -> None:
-        super().__init__(width, inner, experts, chosen, act=act, jitter=jitter)
-        self.p = p
-
-    def route(self, tokens: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
-        every = torch.softmax(self.router(tokens), -1, dtype=torch.float32)  # (N, X)
-        if ctx.router_logits is not None:
-            ctx.router_logits.append(every.to(tokens.dtype))
-        weights, index = torch.topk(every, self.chosen, -1)
-        if self.p is not None:
-            weights = weights / torch.linalg.vector_norm(weights, self.p, -1, keepdim=True)
-        return weights, index
-
 
 def build(c: PretrainedConfig) -> Decoder:
     norm, a, f = LayerNorm(c.d_model, bias=False), c.attn_config, c.ffn_config
     heads = Heads(c.n_heads, kv=a.kv_n_heads)
     rotary = Rotary(c.d_model // c.n_heads, a.rope_theta, max_positions=c.max_seq_len)
     attn = ClippedAttention(c.d_model, heads, rotary, Causal(), a.clip_qkv, a.attn_pdrop)
-    ffn = NormedExperts(
+    ffn = Experts(
         c.d_model, f.ffn_hidden_size, f.moe_num_experts, f.moe_top_k, f.ffn_act_fn.get("name", "silu"),
-        f.moe_jitter_eps or 0.0, f.moe_normalize_expert_weights,
+        f.moe_normalize_expert_weights or False, f.moe_jitter_eps or 0.0, chances=True,
     )  # fmt: skip
     drop = c.resid_pdrop
     layer = Layer(attn=residual(attn, pre=norm, dropout=drop), ffn=residual(ffn, pre=norm, dropout=drop))

@@ -1,36 +1,16 @@
 // y = x w^T + b with a w of codes (codes.h), and pieces of w expanded.
 
 #include "codes.h"
-#if defined(__F16C__) || defined(__AVX512F__)
-#include <immintrin.h>
-#endif
 
 namespace {
 
 // Vectors of a block's rows; columns summed before their scale is applied; bytes to ask memory for ahead of their use.
-enum { V = CODE_ROWS / LANES, RUN = 128, AHEAD = 512 };
+enum { V = CODE_ROWS / LANES, RUN = 128, AHEAD = 4096 };
 
-typedef int8_t Octets __attribute__((vector_size(LANES)));
-typedef uint8_t Bytes __attribute__((vector_size(LANES)));
-
-inline Words bytes_at(const uint8_t *p) {
-#if defined(__AVX512F__)
-    return (Words)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
-#else
-    Bytes v;
+inline Words words_at(const uint8_t *p) {
+    Words v;
     memcpy(&v, p, sizeof v);
-    return __builtin_convertvector(v, Words);
-#endif
-}
-
-inline Floats whole_at(const uint8_t *p) {
-#if defined(__AVX512F__)
-    return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
-#else
-    Octets v;
-    memcpy(&v, p, sizeof v);
-    return __builtin_convertvector(__builtin_convertvector(v, Signs), Floats);
-#endif
+    return v;
 }
 
 inline Floats half_floats(const uint16_t *p) {
@@ -54,51 +34,46 @@ inline Floats numbers_at(const void *p, long at, long kind) {
     return half_floats((const uint16_t *)p + at);
 }
 
-// The 16 values in registers, and the lanes that they are given to.
+// The 16 values in registers, and the lanes that they are given to: the lowest four bits of a word name one.
 struct Table {
 #if defined(__AVX512F__)
     __m512 all;
-    explicit Table(const float *t) : all(t ? _mm512_loadu_ps(t) : _mm512_setzero_ps()) {}
+    explicit Table(const Codes &c) : all(c.table ? _mm512_loadu_ps(c.table) : _mm512_setzero_ps()) {}
     Floats operator()(Words code) const { return (Floats)_mm512_permutexvar_ps((__m512i)code, all); }
 #else
-    const float *all;
-    explicit Table(const float *t) : all(t) {}
+    const Codes &c;
+    explicit Table(const Codes &c) : c(c) {}
     Floats operator()(Words code) const {
+        if (c.steps) return __builtin_convertvector((Signs)(code & 15), Floats) + c.first;
         Floats y;
-        for (int i = 0; i < LANES; i++) y[i] = all[code[i] & 15];
+        for (int i = 0; i < LANES; i++) y[i] = c.table[code[i] & 15];
         return y;
     }
 #endif
 };
 
-inline Floats float8(const uint8_t *p) {
-    // As float16 with an exponent that is eight too small.
+// The lowest bytes of words as e4m3: float16 with an exponent that is eight too small.
+inline Floats float8(Words u) {
+    const Signs s = (Signs)(u << 24) >> 17 & (Signs)((Words){} + 0xffffbfffu);
 #if defined(__AVX512F__)
-    const __m256i wide = _mm256_slli_epi16(_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p)), 7);
-    return (Floats)_mm512_cvtph_ps(_mm256_and_si256(wide, _mm256_set1_epi16((short)0xbfff)));
+    return (Floats)_mm512_cvtph_ps(_mm512_cvtepi32_epi16((__m512i)s));
 #else
-    const Words u = bytes_at(p);
     uint16_t halves[LANES];
-    for (int i = 0; i < LANES; i++) halves[i] = (uint16_t)((u[i] & 128) << 8 | (u[i] & 127) << 7);
+    for (int i = 0; i < LANES; i++) halves[i] = (uint16_t)s[i];
     return half_floats(halves);
 #endif
 }
 
-template <int Kind> constexpr long bytes_of() { return Kind == BY_TABLE ? CODE_ROWS / 2 : CODE_ROWS; }
+template <int Kind> constexpr long columns() { return Kind == BY_TABLE ? 8 : 4; }
 
-// One column of a block, without its scale.
-template <int Kind> inline __attribute__((always_inline)) void decode(const uint8_t *p, const Table &table, Floats (&w)[V]) {
-    if (Kind == BY_TABLE) {
-#pragma GCC unroll 4
-        for (int v = 0; v < V / 2; v++) {
-            const Words both = bytes_at(p + v * LANES);
-            w[v] = table(both);
-            w[v + V / 2] = table(both >> 4);
-        }
-        return;
-    }
-#pragma GCC unroll 8
-    for (int v = 0; v < V; v++) w[v] = Kind == FLOAT8 ? float8(p + v * LANES) : whole_at(p + v * LANES);
+// Bytes of a block of a width.
+template <int Kind> inline long bytes_of(long width) { return (width + columns<Kind>() - 1) / columns<Kind>() * CODE_ROWS * 4; }
+
+// Column c of a word, without its scale.
+template <int Kind> inline __attribute__((always_inline)) Floats decode(Words word, int c, const Table &table) {
+    if (Kind == BY_TABLE) return table(word >> (c < 4 ? 8 * c : 8 * c - 28));
+    if (Kind == FLOAT8) return float8(word >> 8 * c);
+    return __builtin_convertvector((Signs)(word << (24 - 8 * c)) >> 24, Floats);
 }
 
 inline Floats scale_at(const Codes &c, long at) {
@@ -107,53 +82,157 @@ inline Floats scale_at(const Codes &c, long at) {
     return c.kind == FLOAT8 ? s * 256.0f : s;
 }
 
-// Block b of w with M rows of x: out (M, CODE_ROWS).
-template <int Kind, int M> void block_of(const Codes &c, long b, const Panel &panel, float *out) {
-    const uint8_t *p = c.codes + b * c.width * bytes_of<Kind>();
-    const Table table(c.table);
-    Floats total[M][V] = {};
-    for (long g = 0, k = 0; g < c.groups; g++) {
-        const long end = (g + 1) * c.group < c.width ? (g + 1) * c.group : c.width, at = (b * c.groups + g) * CODE_ROWS;
-        Floats scale[V];
-        for (int v = 0; v < V; v++) scale[v] = scale_at(c, at + v * LANES);
-        while (k < end) {
-            const long stop = k + RUN < end ? k + RUN : end;
-            Floats sums[M][V] = {};
-#pragma GCC unroll 4
-            for (; k < stop; k++, p += bytes_of<Kind>()) {
-                // One row of x waits for memory; for several the arithmetic hides it.
-                if (M == 1 && k % (64 / bytes_of<Kind>()) == 0) __builtin_prefetch(p + AHEAD);
-                Floats w[V];
-                decode<Kind>(p, table, w);
+// What ends a group: its sums times the scale, and its zero.
+template <int M> inline __attribute__((always_inline)) void close_group(const Codes &c, long at, long v, const float *sums, Floats (&total)[M]) {
+    if (!c.zero) return;
+    Floats zero = numbers_at(c.zero, at + v * LANES, c.zero_kind);
+    if (c.relative) zero = -(zero * scale_at(c, at + v * LANES));
 #pragma GCC unroll 8
-                for (int m = 0; m < M; m++) {
-                    const Floats one = splat(panel.x[k * M + m]);
-#pragma GCC unroll 8
-                    for (int v = 0; v < V; v++) sums[m][v] += w[v] * one;
-                }
-            }
-#pragma GCC unroll 8
-            for (int m = 0; m < M; m++)
-#pragma GCC unroll 8
-                for (int v = 0; v < V; v++) total[m][v] += scale[v] * sums[m][v];
-        }
-        if (!c.zero) continue;
-        for (int v = 0; v < V; v++) {
-            Floats zero = numbers_at(c.zero, at + v * LANES, c.zero_kind);
-            if (c.relative) zero = -(zero * scale[v]);
-#pragma GCC unroll 8
-            for (int m = 0; m < M; m++) total[m][v] += zero * splat(panel.sums[g * M + m]);
-        }
-    }
-    for (int m = 0; m < M; m++)
-        for (int v = 0; v < V; v++) save(out + m * CODE_ROWS + v * LANES, total[m][v]);
+    for (int m = 0; m < M; m++) total[m] += zero * splat(sums[m]);
 }
 
+// Columns [from, from + count) of a chunk of words with M rows of x, into sums.
+template <int Kind, int M>
+inline __attribute__((always_inline)) void chunk(const uint8_t *p, int from, int count, const float *x, const Table &table, Floats (&sums)[V][M]) {
+    Words word[V];
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) word[v] = words_at(p + v * LANES * 4);
+    auto column = [&](int c) __attribute__((always_inline)) {
+        Floats w[V];
+#pragma GCC unroll 8
+        for (int v = 0; v < V; v++) w[v] = decode<Kind>(word[v], c, table);
+#pragma GCC unroll 8
+        for (int m = 0; m < M; m++) {
+            const Floats one = splat(x[(c - from) * M + m]);
+#pragma GCC unroll 8
+            for (int v = 0; v < V; v++) sums[v][m] += w[v] * one;
+        }
+    };
+    if (count == columns<Kind>()) {
+#pragma GCC unroll 8
+        for (int c = 0; c < columns<Kind>(); c++) column(c);
+    } else {
+        for (int c = from; c < from + count; c++) column(c);
+    }
+}
+
+// Block b of w with M rows of x: out (M, CODE_ROWS).
+template <int Kind, int M> void block_of(const Codes &c, long b, const Panel &panel, float *out) {
+    const uint8_t *p = c.codes + b * bytes_of<Kind>(c.width);
+    const Table table(c);
+    Floats total[V][M] = {};
+    for (long g = 0, k = 0; g < c.groups; g++) {
+        const long end = (g + 1) * c.group < c.width ? (g + 1) * c.group : c.width, at = (b * c.groups + g) * CODE_ROWS;
+        while (k < end) {
+            const long stop = k + RUN < end ? k + RUN : end;
+            Floats sums[V][M] = {};
+            while (k < stop) {
+                const long from = k % columns<Kind>(), last = k - from + columns<Kind>(), next = last < stop ? last : stop;
+                const uint8_t *word = p + k / columns<Kind>() * CODE_ROWS * 4;
+                // One row of x waits for memory; for several the arithmetic hides it.
+                if (M == 1) __builtin_prefetch(word + AHEAD), __builtin_prefetch(word + AHEAD + 64);
+                chunk<Kind, M>(word, from, next - k, panel.x + k * M, table, sums);
+                k = next;
+            }
+            for (int v = 0; v < V; v++)
+                for (int m = 0; m < M; m++) total[v][m] += scale_at(c, at + v * LANES) * sums[v][m];
+        }
+        for (int v = 0; v < V; v++) close_group<M>(c, at, v, panel.sums + g * M, total[v]);
+    }
+    for (int v = 0; v < V; v++)
+        for (int m = 0; m < M; m++) save(out + m * CODE_ROWS + v * LANES, total[v][m]);
+}
 
 template <int Kind> inline Block block_for(long m) {
     return m == 1 ? block_of<Kind, 1> : m == 2 ? block_of<Kind, 2> : m == 4 ? block_of<Kind, 4> : block_of<Kind, CODE_PANEL>;
 }
 
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+
+// W vectors of words of N chunks of columns with the digits of M rows of x, added to the sums of each digit.
+template <int Kind, int M, int W, int N>
+inline __attribute__((always_inline)) void whole_chunks(const uint8_t *p, const int8_t *digits, __m512i (&sums)[W][M][3]) {
+    const __m512i low = _mm512_set1_epi8(15), turn = _mm512_set1_epi8((char)0x80);
+#pragma GCC unroll 4
+    for (int n = 0; n < N; n++, p += CODE_ROWS * 4, digits += columns<Kind>() * 4 * M) {
+        if (M == 1) _mm_prefetch((const char *)p + AHEAD, _MM_HINT_T0), _mm_prefetch((const char *)p + AHEAD + 64, _MM_HINT_T0);
+        __m512i w[W][2];
+#pragma GCC unroll 2
+        for (int v = 0; v < W; v++) {
+            const __m512i both = _mm512_loadu_si512(p + v * 64);
+            w[v][0] = Kind == BY_TABLE ? _mm512_and_si512(both, low) : _mm512_xor_si512(both, turn);
+            if (Kind == BY_TABLE) w[v][1] = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
+        }
+#pragma GCC unroll 2
+        for (int h = 0; h < (Kind == BY_TABLE ? 2 : 1); h++)
+#pragma GCC unroll 8
+            for (int m = 0; m < M; m++)
+#pragma GCC unroll 3
+                for (int d = 0; d < 3; d++) {
+                    int32_t four;
+                    memcpy(&four, digits + (h * M + m) * 16 + d * 4, 4);
+                    const __m512i x = _mm512_set1_epi32(four);
+#pragma GCC unroll 2
+                    for (int v = 0; v < W; v++) sums[v][m][d] = _mm512_dpbusd_epi32(sums[v][m][d], w[v][h], x);
+                }
+    }
+}
+
+// A group of so many chunks of columns.
+template <int Kind, int M, int W>
+inline __attribute__((always_inline)) void whole_group(const uint8_t *p, long chunks, const int8_t *digits, __m512i (&sums)[W][M][3]) {
+    const long size = CODE_ROWS * 4, step = columns<Kind>() * 4 * M;
+    enum { MANY = Kind == BY_TABLE ? 4 : 1 };  // fewer turns, fewer copies of registers
+    if (chunks == MANY) return whole_chunks<Kind, M, W, MANY>(p, digits, sums);
+    for (; chunks >= MANY; chunks -= MANY, p += MANY * size, digits += MANY * step) whole_chunks<Kind, M, W, MANY>(p, digits, sums);
+    for (; chunks; chunks--, p += size, digits += step) whole_chunks<Kind, M, W, 1>(p, digits, sums);
+}
+
+// As block_of, in whole numbers: sums over a group are exact, and only they are rounded.
+template <int Kind, int M> void whole_block(const Codes &c, long b, const Panel &panel, float *out) {
+    enum { W = M <= 4 ? 2 : 1 };
+    const uint8_t *p = c.codes + b * bytes_of<Kind>(c.width);
+    const float first = Kind == BY_TABLE ? c.first : -128.0f, floor = floorf(first), rest = first - floor;
+    const __m512i offset = _mm512_set1_epi32((int)floor);
+    Floats total[2][M] = {};
+    for (long g = 0; g < c.groups; g++) {
+        const long from = g * c.group, size = c.width - from < c.group ? c.width - from : c.group, at = (b * c.groups + g) * CODE_ROWS;
+        const uint8_t *words = p + from / columns<Kind>() * CODE_ROWS * 4;
+        const int8_t *digits = panel.digits + from * 4 * M;
+        const Whole *whole = panel.whole + g * M;
+#pragma GCC unroll 1
+        for (int v = 0; v < 2; v += W) {
+            __m512i sums[W][M][3];
+#pragma GCC unroll 2
+            for (int i = 0; i < W; i++)
+#pragma GCC unroll 8
+                for (int m = 0; m < M; m++)
+#pragma GCC unroll 3
+                    for (int d = 0; d < 3; d++) sums[i][m][d] = _mm512_mullo_epi32(offset, _mm512_set1_epi32(whole[m].sums[d]));
+            whole_group<Kind, M, W>(words + v * 64, (size + columns<Kind>() - 1) / columns<Kind>(), digits, sums);
+#pragma GCC unroll 2
+            for (int i = 0; i < W; i++) {
+                const Floats scale = scale_at(c, at + (v + i) * LANES);
+#pragma GCC unroll 8
+                for (int m = 0; m < M; m++) {
+                    Floats y = (Floats)_mm512_cvtepi32_ps(sums[i][m][0]) * whole[m].counts[0];
+                    y += (Floats)_mm512_cvtepi32_ps(sums[i][m][1]) * whole[m].counts[1];
+                    y += (Floats)_mm512_cvtepi32_ps(sums[i][m][2]) * whole[m].counts[2];
+                    if (rest) y += rest * panel.sums[g * M + m];
+                    total[v + i][m] += scale * y;
+                }
+                close_group<M>(c, at, v + i, panel.sums + g * M, total[v + i]);
+            }
+        }
+    }
+    for (int v = 0; v < 2; v++)
+        for (int m = 0; m < M; m++) save(out + m * CODE_ROWS + v * LANES, total[v][m]);
+}
+
+template <int Kind> inline Block whole_for(long m) {
+    return m == 1 ? whole_block<Kind, 1> : m == 2 ? whole_block<Kind, 2> : m == 4 ? whole_block<Kind, 4> : whole_block<Kind, CODE_PANEL>;
+}
+#endif
 
 enum { HELD = 480 * 1024 };  // bytes of x that stay in a core's second cache
 
@@ -187,8 +266,7 @@ template <class T> void multiply(void *data) {
             for (long i = 0; i < count; i++) bias[i] = widen(((const T *)j.bias)[n + i]);
         for (long row = from; row < last; row += j.m) {
             const float *room = j.panels + row / j.m * j.size;
-            const bool same = j.m == 1 && !c.order;
-            block(c, b, Panel{same ? j.x + row * j.x_stride : room, room + (c.width * j.m + 15) / 16 * 16}, out);
+            block(c, b, panel_in(c, j.x + row * j.x_stride, j.m, (float *)room), out);
             for (long m = 0; m < j.m && row + m < last; m++)
                 for (long i = 0; i < count; i++)
                     store((T *)j.y + (row + m) * j.y_stride + n + i, j.bias ? out[m * CODE_ROWS + i] + bias[i] : out[m * CODE_ROWS + i]);
@@ -210,12 +288,12 @@ inline void put(bfloat16 *p, Words v) {
 
 // Block b as rows of w, y (CODE_ROWS, stride); what stands behind the last whole vector of columns goes one by one.
 template <class T, int Kind> void expand(const Codes &c, long b, T *y, long rows, long stride) {
-    const uint8_t *p = c.codes + b * c.width * bytes_of<Kind>();
-    const Table table(c.table);
+    const uint8_t *p = c.codes + b * bytes_of<Kind>(c.width);
+    const Table table(c);
     Floats scale[V], zero[V] = {};
     long g = -1, end = 0;
     for (long k = 0; k < c.width; k += LANES) {
-        Words columns[V][LANES];
+        Words turned[V][LANES];
         for (long i = 0; i < LANES; i++) {
             Floats w[V] = {};
             if (k + i >= end && end < c.width) {
@@ -227,20 +305,21 @@ template <class T, int Kind> void expand(const Codes &c, long b, T *y, long rows
                     if (c.zero) zero[v] = numbers_at(c.zero, at + v * LANES, c.zero_kind);
                 }
             }
-            if (k + i < c.width) decode<Kind>(p + (k + i) * bytes_of<Kind>(), table, w);
+            const uint8_t *words = p + (k + i) / columns<Kind>() * CODE_ROWS * 4;
+            for (int v = 0; k + i < c.width && v < V; v++) w[v] = decode<Kind>(words_at(words + v * LANES * 4), (k + i) % columns<Kind>(), table);
             for (int v = 0; v < V; v++)
-                columns[v][i] = (Words)(c.relative ? scale[v] * (w[v] - zero[v]) : c.zero ? scale[v] * w[v] + zero[v] : scale[v] * w[v]);
+                turned[v][i] = (Words)(c.relative ? scale[v] * (w[v] - zero[v]) : c.zero ? scale[v] * w[v] + zero[v] : scale[v] * w[v]);
         }
         for (int v = 0; v < V; v++) {
-            transpose(columns[v]);
+            transpose(turned[v]);
             for (long r = 0; r < LANES && v * LANES + r < rows; r++) {
                 T *to = y + (v * LANES + r) * stride + k;
                 if (k + LANES <= c.width) {
-                    put(to, columns[v][r]);
+                    put(to, turned[v][r]);
                     continue;
                 }
                 T last[LANES];
-                put(last, columns[v][r]);
+                put(last, turned[v][r]);
                 memcpy(to, last, (c.width - k) * sizeof(T));
             }
         }
@@ -269,6 +348,10 @@ void share(void (*work)(void *), void *job, bool worth, unsigned threads, Parall
 }  // namespace
 
 extern "C" Block phyla_code_block(const Codes *c, long m) {
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+    if (wants_digits(*c) && c->kind == BY_TABLE && c->steps) return whole_for<BY_TABLE>(m);
+    if (wants_digits(*c) && c->kind == WHOLE) return whole_for<WHOLE>(m);
+#endif
     return c->kind == BY_TABLE ? block_for<BY_TABLE>(m) : c->kind == WHOLE ? block_for<WHOLE>(m) : block_for<FLOAT8>(m);
 }
 

@@ -5,7 +5,8 @@ where there is no kernel, expand the weights piece by piece.
 """
 
 import ctypes
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -15,9 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from phyla.blocks.matmul import is_watched, linear, wants_rows_alike
+from phyla.blocks.memory import Room, side_by_side
 from phyla.errors import ShapeMismatchError
 from phyla.quantization.numbers import Numbers
 
+_log = logging.getLogger(__name__)
 ROWS = 32  # rows of a block: codes.h
 BY_TABLE, WHOLE, FLOAT8 = range(3)
 _KINDS = (torch.float32, torch.float16, torch.bfloat16)  # of scales, by their number in codes.h
@@ -34,18 +37,19 @@ class _Codes(ctypes.Structure):
     _fields_ = [
         *((name, _pointer) for name in ("codes", "scale", "zero", "table", "order")),
         *((name, _long) for name in (
-            "outs", "width", "group", "groups", "kind", "scale_kind", "zero_kind", "relative",
+            "outs", "width", "group", "groups", "kind", "scale_kind", "zero_kind", "relative", "steps",
         )),
+        ("first", ctypes.c_float),
     ]  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
 class CodeMatrix:
-    """A matrix (N, K) as codes uint8 (blocks, K, 16 or 32) and scale, zero (blocks, groups, 32).
+    """A matrix (N, K) as codes uint8 (blocks, words of a row, 32, 4) and scale, zero (blocks, groups, 32).
 
-    A block is 32 rows, the last one filled up. Byte j of a column is row j, with a table row j in its low
-    half and row j + 16 in its high one. scale and zero have the narrowest dtype that keeps them exactly.
-    order: the input of each column. The weight is that of `Numbers`.
+    A block is 32 rows, the last one filled up. A word is four columns of a row, with a table eight: byte i
+    has column i in its low half and i + 4 in its high one. scale and zero have the narrowest dtype that keeps
+    them exactly. order: the input of each column. The weight is that of `Numbers`.
     """
 
     codes: Tensor
@@ -60,8 +64,12 @@ class CodeMatrix:
     first: float | None = None  # the value of code 0, where the others follow it in steps of one
 
     @classmethod
-    def build(cls, numbers: Numbers) -> "CodeMatrix":
-        """From the numbers of a weight; ShapeMismatchError where codes and scales do not fit."""
+    def build(cls, numbers: Numbers, rooms: Mapping[str, Room] | None = None) -> "CodeMatrix":
+        """From the numbers of a weight, each part in its room; ShapeMismatchError where they do not fit."""
+
+        def placed(name: str, t: Tensor) -> Tensor:
+            return t.contiguous() if rooms is None or not t.is_cpu else rooms[name].copy(t)
+
         codes, order = numbers.codes, numbers.order
         rows, width = codes.shape
         groups = -(-width // numbers.group)
@@ -73,13 +81,17 @@ class CodeMatrix:
                 )
         if order is not None:
             codes = codes.view(torch.uint8)[:, order.long()]
-        octets = F.pad(codes.view(torch.uint8), (0, 0, 0, -rows % ROWS)).view(-1, ROWS, width)
+        columns = 4 if numbers.table is None else 8
+        octets = F.pad(codes.view(torch.uint8), (0, -width % columns, 0, -rows % ROWS))
+        words = octets.view(len(octets), -1, columns)
         if numbers.table is not None:
-            octets = octets[:, : ROWS // 2] | octets[:, ROWS // 2 :] << 4
+            words = words[..., :4] | words[..., 4:] << 4
+        words = words.contiguous().view(torch.int32).view(-1, ROWS, words.shape[1]).transpose(1, 2)
         kinds = {torch.uint8: BY_TABLE, torch.int8: WHOLE, torch.float8_e4m3fn: FLOAT8}
         return cls(
-            octets.transpose(1, 2).contiguous(), _in_blocks(numbers.scale),
-            None if numbers.zero is None else _in_blocks(numbers.zero),
+            placed("codes", words).unsqueeze(-1).view(torch.uint8),
+            placed("scale", _in_blocks(numbers.scale)),
+            None if numbers.zero is None else placed("zero", _in_blocks(numbers.zero)),
             None if numbers.table is None else numbers.table.float().contiguous(),
             None if order is None else order.to(torch.int32).contiguous(), (rows, width), numbers.group,
             kinds[numbers.codes.dtype], numbers.relative, _first(numbers.table),
@@ -95,33 +107,54 @@ class CodeMatrix:
                 return y
         if self.order is not None:
             x = x[:, self.order.long()]
-        fits = x.dtype == torch.float32 and x.shape[1] == self.shape[1] and not x.shape[1] % self.group
-        if fits and 0 < len(x) <= _FEW_ROWS and not alike:
+        if 0 < len(x) <= _FEW_ROWS and not alike and self._has_whole_words(x):
             return self._few_rows(x, bias)
         parts = [linear(x, piece) for piece in self._expanded(x.dtype)]
         y = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
         return y if bias is None else y + bias
 
+    def _has_whole_words(self, x: Tensor) -> bool:
+        """Whether `_few_rows` computes a product of x."""
+        return self.shape[1] % self.group == 0 == self.group % 8 and x.dtype in _KINDS and not x.requires_grad
+
     def _few_rows(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """The product of a few rows by torch alone: codes are summed within each group, then scaled."""
-        rows, groups = len(x), self.scale.shape[1]
-        grouped = x.view(rows, groups, self.group).transpose(0, 1)  # (G, M, g)
-        whole = grouped.sum(-1)[None, :, :, None]  # (1, G, M, 1)
-        step = max(1, _PIECE // (ROWS * self.shape[1]))
-        parts = []
-        for first in range(0, len(self.codes), step):
-            blocks = slice(first, first + step)
-            values = self._plain(self.codes[blocks])  # (blocks, K, 32)
-            sums = grouped @ values.view(-1, groups, self.group, ROWS)  # (blocks, G, M, 32)
-            scale = self.scale[blocks, :, None].float()
-            zero = None if self.zero is None else self.zero[blocks, :, None].float() * whole
-            if zero is not None and self.relative:
-                sums = (sums - zero) * scale
+        """The product of a few rows by torch alone, in float32, with few passes over parts of the weights."""
+        _tell_once()
+        rows, width, groups = len(x), self.shape[1], self.scale.shape[1]
+        wide = x.float()
+        sums = wide.view(rows, groups, self.group).sum(-1)
+        halves, step = self.first is not None, max(1, _PIECE // (ROWS * width))
+        columns = wide.view(rows, -1, 2, 4).transpose(1, 2).reshape(rows, 2, -1) if halves else wide[:, None]
+        made, room = [], wide.new_empty(step * ROWS, width // 2 if halves else width)
+        for start in range(0, len(self.codes), step):
+            blocks = slice(start, start + step)
+            if keeps_rows and not torch.compiler.is_compiling():
+                words = self._rows[start : start + step]
             else:
-                sums = sums * scale if zero is None else sums * scale + zero
-            parts.append(sums.sum(1))
-        y = torch.cat(parts).transpose(0, 1).reshape(rows, -1)[:, : self.shape[0]]
+                words = self._in_rows(self.codes[blocks])
+            scale = self.scale[blocks].transpose(1, 2).flatten(0, 1).float()  # (rows of w, G)
+            y = x.new_zeros(())
+            for i, codes in enumerate((words & 15, words >> 4) if halves else (self._apart(words),)):
+                values = codes if halves else self._kinds(codes)
+                values = room[: len(scale)].copy_(values.view(len(scale), -1))
+                values.view(len(scale), groups, -1).mul_(scale[..., None])
+                y = y + F.linear(columns[:, i], values)
+            if self.first is not None:
+                y.addmm_(sums, scale.t(), alpha=self.first)
+            if self.zero is not None:
+                zero = self.zero[blocks].transpose(1, 2).flatten(0, 1).float()
+                y.addmm_(sums, (zero * -scale if self.relative else zero).t())
+            made.append(y)
+        y = torch.cat(made, 1)[:, : self.shape[0]].to(x.dtype)
         return y if bias is None else y + bias
+
+    def _in_rows(self, blocks: Tensor) -> Tensor:
+        """Blocks of codes row by row: (blocks, 32, W, 4)."""
+        return blocks.view(torch.int32).transpose(1, 2).contiguous().view(torch.uint8)
+
+    @cached_property
+    def _rows(self) -> Tensor:
+        return self._in_rows(self.codes)
 
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The whole matrix expanded: (N, K)."""
@@ -137,13 +170,17 @@ class CodeMatrix:
             low, high = flat.aminmax()
             if int(low) < 0 or int(high) >= self.shape[0]:
                 raise IndexError(f"rows must be in 0..{self.shape[0] - 1}, but are {int(low)}..{int(high)}")
+        if native is not None and 0 < len(flat) <= _FEW_ROWS and self.zero is None is self.order:
+            if native.expands(self, dtype) and not _seen(index):
+                room = torch.empty(ROWS, self.shape[1], dtype=dtype)
+                few = torch.empty(len(flat), self.shape[1], dtype=dtype)
+                for row, at in zip(few, flat.tolist(), strict=True):
+                    native.expand(self, at // ROWS, 1, room)
+                    row.copy_(room[at % ROWS])
+                return few.view(*index.shape, self.shape[1])
         block, place = flat // ROWS, flat % ROWS
-        if self.kind == BY_TABLE:
-            codes = self.codes[block, :, place % (ROWS // 2)]
-            codes = torch.where((place >= ROWS // 2)[:, None], codes >> 4, codes & 15)
-        else:
-            codes = self.codes[block, :, place]
         zero = None if self.zero is None else self.zero[block, :, place]
+        codes = self._apart(self.codes[block, :, place])
         values = self._scaled(self._values(codes), self.scale[block, :, place], zero)
         if self.order is not None:
             values = torch.empty_like(values).index_copy_(1, self.order.long(), values)
@@ -151,10 +188,7 @@ class CodeMatrix:
 
     def numbers(self) -> Tensor:
         """The codes (N, K) as they were given: uint8, int8 or float8."""
-        codes = self.codes
-        if self.kind == BY_TABLE:
-            codes = torch.cat((codes & 15, codes >> 4), -1)
-        codes = codes.transpose(1, 2).reshape(-1, self.shape[1])[: self.shape[0]]
+        codes = self._octets(self.codes).reshape(-1, self.shape[1])[: self.shape[0]]
         if self.order is not None:
             codes = torch.empty_like(codes).index_copy_(1, self.order.long(), codes)
         dtype = (torch.uint8, torch.int8, torch.float8_e4m3fn)[self.kind]
@@ -175,9 +209,15 @@ class CodeMatrix:
             first += size
         return parts
 
-    def _plain(self, codes: Tensor) -> Tensor:
-        """Blocks of codes as the values that they stand for, without scales: (blocks, K, 32), float32."""
-        return self._values(torch.cat((codes & 15, codes >> 4), -1) if self.kind == BY_TABLE else codes)
+    def _apart(self, words: Tensor) -> Tensor:
+        """Words (..., W, 4) as a byte for each column: (..., K)."""
+        if self.kind == BY_TABLE:
+            words = torch.stack((words & 15, words >> 4), -2)
+        return words.flatten(words.dim() - (3 if self.kind == BY_TABLE else 2))[..., : self.shape[1]]
+
+    def _octets(self, blocks: Tensor) -> Tensor:
+        """Blocks of codes as a byte for each row and column: (blocks, 32, K)."""
+        return self._apart(self._in_rows(blocks))
 
     def _values(self, codes: Tensor) -> Tensor:
         """What codes (uint8 of any shape) stand for, without scales, in float32."""
@@ -185,17 +225,23 @@ class CodeMatrix:
             if self.first is not None:  # looking up costs more
                 return codes.float().add_(self.first)
             return F.embedding(codes.int(), self.table[:, None]).squeeze(-1)
-        return codes.view((torch.uint8, torch.int8, torch.float8_e4m3fn)[self.kind]).float()
+        return self._kinds(codes).float()
+
+    def _kinds(self, codes: Tensor) -> Tensor:
+        """Codes (uint8) in the dtype of what they stand for."""
+        if self.table is not None:
+            return self._values(codes)
+        return codes.view((torch.uint8, torch.int8, torch.float8_e4m3fn)[self.kind])
 
     def _scaled(self, values: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
-        """values (n, K, ...) with scale and zero (n, groups, ...) of their group."""
-        width, whole = values.shape[1], values
+        """values (..., K) with scale and zero (..., groups) of their group, in place."""
+        width, whole = values.shape[-1], values
         even = width % self.group == 0
         if even:
-            values = values.unflatten(1, (-1, self.group))
+            values = values.unflatten(-1, (-1, self.group))
 
         def spread(t: Tensor) -> Tensor:
-            return t[:, :, None].float() if even else t.repeat_interleave(self.group, 1)[:, :width].float()
+            return t[..., None].float() if even else t.repeat_interleave(self.group, -1)[..., :width].float()
 
         if zero is None:
             values.mul_(spread(scale))
@@ -219,10 +265,10 @@ class CodeMatrix:
                 yield room[:rows]
                 continue
             blocks = slice(first, first + count)
-            zero = None if self.zero is None else self.zero[blocks]
-            values = self._plain(self.codes[blocks])
-            values = self._scaled(values, self.scale[blocks], zero).to(dtype)  # (count, K, 32)
-            yield values.transpose(1, 2).reshape(-1, width)[:rows]
+            zero = None if self.zero is None else self.zero[blocks].transpose(1, 2)
+            values = self._values(self._octets(self.codes[blocks]))  # (count, 32, K)
+            values = self._scaled(values, self.scale[blocks].transpose(1, 2), zero)
+            yield values.to(dtype).view(-1, width)[:rows]
 
     @cached_property
     def struct(self) -> Any:
@@ -231,7 +277,8 @@ class CodeMatrix:
         return _Codes(
             *(None if t is None else t.data_ptr() for t in tensors), *self.shape, self.group,
             self.scale.shape[1], self.kind, _KINDS.index(self.scale.dtype),
-            0 if self.zero is None else _KINDS.index(self.zero.dtype), self.relative,
+            0 if self.zero is None else _KINDS.index(self.zero.dtype), self.relative, self.first is not None,
+            self.first or 0.0,
         )  # fmt: skip
 
 
@@ -244,11 +291,17 @@ def concatenate(parts: Sequence[CodeMatrix]) -> CodeMatrix | None:
         a = getattr(first, name)
         if a is not None and any(not torch.equal(a, getattr(p, name)) for p in parts[1:]):
             return None
-    zeros = [p.zero for p in parts if p.zero is not None]
     return replace(
-        first, codes=torch.cat([p.codes for p in parts]), scale=torch.cat([p.scale for p in parts]),
-        zero=torch.cat(zeros) if zeros else None, shape=(sum(p.shape[0] for p in parts), first.shape[1]),
+        first, codes=_below([p.codes for p in parts]), scale=_below([p.scale for p in parts]),
+        zero=None if first.zero is None else _below([p.zero for p in parts if p.zero is not None]),
+        shape=(sum(p.shape[0] for p in parts), first.shape[1]),
     )  # fmt: skip
+
+
+def _below(parts: Sequence[Tensor]) -> Tensor:
+    """Parts of blocks as one, copied unless they lie side by side."""
+    whole = side_by_side(parts)
+    return torch.cat([*parts]) if whole is None else whole
 
 
 def _form(m: CodeMatrix) -> tuple[Any, ...]:
@@ -272,7 +325,7 @@ def _in_blocks(t: Tensor) -> Tensor:
             break
     else:
         t = t.float()
-    return F.pad(t, (0, 0, 0, -len(t) % ROWS)).view(-1, ROWS, t.shape[1]).transpose(1, 2).contiguous()
+    return F.pad(t, (0, 0, 0, -len(t) % ROWS)).view(-1, ROWS, t.shape[1]).transpose(1, 2)
 
 
 class Coder(NamedTuple):
@@ -309,6 +362,14 @@ class Coder(NamedTuple):
         )  # fmt: skip
 
 
+def _tell_once() -> None:
+    """A warning where packed weights are slow for want of a kernel, at the first product."""
+    global missing
+    if missing is not None and not torch.compiler.is_compiling():
+        reason, missing = missing, None
+        _log.warning("packed weights are multiplied without native kernels, ten times slower: %s", reason)
+
+
 def _seen(x: Tensor) -> bool:
     return type(x) is not Tensor or torch.compiler.is_compiling() or is_watched()
 
@@ -326,5 +387,7 @@ def coder_of(library: ctypes.CDLL, parallel: int) -> Coder:
     return Coder(multiply, spread, parallel)
 
 
-# phyla/fast/native.py puts its kernels here.
+# phyla/fast/native.py puts its kernels here, or says that none will come: codes are then kept by row, too.
 native: Coder | None = None
+keeps_rows = False
+missing: str | None = None  # why there are no kernels, until it was told

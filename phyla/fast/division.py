@@ -275,6 +275,8 @@ class Cutter:
         repeats = max(1, ranks.size // groups)
         self.columns(attn.q, heads)
         for side in (attn.k, attn.v):
+            if side is None:  # keys serve as values
+                continue
             if groups % ranks.size:
                 self._become(side, PickingLinear)
                 start = ranks.rank // repeats * attn.head_width

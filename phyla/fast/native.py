@@ -32,7 +32,7 @@ from phyla.fast.recurrent import Memory, Scan, memory_of, scan_of
 from phyla.fast.step import StackRunner, runner_of
 from phyla.fast.train import Training, training_of
 
-HEADERS = tuple(Path(__file__).with_name(name) for name in ("vectors.h", "lanes.h", "codes.h"))
+HEADERS = tuple(Path(__file__).with_name(name) for name in ("vectors.h", "lanes.h", "codes.h", "step.h"))
 SOURCES = tuple(
     Path(__file__).with_name(f"{name}.cpp")
     for name in ("gemv", "gemm", "step", "wide", "train", "loss", "parts", "scan", "flat", "codes")
@@ -78,6 +78,7 @@ def enable(background: bool = True) -> None:
         _started = True
         if os.environ.get("PHYLA_NATIVE") == "0":
             _log.debug("native kernels: switched off by PHYLA_NATIVE=0")
+            codes.keeps_rows = True
         elif not background or _is_built():
             _install()
         else:
@@ -119,6 +120,7 @@ def load() -> Kernels | None:
         )
     except _FAILURES as error:
         _log.debug("native kernels: not in use: %s", error)
+        codes.missing = str(error)
         return None
 
 
@@ -146,6 +148,7 @@ def _put(kernels: Kernels | None) -> None:
     matmul.native, stack.native, gradient.native = k.product, k.stack, k.gradient
     scan.native, recurrence.native, flat.native = k.scan, k.memory, k.flat
     matmul.native_alike, parts.native, codes.native = k.alike, k.parts, k.codes
+    codes.keeps_rows = kernels is None
 
 
 def _prepare() -> None:
@@ -156,7 +159,7 @@ def _prepare() -> None:
 def _adopt() -> None:
     """Take what the builder has left, once."""
     global _builder, _ready
-    if _builder is not None and _ready is not None:
+    if _builder is not None:
         _put(_ready)
     _builder = _ready = None
 

@@ -15,6 +15,7 @@ from phyla.blocks.attention import Attention
 from phyla.blocks.ffn import GatedFFN
 from phyla.blocks.linear import Linear
 from phyla.blocks.matmul import linear
+from phyla.blocks.memory import memory, side_by_side
 from phyla.fast import native
 from phyla.fast.coded import put_into_codes
 from phyla.fast.codes import CodeMatrix, concatenate
@@ -34,7 +35,8 @@ def pack(model: nn.Module) -> nn.Module:
     put_into_codes(model)
     for module in model.modules():
         if isinstance(module, Attention) and not module.cross:
-            maps: tuple[Map, ...] = (module.q, module.k, module.v)
+            three = (module.q, module.k, module.v)  # keys may serve as values
+            maps: tuple[Map, ...] = tuple(m for m in three if m is not None)
         elif isinstance(module, GatedFFN):
             maps = (module.gate, module.up)
         else:
@@ -143,26 +145,23 @@ def _join_dense(maps: Sequence[Linear]) -> Joined | None:
     alike = len({(w.dtype, w.device) for w in weights}) == 1
     if not alike or weights[0].is_meta or len({id(w) for w in weights}) != len(maps):
         return None
-    whole = _side_by_side(weights)
+    parts = [w.data for w in weights]
+    whole = side_by_side(parts)
     if whole is not None:
         return _JoinedDense(maps, whole)
-    whole = torch.cat([w.data for w in weights])
+    whole = _cat(parts)
     for weight, rows in zip(weights, whole.split([len(w) for w in weights]), strict=True):
         weight.data = rows
     return _JoinedDense(maps, whole)
 
 
-def _side_by_side(weights: Sequence[Tensor]) -> Tensor | None:
-    """The weights as one matrix where they follow each other in memory, as loading lays them."""
-    first = weights[0]
-    at = first.data_ptr()
-    for weight in weights:
-        if weight.data_ptr() != at or not weight.is_contiguous():
-            return None
-        if weight.untyped_storage().data_ptr() != first.untyped_storage().data_ptr():
-            return None
-        at += weight.numel() * weight.element_size()
-    return first.data.as_strided((sum(len(w) for w in weights), first.shape[1]), (first.shape[1], 1))
+def _cat(parts: Sequence[Tensor]) -> Tensor:
+    """Matrices one below the other, in memory that is read fast."""
+    first, rows = parts[0], sum(map(len, parts))
+    if not first.is_cpu:
+        return torch.cat([*parts])
+    place = memory(rows * first.shape[1] * first.element_size()).view(first.dtype)
+    return torch.cat([*parts], out=place.view(rows, first.shape[1]))
 
 
 def _join_packed(maps: Sequence[Map], weights: Sequence[PackedWeight]) -> Joined | None:

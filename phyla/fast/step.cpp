@@ -5,69 +5,55 @@
 // of weight rows in turn. Rotated keys and values go straight into the caches. Every sum has a fixed order that does
 // not depend on the threads or on other rows of the batch.
 
-#include <math.h>
-
-#include "codes.h"
-
-extern "C" {
-
-struct Map {
-    const void *weight, *bias;
-    const Codes *codes;  // in place of a weight
-};
-
-// One layer: weights, norms, and its cache of keys and values (B, G, capacity, E), `used` of them filled.
-struct Layer {
-    Norm attn_pre, attn_out, attn_post, ffn_pre, ffn_out, ffn_post;
-    Map q, k, v, o, gate, up, down;
-    float attn_multiplier, ffn_multiplier;
-    void *keys, *values;
-    long capacity, used, first, window, ahead;  // ahead: see wide.cpp
-};
-
-struct Stack {
-    long is_bfloat16, coded, layers, batch, length, width, heads, kv_heads, head_width, inner, act, gated;
-    float scale;
-    long turned, paired, angle_rows;  // rotary elements of a head, (2i, 2i + 1) pairs or halves, 1 or B rows of angles
-    const float *cos, *sin;           // (1 or B, length, turned)
-    const uint8_t *mask;              // (B, mask_stride), 1 where a slot may be attended, or none
-    long mask_stride;
-    float *x;
-    const Layer *layer;
-};
-
-}  // extern "C"
+#include "step.h"
 
 namespace {
 
-enum { MOST_ROWS = 8, KEYS = 128, CHUNK_BYTES = 40960, CHUNKS_PER_THREAD = 8, ENDS = 64, PHASES = 5 };
+enum { MOST_ROWS = 8, CHUNK_BYTES = 40960, CHUNKS_PER_THREAD = 8, ENDS = 64 };
+enum { MOST_CHOSEN = 32 };  // experts of a token
+// What is handed out piece by piece in each layer.
+enum { PROJECT, ATTEND, OUT, ASK, LOOK, ANSWER, ROUTE, INNER, DOWN, PHASES };
 
 struct Sizes {
-    long qkv, parts, inner, change, shared, stream, scratch, panel, own;
+    long qkv, parts, inner, change, scores, shared, stream, scratch, panel, own;
     explicit Sizes(const Stack &s) {
-        long longest = 0;
+        const long M = s.batch * s.length, E = s.head_width, queries = s.heads / s.kv_heads * s.length;
+        const long line = 16;
+        long longest = 0, ends = 0, experts = 0;  // ends: results of the inner maps
         panel = 0;
         for (long i = 0; i < s.layers; i++) {
             const Layer &l = s.layer[i];
+            const Mixture *mix = l.mixture;
             longest = l.used > longest ? l.used : longest;
-            const Map *const maps[] = {&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down};
-            for (const Map *map : maps) {
-                const long needed = map->codes ? panel_size(*map->codes, MOST_ROWS) : 0;
-                panel = needed > panel ? needed : panel;
+            if (l.cross) {
+                longest = l.cross->count > longest ? l.cross->count : longest;
+                fit(l.cross->q), fit(l.cross->o);
             }
+            const long wide = l.inner * (mix ? mix->chosen : 1);
+            ends = wide > ends ? wide : ends;
+            const Map *const maps[] = {&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down};
+            for (const Map *map : maps) fit(*map);
+            if (!mix) continue;
+            experts = mix->experts > experts ? mix->experts : experts;
+            fit(mix->router);
+            for (long e = 0; e < mix->experts; e++) fit(mix->gate[e]), fit(mix->up[e]), fit(mix->down[e]);
         }
         const long chunks = (longest + s.length + KEYS - 1) / KEYS;
-        const long M = s.batch * s.length, E = s.head_width, queries = s.heads / s.kv_heads * s.length;
-        const long line = 16;
         qkv = M * (s.heads + 2 * s.kv_heads) * E + line;
         parts = s.batch * s.kv_heads * chunks * queries * (E + 2) + line;
-        inner = M * s.inner + line;
+        inner = M * ends + line;
         change = M * s.width + line;
-        shared = qkv + parts + inner + 2 * change + line;
+        scores = M * experts + line;
+        shared = qkv + parts + inner + 2 * change + scores + line;
         const long widest = s.width > s.heads * E ? s.width : s.heads * E;
         stream = M * widest + line;
-        scratch = queries * E + queries * KEYS + E + s.width + line;
-        own = 2 * stream + scratch + 2 * ENDS * MOST_ROWS + 2 * panel + line;
+        scratch = queries * E + queries * KEYS + 2 * E + s.width + line;
+        own = (experts ? 3 : 2) * stream + scratch + 2 * ENDS * MOST_ROWS + 2 * panel + line;
+    }
+
+    void fit(const Map &map) {
+        const long needed = map.codes ? panel_size(*map.codes, MOST_ROWS) : 0;
+        panel = needed > panel ? needed : panel;
     }
 };
 
@@ -152,9 +138,9 @@ template <class T> void fill(Blocks<T> blocks, long *counter, const Map *const *
 }
 
 // y = act(gate) * up, or act(up).
-inline void gate_block(const Stack &s, const float *gate, const float *up, long count, float *y) {
+inline void gate_block(const Layer &l, const float *gate, const float *up, long count, float *y) {
     for (long j = 0; j < count; j += LANES) {
-        const Floats v = s.gated ? activated(load(gate + j), s.act) * load(up + j) : activated(load(up + j), s.act);
+        const Floats v = l.gated ? activated(load(gate + j), l.act) * load(up + j) : activated(load(up + j), l.act);
         if (j + LANES <= count)
             save(y + j, v);
         else
@@ -162,139 +148,13 @@ inline void gate_block(const Stack &s, const float *gate, const float *up, long 
     }
 }
 
-// The head x turned by the angles of token (b, i), into y.
-inline void turn(const Stack &s, const float *x, long b, long i, float *y) {
-    memcpy(y, x, s.head_width * sizeof(float));
-    if (!s.turned) return;
-    const long row = ((s.angle_rows > 1 ? b : 0) * s.length + i) * s.turned, half = s.turned / 2;
-    const float *cos = s.cos + row, *sin = s.sin + row;
-    for (long e = 0; e < s.turned; e++) {
-        const long other = s.paired ? e ^ 1 : e < half ? e + half : e - half;
-        y[e] = x[e] * cos[e] + x[other] * sin[e];
-    }
-}
-
-// Q queries with N keys, both side by side: scores (Q, KEYS).
-template <class T, int Q, int N> inline void compare(const float *q, const T *k, long width, float *scores) {
-    Floats sums[Q][N] = {};
-    long e = 0;
-    for (; e + LANES <= width; e += LANES) {
-        Floats keys[N];
-#pragma GCC unroll 4
-        for (int n = 0; n < N; n++) keys[n] = load(k + n * width + e);
-#pragma GCC unroll 4
-        for (int i = 0; i < Q; i++)
-#pragma GCC unroll 4
-            for (int n = 0; n < N; n++) sums[i][n] += load(q + i * width + e) * keys[n];
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < Q; i++)
-#pragma GCC unroll 4
-        for (int n = 0; n < N; n++) {
-            float y = across(sums[i][n]);
-            for (long r = e; r < width; r++) y += q[i * width + r] * widen(k[n * width + r]);
-            scores[i * KEYS + n] = y;
-        }
-}
-
-template <class T, int Q> void compare_all(const float *q, const T *keys, long width, long count, float *scores) {
-    long j = 0;
-    for (; j + 4 <= count; j += 4) compare<T, Q, 4>(q, keys + j * width, width, scores + j);
-    for (; j < count; j++) compare<T, Q, 1>(q, keys + j * width, width, scores + j);
-}
-
-// out (N * LANES) = sum over j of weights[j] * values[j].
-template <class T, int N> inline void gather(const float *weights, const T *values, long stride, long count, float *out) {
-    Floats sums[N] = {};
-    for (long j = 0; j < count; j++)
-#pragma GCC unroll 4
-        for (int n = 0; n < N; n++) sums[n] += weights[j] * load(values + j * stride + n * LANES);
-    for (int n = 0; n < N; n++) save(out + n * LANES, sums[n]);
-}
-
-// Keys [c, c + KEYS) of row b and key head g, for all its queries: maximum, sum of weights, weighted values.
-template <class T> void attend(const Stack &s, const Layer &l, const float *qkv, long b, long g, long c, float *part, float *own) {
-    const long E = s.head_width, group = s.heads / s.kv_heads, queries = group * s.length, all = l.used + s.length;
-    const long row = (s.heads + 2 * s.kv_heads) * E, end = c + KEYS < all ? c + KEYS : all;
-    T *keys = (T *)l.keys + (b * s.kv_heads + g) * l.capacity * E, *values = (T *)l.values + (b * s.kv_heads + g) * l.capacity * E;
-    float *q = own, *scores = q + queries * E, *head = scores + queries * KEYS;
-    for (long i = 0; i < s.length; i++) {
-        const float *x = qkv + (b * s.length + i) * row;
-        for (long h = 0; h < group; h++) {
-            float *y = q + (h * s.length + i) * E;
-            turn(s, x + (g * group + h) * E, b, i, y);
-            for (long e = 0; e < E; e++) y[e] *= s.scale;
-        }
-        const long slot = l.used + i;
-        if (slot < c || slot >= end) continue;
-        turn(s, x + (s.heads + g) * E, b, i, head);
-        for (long e = 0; e < E; e++) store(keys + slot * E + e, head[e]);
-        for (long e = 0; e < E; e++) store(values + slot * E + e, x[(s.heads + s.kv_heads + g) * E + e]);
-    }
-    const uint8_t *mask = s.mask ? s.mask + b * s.mask_stride + l.first : 0;
-    const float none = -INFINITY;
-    long done = 0;
-    for (; done + 3 <= queries; done += 3) compare_all<T, 3>(q + done * E, keys + c * E, E, end - c, scores + done * KEYS);
-    for (; done < queries; done++) compare_all<T, 1>(q + done * E, keys + c * E, E, end - c, scores + done * KEYS);
-    for (long x = 0; x < queries; x++) {
-        float *p = scores + x * KEYS;
-        long j;
-        const long slot = l.used + x % s.length, oldest = l.window ? slot - l.window : -1;
-        for (j = 0; j < end - c && c + j <= oldest; j++) p[j] = none;
-        for (j = slot + 1 - c > 0 ? slot + 1 - c : 0; j < end - c; j++) p[j] = none;
-        if (mask)
-            for (j = 0; j < end - c; j++) p[j] = mask[c + j] ? p[j] : none;
-    }
-    for (long x = 0; x < queries; x++) {
-        float *p = scores + x * KEYS, *out = part + x * (E + 2), most = none, sum = 0;
-        for (long j = 0; j < end - c; j++) most = p[j] > most ? p[j] : most;
-        out[0] = most;
-        if (most == none) {
-            for (long e = 0; e < E + 1; e++) out[1 + e] = 0;
-            continue;
-        }
-        for (long j = end - c; j % LANES; j++) p[j] = none;
-        for (long j = 0; j < end - c; j += LANES) save(p + j, power((load(p + j) - most) * 1.44269504f));
-        for (long j = 0; j < end - c; j++) sum += p[j];
-        out[1] = sum;
-        const T *value = values + c * E;
-        long e = 0;
-        for (; e + 4 * LANES <= E; e += 4 * LANES) gather<T, 4>(p, value + e, E, end - c, out + 2 + e);
-        for (; e + LANES <= E; e += LANES) gather<T, 1>(p, value + e, E, end - c, out + 2 + e);
-        for (; e < E; e++) {
-            out[2 + e] = 0;
-            for (long j = 0; j < end - c; j++) out[2 + e] += widen(value[j * E + e]) * p[j];
-        }
-    }
-}
-
-// The parts of all chunks of keys joined: y (M, H * E).
-void join(const Stack &s, const float *parts, long chunks, float *y) {
-    const long E = s.head_width, group = s.heads / s.kv_heads, queries = group * s.length, size = queries * (E + 2);
-    for (long b = 0; b < s.batch; b++)
-        for (long h = 0; h < s.heads; h++)
-            for (long i = 0; i < s.length; i++) {
-                const float *part = parts + (b * s.kv_heads + h / group) * chunks * size + ((h % group) * s.length + i) * (E + 2);
-                float *out = y + ((b * s.length + i) * s.heads + h) * E, most = -INFINITY, sum = 0;
-                for (long c = 0; c < chunks; c++) most = part[c * size] > most ? part[c * size] : most;
-                for (long e = 0; e < E; e++) out[e] = 0;
-                for (long c = 0; c < chunks; c++) {
-                    const float *p = part + c * size;
-                    if (p[1] == 0) continue;
-                    const float weight = expf(p[0] - most);
-                    sum += p[1] * weight;
-                    for (long e = 0; e < E; e++) out[e] += p[2 + e] * weight;
-                }
-                const float share = sum > 0 ? 1.0f / sum : 0.0f;
-                for (long e = 0; e < E; e++) out[e] *= share;
-            }
-}
-
-// x = post(x + multiplier * out(y)), in this thread's copy of the stream.
-template <class T> void join_stream(const Stack &s, const Norm &out, const Norm &post, float multiplier, const float *y, float *x, float *spare) {
+// x = post(x + multiplier * out(y)), in this thread's copy of the stream; kept: a norm of x that is to stay, or none.
+template <class T>
+void join_stream(const Stack &s, const Norm *kept, const Norm &out, const Norm &post, float multiplier, const float *y, float *x, float *spare) {
     const long M = s.batch * s.length, D = s.width;
     for (long m = 0; m < M; m++) {
         const float *change = y + m * D;
+        if (kept) norm<T>(*kept, x + m * D, D, x + m * D);
         if (out.kind != NO_NORM) {
             norm<T>(out, change, D, spare);
             change = spare;
@@ -304,99 +164,294 @@ template <class T> void join_stream(const Stack &s, const Norm &out, const Norm 
     }
 }
 
-template <class T> void go(Team &t) {
-    const Stack &s = *t.s;
-    const long threads = t.count(), me = t.number(), M = s.batch * s.length, D = s.width, E = s.head_width;
-    const long Q = s.heads * E, KV = s.kv_heads * E, row = Q + 2 * KV;
-    const Sizes &size = *t.size;
-    float *qkv = align(t.shared), *parts = qkv + size.qkv, *inner = parts + size.parts;
-    float *attn_change = inner + size.inner, *ffn_change = attn_change + size.change;
-    float *x = align(t.own + me * t.own_size), *h = x + size.stream, *scratch = h + size.stream, *ends = scratch + size.scratch, *room = ends + 2 * ENDS * MOST_ROWS;
-    memcpy(x, s.x, M * D * sizeof(float));
-    for (long i = 0; i < s.layers; i++) {
-        const Layer &l = s.layer[i];
-        long *counter = t.counters + i * PHASES, n, end;
-        float out[MOST_ROWS];
-        for (long m = 0; m < M; m++) norm<T>(l.attn_pre, x + m * D, D, h + m * D);
-        if (s.coded) {
-            const Map *const maps[] = {&l.q, &l.k, &l.v};
-            const long outs[] = {Q, KV, KV};
-            fill(Blocks<T>(h, D, M, threads, room), counter, maps, outs, 3, qkv, row);
-        }
-        while (!s.coded && take<T>(counter, row, D, threads, n, end))
-            for (; n < end; n++) {
-                if (n < Q)
-                    rows_of<T>(l.q, n, M, h, D, out);
-                else if (n < Q + KV)
-                    rows_of<T>(l.k, n - Q, M, h, D, out);
-                else
-                    rows_of<T>(l.v, n - Q - KV, M, h, D, out);
-                for (long m = 0; m < M; m++) qkv[m * row + n] = out[m];
+// The tokens of one expert: `count` of them from `first` on, among all pairs of a token and its expert.
+struct Group {
+    long expert, first, count;
+};
+
+// Which experts the tokens go to: pairs in order of the experts, and of the tokens within one.
+struct Picks {
+    Group groups[MOST_ROWS * MOST_CHOSEN];
+    long rows[MOST_ROWS * MOST_CHOSEN], count;
+    float weights[MOST_ROWS * MOST_CHOSEN];
+
+    // From the router's scores (rows, experts): softmax, the best of each row, their weights.
+    Picks(const Mixture &mix, const float *scores, long tokens) : count(0) {
+        long experts[MOST_ROWS][MOST_CHOSEN];
+        float shares[MOST_ROWS][MOST_CHOSEN];
+        for (long m = 0; m < tokens; m++) {
+            const float *row = scores + m * mix.experts;
+            float most = row[0], sum = 0, norm = 0;
+            for (long e = 1; e < mix.experts; e++) most = row[e] > most ? row[e] : most;
+            for (long e = 0; e < mix.experts; e++) sum += expf(row[e] - most);
+            for (long k = 0; k < mix.chosen; k++) {
+                long best = -1;
+                for (long e = 0; e < mix.experts; e++) {
+                    bool is_taken = false;
+                    for (long i = 0; i < k; i++) is_taken = is_taken || experts[m][i] == e;
+                    if (!is_taken && (best < 0 || row[e] > row[best])) best = e;
+                }
+                experts[m][k] = best;
+                shares[m][k] = expf(row[best] - most) / sum;
+                norm += mix.power == 1 ? shares[m][k] : powf(shares[m][k], mix.power);
             }
-        meet(t.meeting, threads);
-        const long chunks = (l.used + s.length + KEYS - 1) / KEYS, items = s.batch * s.kv_heads * chunks;
-        const long part = s.heads / s.kv_heads * s.length * (E + 2);
-        for (long item; (item = __atomic_fetch_add(counter + 1, 1, __ATOMIC_RELAXED)) < items;) {
-            const long c = item % chunks, g = item / chunks % s.kv_heads, b = item / chunks / s.kv_heads;
-            attend<T>(s, l, qkv, b, g, c * KEYS, parts + item * part, scratch);
+            if (mix.power > 0 && mix.power != 1) norm = powf(norm, 1 / mix.power);
+            for (long k = 0; mix.power > 0 && k < mix.chosen; k++) shares[m][k] /= norm;
         }
-        meet(t.meeting, threads);
-        join(s, parts, chunks, h);
-        if (s.coded) {
-            const Map *const maps[] = {&l.o};
-            fill(Blocks<T>(h, Q, M, threads, room), counter + 2, maps, &D, 1, attn_change, D);
+        long pairs = 0;
+        for (long e = 0; e < mix.experts; e++) {
+            const long first = pairs;
+            for (long m = 0; m < tokens; m++)
+                for (long k = 0; k < mix.chosen; k++)
+                    if (experts[m][k] == e) rows[pairs] = m, weights[pairs++] = shares[m][k];
+            if (pairs > first) groups[count++] = Group{e, first, pairs - first};
         }
-        while (!s.coded && take<T>(counter + 2, D, Q, threads, n, end))
-            for (; n < end; n++) {
-                rows_of<T>(l.o, n, M, h, Q, out);
-                for (long m = 0; m < M; m++) attn_change[m * D + n] = out[m];
-            }
-        meet(t.meeting, threads);
-        join_stream<T>(s, l.attn_out, l.attn_post, l.attn_multiplier, attn_change, x, scratch);
-        for (long m = 0; m < M; m++) norm<T>(l.ffn_pre, x + m * D, D, h + m * D);
-        if (s.coded) {
-            Blocks<T> blocks(h, D, M, threads, room), gates(h, D, M, threads, room + size.panel);
-            float *up = ends, *gate = ends + MOST_ROWS * CODE_ROWS;
-            for (long b = 0, last = 0; b < last || claim(counter + 3, blocks_of(s.inner), threads, b, last); b++) {
-                const long count = blocks(l.up, b, s.inner, up);
-                if (s.gated) gates(l.gate, b, s.inner, gate);
-                for (long m = 0; m < M; m++)
-                    gate_block(s, gate + m * CODE_ROWS, up + m * CODE_ROWS, count, inner + m * s.inner + b * CODE_ROWS);
-            }
-        }
-        while (!s.coded && take<T>(counter + 3, s.inner, D, threads, n, end))
-            for (; n < end; n += ENDS) {
-                const long count = n + ENDS < end ? (long)ENDS : end - n;
-                for (int gates = 0; gates <= (s.gated ? 1 : 0); gates++)
-                    for (long j = 0; j < count; j++) {
-                        rows_of<T>(gates ? l.gate : l.up, n + j, M, h, D, out);
-                        for (long m = 0; m < M; m++) ends[(gates * MOST_ROWS + m) * ENDS + j] = out[m];
-                    }
-                for (long m = 0; m < M; m++)
-                    gate_block(s, ends + (MOST_ROWS + m) * ENDS, ends + m * ENDS, count, inner + m * s.inner + n);
-            }
-        meet(t.meeting, threads);
-        if (s.coded) {
-            const Map *const maps[] = {&l.down};
-            fill(Blocks<T>(inner, s.inner, M, threads, room), counter + 4, maps, &D, 1, ffn_change, D);
-        }
-        while (!s.coded && take<T>(counter + 4, D, s.inner, threads, n, end))
-            for (; n < end; n++) {
-                rows_of<T>(l.down, n, M, inner, s.inner, out);
-                for (long m = 0; m < M; m++) ffn_change[m * D + n] = out[m];
-            }
-        meet(t.meeting, threads);
-        join_stream<T>(s, l.ffn_out, l.ffn_post, l.ffn_multiplier, ffn_change, x, scratch);
     }
-    if (me == 0) memcpy(s.x, x, M * D * sizeof(float));
-}
+};
+
+// One thread's way through the layers.
+template <class T> struct Worker {
+    Team &t;
+    const Stack &s;
+    const Sizes &size;
+    const long threads, me, M, D, E, Q, KV, row;
+    float *qkv, *parts, *inner, *attn_change, *ffn_change, *scores;  // of all threads
+    float *x, *h, *picked, *scratch, *ends, *room;                   // this one's
+    long *counter;
+
+    explicit Worker(Team &t)
+        : t(t), s(*t.s), size(*t.size), threads(t.count()), me(t.number()), M(s.batch * s.length), D(s.width), E(s.head_width),
+          Q(s.heads * E), KV(s.kv_heads * E), row(Q + 2 * KV) {
+        qkv = align(t.shared);
+        parts = qkv + size.qkv;
+        inner = parts + size.parts;
+        attn_change = inner + size.inner;
+        ffn_change = attn_change + size.change;
+        scores = ffn_change + size.change;
+        x = align(t.own + me * t.own_size);
+        h = x + size.stream;
+        scratch = h + size.stream;
+        ends = scratch + size.scratch;
+        room = ends + 2 * ENDS * MOST_ROWS;
+        picked = room + 2 * size.panel;
+    }
+
+    void meet_all() { meet(t.meeting, threads); }
+
+    // y (M, stride) = one to three maps of x side by side, by this thread's share of the rows of their weights.
+    void multiply(long phase, const Map *const *maps, const long *outs, long count, const float *x, long width, float *y, long stride) {
+        if (s.coded) return fill(Blocks<T>(x, width, M, threads, room), counter + phase, maps, outs, count, y, stride);
+        float out[MOST_ROWS];
+        for (long n, end; take<T>(counter + phase, stride, width, threads, n, end);)
+            for (; n < end; n++) {
+                long i = 0, at = n;
+                for (; at >= outs[i]; i++) at -= outs[i];
+                rows_of<T>(*maps[i], at, M, x, width, out);
+                for (long m = 0; m < M; m++) y[m * stride + n] = out[m];
+            }
+    }
+
+    void multiply(long phase, const Map &map, long outs, const float *x, long width, float *y) {
+        const Map *const maps[] = {&map};
+        multiply(phase, maps, &outs, 1, x, width, y, outs);
+    }
+
+    void norm_all(const Norm &n, float *y) {
+        for (long m = 0; m < M; m++) norm<T>(n, x + m * D, D, y + m * D);
+    }
+
+    // What stands between a projection and its heads: clips, and norms over all heads.
+    void refine(const Layer &l) {
+        const bool whole = !s.norm_by_head && l.q_norm.kind != NO_NORM;
+        if (!whole && !l.clip) return;
+        for (long m = me; m < M; m += threads) {
+            float *y = qkv + m * row;
+            if (whole) {
+                norm<T>(l.q_norm, y, Q, y);
+                norm<T>(l.k_norm, y + Q, KV, y + Q);
+            }
+            for (long n = 0; l.clip && n < row; n++) y[n] = y[n] > l.clip ? l.clip : y[n] < -l.clip ? -l.clip : y[n];
+        }
+        meet_all();
+    }
+
+    void attention(const Layer &l) {
+        const Map *const maps[] = {&l.q, &l.k, &l.v};
+        const long outs[] = {Q, KV, KV};
+        multiply(PROJECT, maps, outs, 3, h, D, qkv, row);
+        meet_all();
+        refine(l);
+        look(l, 0, ATTEND, l.used + s.length);
+        multiply(OUT, l.o, D, h, Q, attn_change);
+    }
+
+    // h = what the queries find in so many keys, heads side by side.
+    void look(const Layer &l, const Cross *cross, long phase, long keys) {
+        const long chunks = (keys + KEYS - 1) / KEYS, items = s.batch * s.kv_heads * chunks;
+        const long part = s.heads / s.kv_heads * s.length * (E + 2);
+        for (long item; (item = __atomic_fetch_add(counter + phase, 1, __ATOMIC_RELAXED)) < items;) {
+            const long c = item % chunks, g = item / chunks % s.kv_heads, b = item / chunks / s.kv_heads;
+            attend<T>(s, l, cross, qkv, b, g, c * KEYS, parts + item * part, scratch);
+        }
+        meet_all();
+        join(s, parts, chunks, h);
+    }
+
+    // The branch that looks at the encoder's states.
+    void crossing(const Layer &l, const Cross &c) {
+        norm_all(c.pre, h);
+        multiply(ASK, c.q, Q, h, D, qkv);
+        meet_all();
+        look(l, &c, LOOK, c.count);
+        multiply(ANSWER, c.o, D, h, Q, attn_change);
+        meet_all();
+        join_stream<T>(s, c.keeps ? &c.pre : 0, c.out, c.post, c.multiplier, attn_change, x, scratch);
+    }
+
+    // y (rows, stride) from column n on: count outputs, at most ENDS, of a gate with its up.
+    void gate_rows(const Layer &l, const Map &gate, const Map &up, long n, long count, const float *x, long rows, float *y, long stride) {
+        float out[MOST_ROWS];
+        for (int gates = 0; gates <= (l.gated ? 1 : 0); gates++)
+            for (long j = 0; j < count; j++) {
+                rows_of<T>(gates ? gate : up, n + j, rows, x, D, out);
+                for (long m = 0; m < rows; m++) ends[(gates * MOST_ROWS + m) * ENDS + j] = out[m];
+            }
+        for (long m = 0; m < rows; m++) gate_block(l, ends + (MOST_ROWS + m) * ENDS, ends + m * ENDS, count, y + m * stride + n);
+    }
+
+    // The same for one block of codes.
+    void gate_codes(const Layer &l, Blocks<T> &gates, Blocks<T> &ups, const Map &gate, const Map &up, long b, float *y, long stride) {
+        float *of_up = ends, *of_gate = ends + MOST_ROWS * CODE_ROWS;
+        const long count = ups(up, b, l.inner, of_up);
+        if (l.gated) gates(gate, b, l.inner, of_gate);
+        for (long m = 0; m < ups.rows; m++)
+            gate_block(l, of_gate + m * CODE_ROWS, of_up + m * CODE_ROWS, count, y + m * stride + b * CODE_ROWS);
+    }
+
+    void feed_forward(const Layer &l) {
+        if (s.coded) {
+            Blocks<T> ups(h, D, M, threads, room), gates(h, D, M, threads, room + size.panel);
+            for (long b = 0, last = 0; b < last || claim(counter + INNER, blocks_of(l.inner), threads, b, last); b++)
+                gate_codes(l, gates, ups, l.gate, l.up, b, inner, l.inner);
+        }
+        for (long n, end; !s.coded && take<T>(counter + INNER, l.inner, D, threads, n, end);)
+            for (; n < end; n += ENDS) gate_rows(l, l.gate, l.up, n, end - n < ENDS ? end - n : (long)ENDS, h, M, inner, l.inner);
+        meet_all();
+        multiply(DOWN, l.down, D, inner, l.inner, ffn_change);
+    }
+
+    // The normed states of a group's tokens, side by side.
+    const float *gather(const Picks &picks, const Group &g) {
+        if (g.count == 1) return h + picks.rows[g.first] * D;
+        if (g.count == M) return h;
+        for (long i = 0; i < g.count; i++) memcpy(picked + i * D, h + picks.rows[g.first + i] * D, D * sizeof(float));
+        return picked;
+    }
+
+    // inner (pairs, F) of the chosen experts, then their sums by weight, in order of the experts.
+    void mixture(const Layer &l) {
+        const Mixture &mix = *l.mixture;
+        multiply(ROUTE, mix.router, mix.experts, h, D, scores);
+        meet_all();
+        const Picks picks(mix, scores, M);
+        long at = -1;  // the group whose states are gathered
+        const float *states = 0;
+        if (s.coded) {
+            const long blocks = blocks_of(l.inner);
+            Blocks<T> ups(0, D, 1, threads, room), gates(0, D, 1, threads, room + size.panel);
+            for (long n = 0, last = 0; n < last || claim(counter + INNER, picks.count * blocks, threads, n, last); n++) {
+                const Group &g = picks.groups[n / blocks];
+                if (at != n / blocks) {
+                    at = n / blocks;
+                    states = gather(picks, g);
+                    ups = Blocks<T>(states, D, g.count, threads, room);
+                    gates = Blocks<T>(states, D, g.count, threads, room + size.panel);
+                }
+                gate_codes(l, gates, ups, mix.gate[g.expert], mix.up[g.expert], n % blocks, inner + g.first * l.inner, l.inner);
+            }
+        }
+        for (long n, end; !s.coded && take<T>(counter + INNER, picks.count * l.inner, D, threads, n, end);)
+            for (long count; n < end; n += count) {
+                const Group &g = picks.groups[n / l.inner];
+                const long from = n % l.inner, left = l.inner - from < end - n ? l.inner - from : end - n;
+                count = left < ENDS ? left : (long)ENDS;
+                if (at != n / l.inner) {
+                    at = n / l.inner;
+                    states = gather(picks, g);
+                }
+                gate_rows(l, mix.gate[g.expert], mix.up[g.expert], from, count, states, g.count, inner + g.first * l.inner, l.inner);
+            }
+        meet_all();
+        float out[MOST_ROWS * CODE_ROWS] __attribute__((aligned(64)));
+        for (long n, end; s.coded && claim(counter + DOWN, blocks_of(D), threads, n, end);) {
+            const long from = n * CODE_ROWS, to = end * CODE_ROWS < D ? end * CODE_ROWS : D;
+            clear(from, to);
+            for (long i = 0; i < picks.count; i++) {
+                const Group &g = picks.groups[i];
+                Blocks<T> blocks(inner + g.first * l.inner, l.inner, g.count, threads, room);
+                for (long b = n; b < end; b++) {
+                    const long count = blocks(mix.down[g.expert], b, D, out);
+                    for (long m = 0; m < g.count; m++) add(picks, g.first + m, out + m * CODE_ROWS, b * CODE_ROWS, count);
+                }
+            }
+        }
+        for (long n, end; !s.coded && take<T>(counter + DOWN, D, l.inner, threads, n, end);) {
+            clear(n, end);
+            for (long i = 0; i < picks.count; i++) {
+                const Group &g = picks.groups[i];
+                for (long d = n; d < end; d++) {
+                    rows_of<T>(mix.down[g.expert], d, g.count, inner + g.first * l.inner, l.inner, out);
+                    for (long m = 0; m < g.count; m++) add(picks, g.first + m, out + m, d, 1);
+                }
+            }
+        }
+    }
+
+    void clear(long from, long to) {
+        for (long m = 0; m < M; m++) memset(ffn_change + m * D + from, 0, (to - from) * sizeof(float));
+    }
+
+    // Columns from n on of what one pair's expert says, to the change of its token.
+    void add(const Picks &picks, long pair, const float *y, long n, long count) {
+        float *change = ffn_change + picks.rows[pair] * D + n;
+        for (long i = 0; i < count; i++) change[i] += picks.weights[pair] * y[i];
+    }
+
+    void layer(const Layer &l) {
+        norm_all(l.attn_pre, h);
+        attention(l);
+        if (!l.side_by_side) {
+            meet_all();
+            join_stream<T>(s, l.attn_keeps ? &l.attn_pre : 0, l.attn_out, l.attn_post, l.attn_multiplier, attn_change, x, scratch);
+        }
+        if (l.cross) crossing(l, *l.cross);
+        norm_all(l.ffn_pre, h);
+        if (l.mixture)
+            mixture(l);
+        else
+            feed_forward(l);
+        meet_all();
+        if (l.side_by_side) join_stream<T>(s, 0, l.attn_out, l.attn_post, l.attn_multiplier, attn_change, x, scratch);
+        const Norm *kept = l.ffn_keeps ? &l.ffn_pre : 0;
+        join_stream<T>(s, kept, l.ffn_out, l.ffn_post, l.ffn_multiplier, ffn_change, x, scratch);
+    }
+
+    void go() {
+        memcpy(x, s.x, M * D * sizeof(float));
+        for (long i = 0; i < s.layers; i++) {
+            counter = t.counters + i * PHASES;
+            layer(s.layer[i]);
+        }
+        if (me == 0) memcpy(s.x, x, M * D * sizeof(float));
+    }
+};
 
 void enter(void *data) {
     Team &t = *(Team *)data;
     if (t.s->is_bfloat16)
-        go<bfloat16>(t);
+        Worker<bfloat16>(t).go();
     else
-        go<float>(t);
+        Worker<float>(t).go();
 }
 
 int alone(void) { return 1; }

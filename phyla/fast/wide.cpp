@@ -28,6 +28,8 @@ struct Attended {
     long capacity;
     const uint8_t *mask;  // (B, mask_stride) or none
     long mask_stride;
+    const float *bias;  // (1 or B, H, keys) added to scores, or none
+    long bias_row, bias_head;
     void *out;  // (B, S, H, E)
 };
 
@@ -207,6 +209,7 @@ template <class T> void attend(void *data) {
         const T *keys = (const T *)a.keys + (b * a.kv_heads + g) * a.capacity * E;
         const T *values = (const T *)a.values + (b * a.kv_heads + g) * a.capacity * E;
         const uint8_t *mask = a.mask ? a.mask + b * a.mask_stride : 0;
+        const float *bias = a.bias ? a.bias + b * a.bias_row + h * a.bias_head : 0;
         for (long i = 0; i < QUERIES; i++)
             for (long e = 0; e < E; e++) q[e * QUERIES + i] = i < count ? widen(from[i * E + e]) * (a.scale * log2e) : 0;
         memset(out, 0, E * QUERIES * sizeof(float));
@@ -219,6 +222,9 @@ template <class T> void attend(void *data) {
             long j = 0;
             for (; j + ROWS <= n; j += ROWS) compare<T, ROWS>(keys + (c + j) * E, q, E, scores + j * QUERIES);
             for (; j < n; j++) compare<T, 1>(keys + (c + j) * E, q, E, scores + j * QUERIES);
+            for (j = 0; bias && j < n; j++)
+                for (int half = 0; half < QUERIES; half += LANES)
+                    save(scores + j * QUERIES + half, load(scores + j * QUERIES + half) + bias[c + j] * log2e);
             const bool edge = c + n - 1 > low + a.ahead || (a.window && c <= high - a.window);
             if (edge || mask)
                 for (j = 0; j < n; j++)

@@ -30,6 +30,7 @@ class FourBits(Scheme):
     """What is made: kind nf4 or fp4, nested: its scales are quantised too, dtype: that of the weight."""
 
     method: ClassVar[str] = "bitsandbytes"
+    dense_maps: ClassVar[str] = "llm_int8_skip_modules"
     markers = tuple(_STATE + kind for kind in KINDS)
     needed = ("weight", "weight.absmax", "weight.quant_map")
     leaves = (
@@ -167,6 +168,7 @@ class EightBits(Scheme):
     """A whole number from -127 to 127 and one scale for each output."""
 
     method: ClassVar[str] = "bitsandbytes"
+    dense_maps: ClassVar[str] = "llm_int8_skip_modules"
     markers = ("SCB",)
     needed = ("weight", "SCB")
     leaves = ("weight", "SCB", "weight_format")

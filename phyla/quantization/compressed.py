@@ -45,6 +45,7 @@ class Compressed(Scheme):
     """
 
     method: ClassVar[str] = "compressed-tensors"
+    dense_maps: ClassVar[str] = "ignore"
     markers = ("weight_scale",)
     needed = ("weight_scale",)
     leaves = (
@@ -93,7 +94,8 @@ class Compressed(Scheme):
         # Dense files hold the scales that their weights were rounded with, too.
         return iter(()) if self.form == "dense" else super().modules(names)
 
-    def passes_over(self, leaf: str) -> bool:
+    def passes_over(self, leaf: str, quantised: bool = True) -> bool:
+        # Activations and the cache are quantised beside dense weights, too.
         return super().passes_over(leaf) or (self.form == "dense" and leaf in self.leaves[2:])
 
     def check(self, parts: Parts) -> Facts:
@@ -290,6 +292,7 @@ class Compressed(Scheme):
         return len(shape) == 2 and not (self.group and shape[1] % self.group)
 
     def completed(self, settings: dict[str, Any]) -> dict[str, Any]:
+        settings = {**settings, "quantization_status": "compressed"}
         if self.form != "int-quantized":
             return settings
         # Version 0.20 takes weights of whole numbers without inputs for packed ones unless their group says.

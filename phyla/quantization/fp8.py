@@ -77,11 +77,9 @@ class FP8(Scheme):
         return {"weight": values.to(E4M3).contiguous(), self.leaf: scale}
 
     def config(self) -> dict[str, Any]:
-        if self.method != "fp8":
-            return {"quant_method": self.method}
         block = None if self.block is None else list(self.block)
         scheme = "dynamic" if self.dynamic else "static"
-        return {"quant_method": "fp8", "activation_scheme": scheme, "weight_block_size": block}
+        return {"quant_method": self.method, "activation_scheme": scheme, "weight_block_size": block}
 
 
 @dataclass(frozen=True)
@@ -92,6 +90,9 @@ class FBGEMM(FP8):
 
     block: tuple[int, int] | None = None
     leaf: str = "weight_scale"
+
+    def config(self) -> dict[str, Any]:
+        return {"quant_method": self.method}
 
 
 def check_scales(

@@ -32,6 +32,7 @@ class HQQ(Scheme):
     """bits, group, axis: of what is made, and of files that do not say. dtype: of scales and zeros made."""
 
     method: ClassVar[str] = "hqq"
+    dense_maps: ClassVar[str] = "skip_modules"
     markers = ("W_q",)
     needed = ("W_q", "scale", "zero", "shape")
     leaves = (

@@ -1,17 +1,19 @@
 """Packed linear maps in a model about to be filled: of a quantised checkpoint, or made from a dense one."""
 
 from collections import Counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from phyla.blocks.linear import Linear
+from phyla.blocks.moe import Experts
 from phyla.checkpoints.load import choose_lines
 from phyla.checkpoints.names import Line, modern
-from phyla.checkpoints.ops import Same, Split, Transpose
+from phyla.checkpoints.ops import Same, Split, Stack, Transpose
 from phyla.checkpoints.state import Layout
 from phyla.checkpoints.weights import Weights
+from phyla.quantization.experts import PackedExperts
 from phyla.quantization.linear import PackedParts, QuantizedLinear
 from phyla.quantization.scheme import Parts, Scheme
 from phyla.quantization.view import QuantizedWeights
@@ -24,7 +26,8 @@ def install_quantized(
     """Replace every linear map whose weight the checkpoint holds quantised; the paths of those weights.
 
     scheme: make the weights in this format from a dense checkpoint, in all maps but the `skipped` public
-    modules (None: the output matrix). Weights that several modules share and stacks of experts stay dense.
+    modules (None: the output matrix). Weights that several modules share stay dense, and experts where not
+    all of a layer are quantised.
     """
     spelled = {modern(name): name for name in weights.infos}
     owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
@@ -33,32 +36,57 @@ def install_quantized(
         skipped = _last(model, layout)
     done: set[str] = set()
     for line in lines:
-        name = spelled.get(line.theirs[0])
-        if name is None or not _is_of_maps(line, model, owners):
+        held = [name for public in line.theirs if (name := spelled.get(public)) is not None]
+        if len(held) != len(line.theirs):
             continue
-        module = name.removesuffix(".weight")
-        if isinstance(weights, QuantizedWeights):
-            if name not in weights.held:
-                continue
-            parts = weights.parts(name)
-            made = weights.scheme_of(name)
-            facts = weights.facts(name, parts)
-            if facts.shape != _joint_shape(line, model):
-                continue  # a wrong shape is for the ordinary way to report
-        elif scheme is None or is_skipped(module, skipped or []):
+        of_experts = _is_of_experts(line, model)
+        if not of_experts and not _is_of_maps(line, model, owners):
             continue
-        else:
-            shape = _joint_shape(line, model)
-            if not scheme.packs(shape):
-                continue
-            made = scheme.one(name, {}, shape)
-            found = _quantised(line, weights.read(name).to(dtype), shape, made)
-            if found is None:
-                continue
-            parts = found
-        _replace(model, line, PackedParts(made, parts), compute)
+        shape = _joint_shape(line, model)
+        maker = None if scheme is None else _Maker(line, scheme, skipped or [], dtype)
+        if not all(_is_packed(name, shape, weights, maker) for name in held):
+            continue
+        packed = [_parts_of(name, shape, weights, maker) for name in held]
+        if any(part is None or part.shape != shape for part in packed):
+            continue  # a wrong shape is for the ordinary way to report
+        if of_experts:
+            _replace_experts(model, line.ours[0], [p for p in packed if p is not None], compute)
+        elif packed[0] is not None:
+            _replace(model, line, packed[0], compute)
         done |= set(line.ours)
     return done
+
+
+class _Maker(NamedTuple):
+    """How the weights of a line are quantised at load."""
+
+    line: Line
+    scheme: Scheme
+    skipped: list[str]
+    dtype: torch.dtype
+
+
+def _is_packed(name: str, shape: tuple[int, ...], weights: Weights, maker: _Maker | None) -> bool:
+    """Whether a public weight is quantised in the file, or is to be."""
+    if isinstance(weights, QuantizedWeights):
+        return name in weights.held
+    if maker is None or is_skipped(name.removesuffix(".weight"), maker.skipped):
+        return False
+    return maker.scheme.packs(shape)
+
+
+def _parts_of(
+    name: str, shape: tuple[int, ...], weights: Weights, maker: _Maker | None
+) -> PackedParts | None:
+    """A public weight (out, in), packed; None for one that is of another shape."""
+    if isinstance(weights, QuantizedWeights):
+        parts = weights.parts(name)
+        weights.facts(name, parts)
+        return PackedParts(weights.scheme_of(name), parts)
+    assert maker is not None
+    scheme = maker.scheme.one(name, {}, shape)
+    found = _quantised(maker.line, weights.read(name).to(maker.dtype), shape, scheme)
+    return None if found is None else PackedParts(scheme, found)
 
 
 def is_skipped(module: str, skipped: list[str]) -> bool:
@@ -90,9 +118,22 @@ def _is_of_maps(line: Line, model: Any, owners: Counter) -> bool:
     return True
 
 
+def _is_of_experts(line: Line, model: Any) -> bool:
+    """Whether a line fills one matrix of each expert of a mixture."""
+    if type(line.op) is not Stack or len(line.ours) != 1:
+        return False
+    owner, _, leaf = line.ours[0].rpartition(".")
+    experts = model.get_submodule(owner)
+    if not isinstance(experts, Experts) or leaf not in ("gate", "up", "down"):
+        return False
+    return len(line.theirs) == experts.experts and all(name.endswith(".weight") for name in line.theirs)
+
+
 def _joint_shape(line: Line, model: Any) -> tuple[int, ...]:
-    """(out, in) of the public weight that a line's maps share."""
+    """(out, in) of the public weight that a line's maps share, or of one of its experts."""
     shapes = [model.get_parameter(path).shape for path in line.ours]
+    if type(line.op) is Stack:
+        return tuple(shapes[0][1:])
     return (sum(shape[0] for shape in shapes), shapes[0][1])
 
 
@@ -113,6 +154,18 @@ def _rows(line: Line, model: Any) -> list[Tensor | None]:
     numbers = torch.arange(sum(sizes))[:, None]
     found = line.op.load([numbers.t() if line.op.transpose else numbers], [torch.Size((n, 1)) for n in sizes])
     return [part.flatten() for part in found]
+
+
+def _replace_experts(model: Any, path: str, packed: list[PackedParts], compute: torch.dtype | None) -> None:
+    owner, _, leaf = path.rpartition(".")
+    experts = model.get_submodule(owner)
+    put_experts(experts, leaf, PackedExperts(getattr(experts, leaf).shape, packed, compute))
+
+
+def put_experts(experts: nn.Module, name: str, matrices: nn.Module) -> None:
+    """Let packed matrices stand in the place of a parameter."""
+    delattr(experts, name)
+    setattr(experts, name, matrices.train(experts.training))
 
 
 def _replace(model: Any, line: Line, packed: PackedParts, compute: torch.dtype | None) -> None:

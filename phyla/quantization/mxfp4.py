@@ -20,6 +20,7 @@ class MXFP4(Scheme):
     """Blocks of 32 with a power of two each; read only."""
 
     method: ClassVar[str] = "mxfp4"
+    linear: ClassVar[bool] = False  # stacks of experts
     leaves = ("blocks", "scales")
     needed = leaves
 
@@ -32,7 +33,13 @@ class MXFP4(Scheme):
         for name in names:
             stem = name.removesuffix("_blocks")
             if stem != name:
-                yield stem, tuple(leaf for leaf in self.leaves if f"{stem}_{leaf}" in names)
+                yield stem, tuple(leaf for leaf in self.leaves if self.file_name(stem, leaf) in names)
+
+    def dense_name(self, module: str) -> str:
+        return module
+
+    def file_name(self, module: str, leaf: str) -> str:
+        return f"{module}_{leaf}"
 
     def check(self, parts: Parts) -> Facts:
         blocks = demand_dtype(parts, "blocks", torch.uint8)

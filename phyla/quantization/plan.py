@@ -14,15 +14,15 @@ from phyla.blocks.linear import Linear
 from phyla.checkpoints.state import Layout, layout_of, saves_prefix
 from phyla.checkpoints.weights import HQQ_FILE, WEIGHT_FILES, Weights
 from phyla.errors import ArgumentError, CorruptFileError
-from phyla.quantization.configs import BitsAndBytesConfig, Mxfp4Config, QuantizationConfig, config_of
-from phyla.quantization.linear import QuantizedLinear
+from phyla.quantization.configs import BitsAndBytesConfig, QuantizationConfig, config_of
+from phyla.quantization.experts import PackedExperts
+from phyla.quantization.linear import PackedParts, QuantizedLinear
 from phyla.quantization.quanto import QMAP, kind_of
 from phyla.quantization.scheme import Scheme
 from phyla.quantization.view import QuantizedWeights, public_shapes, turned_names
 
 KEY = "quantization_config"
-# Fields that name public modules which stay dense, by what the settings call them.
-_FIELDS = {"bitsandbytes": "llm_int8_skip_modules", "compressed-tensors": "ignore", "hqq": "skip_modules"}
+# Fields that name public modules which stay dense, whatever the settings call them.
 _SKIPPED = ("llm_int8_skip_modules", "modules_to_not_convert", "skip_modules", "ignore")
 
 
@@ -67,9 +67,7 @@ class QuantizationPlan:
                 f"{asked.quant_method}: leave quantization_config out, or save it dense first"
             )
         wanted = packed or (asked is not None and not getattr(asked, "dequantize", False))
-        if isinstance(asked or stored, Mxfp4Config):
-            wanted = False  # experts are no linear maps
-        return cls(reader, asked, stored, wanted)
+        return cls(reader, asked, stored, wanted and reader.linear)
 
     def open(self, weights: Weights) -> Weights:
         """The weights as a dense checkpoint's."""
@@ -102,7 +100,7 @@ class QuantizationPlan:
         """Say on the model and its configuration what has become of it."""
         for holder in (model.config, model.config.get_text_config()):
             holder.__dict__.pop(KEY, None)
-        if any(isinstance(module, QuantizedLinear) for module in model.modules()):
+        if any(isinstance(module, PackedParts) for module in model.modules()):
             settings = self.asked if self.reader is None else self.stored
             model.config.quantization_config = settings
             model.is_quantized, model.quantization_method = True, settings.quant_method  # type: ignore[union-attr]
@@ -142,35 +140,30 @@ def _is_known(data: dict[str, Any]) -> bool:
 
 def saved_config(model: Any) -> dict[str, Any] | None:
     """The quantization_config that a model's own files carry; None where nothing is packed."""
-    maps = [m for m in model.modules() if isinstance(m, QuantizedLinear)]
-    if not maps:
+    packed = next((m for m in model.modules() if isinstance(m, PackedParts)), None)
+    if packed is None:
         return None
-    settings, scheme = model.config.__dict__.get(KEY), maps[0].packed.scheme
+    settings, scheme = model.config.__dict__.get(KEY), packed.scheme
     if settings is not None and not isinstance(settings, dict):
         settings = settings.to_dict()
     if settings is None or settings.get("quant_method") != scheme.method:
         settings = scheme.config()
     settings = scheme.completed(settings)
-    if scheme.method == "quanto":
-        return None  # its tools look for a file of their own, and others would take it for theirs
-    if scheme.method == "compressed-tensors":
-        settings = {**settings, "quantization_status": "compressed"}
-    return {**settings, _FIELDS.get(scheme.method, "modules_to_not_convert"): dense_maps(model)}
+    return None if settings is None else {**settings, scheme.dense_maps: dense_maps(model)}
 
 
 def saved_beside(model: Any, names: Collection[str]) -> tuple[dict[str, str], dict[str, bytes]]:
     """(notes for the header of weight files, small files) that go with packed weights of these names."""
-    if not any(isinstance(module, QuantizedLinear) for module in model.modules()):
+    if not any(isinstance(module, PackedParts) for module in model.modules()):
         return {}, {}
     layout, notes, maps, schemes = layout_of(model), {}, {}, []
     for line in layout.lines(saves_prefix(model)):
-        owner = model.get_submodule(line.ours[0].rpartition(".")[0])
-        if isinstance(owner, QuantizedLinear) and line.ours[0].endswith(".weight"):
-            schemes.append(owner.packed.scheme)
-            maps[line.theirs[0].removesuffix(".weight")] = owner.packed.parts
+        for name, packed in _packed_by(line, model):
+            schemes.append(packed.scheme)
+            maps[name.removesuffix(".weight")] = packed.parts
             note = schemes[-1].note()
             if note is not None:
-                notes[line.theirs[0]] = note
+                notes[name] = note
     if notes:
         parts = {f"{path}.{leaf}" for path in maps for leaf in schemes[0].leaves}
         notes |= dict.fromkeys(set(names) - parts, '{"_type": "Tensor"}')
@@ -178,13 +171,24 @@ def saved_beside(model: Any, names: Collection[str]) -> tuple[dict[str, str], di
     return notes, schemes[0].files(maps) if schemes else {}
 
 
+def _packed_by(line: Any, model: Any) -> list[tuple[str, PackedParts]]:
+    """Public names of the packed weights that a line fills, with them."""
+    owner, _, leaf = line.ours[0].rpartition(".")
+    module = model.get_submodule(owner)
+    if isinstance(module, QuantizedLinear) and leaf == "weight":
+        return [(line.theirs[0], module.packed)]
+    experts = module._modules.get(leaf)
+    return list(zip(line.theirs, experts.held, strict=True)) if isinstance(experts, PackedExperts) else []
+
+
 def dense_maps(model: Any) -> list[str]:
-    """Public paths of the linear maps that are not packed, and of experts, which are stacks of such."""
+    """Public paths of the linear maps that are not packed, and of such experts, which are stacks of maps."""
     from phyla.checkpoints.ops import Stack, Swapped
 
     dense = {f"{path}.weight" for path, module in model.named_modules() if type(module) is Linear}
     lines = layout_of(model).lines(saves_prefix(model))
-    kept = [li for li in lines if set(li.ours) & dense or isinstance(li.op, (Stack, Swapped))]
+    stacks = [li for li in lines if isinstance(li.op, (Stack, Swapped)) and not _packed_by(li, model)]
+    kept = [li for li in lines if set(li.ours) & dense] + stacks
     return sorted({name.removesuffix(".weight") for line in kept for name in line.theirs})
 
 
@@ -200,6 +204,11 @@ def dequantize(self: Any) -> nn.Module:
             new.register_module("site", module.site)
             parent, _, name = path.rpartition(".")
             setattr(self.get_submodule(parent), name, new.train(module.training))
+        elif isinstance(module, PackedExperts):
+            parent, _, name = path.rpartition(".")
+            delattr(self.get_submodule(parent), name)
+            weight = nn.Parameter(module.dense(dtype), requires_grad=False)
+            setattr(self.get_submodule(parent), name, weight)
     for holder in (self.config, self.config.get_text_config()):
         holder.__dict__.pop(KEY, None)
     for name in ("is_quantized", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit"):

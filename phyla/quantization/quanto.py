@@ -140,6 +140,9 @@ class Quanto(Scheme):
             "modules_to_not_convert": None,
         }  # fmt: skip
 
+    def completed(self, settings: dict[str, Any]) -> None:
+        return None  # its tools look for a file of their own, and others would take settings for theirs
+
     def files(self, maps: Mapping[str, Parts]) -> dict[str, bytes]:
         told = {name: {"weights": _kind(parts), "activations": "none"} for name, parts in maps.items()}
         return {QMAP: (json.dumps(told, indent=4) + "\n").encode()}

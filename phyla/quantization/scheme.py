@@ -25,10 +25,13 @@ class Scheme:
     """How one public format stores the weight (out, in) of a linear map.
 
     markers: leaves any of which tells a quantised module. needed: leaves without which it is damaged. leaves:
-    all that belong to it. passed_over: patterns of leaves that only concern activations.
+    all that belong to it. passed_over: patterns of leaves that only concern activations. linear: whether its
+    weights are those of linear maps, which can stay packed. dense_maps: the setting that names dense modules.
     """
 
     method: ClassVar[str] = ""
+    linear: ClassVar[bool] = True
+    dense_maps: ClassVar[str] = "modules_to_not_convert"
     markers: tuple[str, ...] = ()
     needed: tuple[str, ...] = ()
     leaves: tuple[str, ...] = ()
@@ -42,9 +45,17 @@ class Scheme:
                     module = name.removesuffix("." + marker)
                     yield module, tuple(leaf for leaf in self.leaves if f"{module}.{leaf}" in names)
 
-    def passes_over(self, leaf: str) -> bool:
-        """Whether a leaf beside a quantised weight holds nothing that the weight needs."""
-        return re.fullmatch(self.passed_over, leaf) is not None
+    def dense_name(self, module: str) -> str:
+        """The weight's name in a dense file, from the public path of a quantised module."""
+        return f"{module}.weight"
+
+    def file_name(self, module: str, leaf: str) -> str:
+        """The name of one of its tensors."""
+        return f"{module}.{leaf}"
+
+    def passes_over(self, leaf: str, quantised: bool = True) -> bool:
+        """Whether a leaf holds nothing that the weight beside it, quantised or dense, needs."""
+        return quantised and re.fullmatch(self.passed_over, leaf) is not None
 
     def check(self, parts: Parts) -> Facts:
         """The facts of a weight (out, in); ShapeMismatchError, naming the leaf, unless all parts fit."""
@@ -81,8 +92,8 @@ class Scheme:
         """The `quantization_config` under which public tools read what `quantise` makes."""
         return {"quant_method": self.method}
 
-    def completed(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """Settings of this method as its public tools want to find them in config.json."""
+    def completed(self, settings: dict[str, Any]) -> dict[str, Any] | None:
+        """Settings of this method as its public tools want to find them in config.json; None for nothing."""
         return settings
 
     def one(self, name: str, notes: Mapping[str, str], shape: tuple[int, ...] | None) -> "Scheme":

@@ -27,15 +27,14 @@ class QuantizedWeights(Weights):
         self.shapes: dict[str, tuple[int, ...]] = {}
         taken: set[str] = set()
         for module, leaves in scheme.modules(inner.infos.keys()):
-            joint = "_" if scheme.method == "mxfp4" else "."
-            names = {leaf: f"{module}{joint}{leaf}" for leaf in leaves}
+            names = {leaf: scheme.file_name(module, leaf) for leaf in leaves}
             lacking = [leaf for leaf in scheme.needed if leaf not in leaves]
             if lacking:
                 raise MissingWeightsError(
-                    f"{module}{joint}{lacking[0]} must stand beside {module}{joint}{leaves[0]} in a "
+                    f"{scheme.file_name(module, lacking[0])} must stand beside {names[leaves[0]]} in a "
                     f"checkpoint of method {scheme.method}, but is not there; the checkpoint is incomplete"
                 )
-            self.held[module if joint == "_" else f"{module}.weight"] = names
+            self.held[scheme.dense_name(module)] = names
             taken |= set(names.values())
         for name, info in inner.infos.items():
             if name not in taken and not self._beside(name):
@@ -45,10 +44,9 @@ class QuantizedWeights(Weights):
             self.infos[name] = replace(info, name=name, shape=(), dtype=torch.float32, quant=scheme.method)
 
     def _beside(self, name: str) -> bool:
-        """Whether a tensor only says how to quantise what goes into a quantised weight."""
+        """Whether a tensor only says how to quantise what goes into a weight."""
         module, _, leaf = name.rpartition(".")
-        dense = self.scheme.method == "compressed-tensors" and not self.held
-        return self.scheme.passes_over(leaf) and (dense or f"{module}.weight" in self.held)
+        return self.scheme.passes_over(leaf, f"{module}.weight" in self.held)
 
     def parts(self, name: str) -> Parts:
         """What stands for a quantised weight, as stored."""
