@@ -1,6 +1,5 @@
 """Multi-head attention with its variable parts in slots, and the one call that all attention goes through."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from phyla.blocks.attending import Asked, kernels
 from phyla.blocks.cache import CrossCache, KVCache
 from phyla.blocks.context import Context
 from phyla.blocks.linear import Linear
@@ -18,11 +18,6 @@ from phyla.blocks.shapes import Answers, Bias, Keys, Queries, Stream, Values
 from phyla.blocks.shapes import Mask as MaskTensor
 from phyla.blocks.spec import Spec, make
 from phyla.errors import ArgumentError, ConfigError
-
-# (q, k, v, causal, scale, dropout) -> (B, H, S, E), or None where it does not apply
-Kernel = Callable[[Tensor, Tensor, Tensor, bool, float, float], Tensor | None]
-# By the name of an implementation, for calls without a mask: phyla/fast/flash.py puts its own here.
-kernels: dict[str, Kernel] = {}
 
 
 @dataclass(frozen=True)
@@ -54,13 +49,14 @@ class Attention(Mixer):
 
     width: D. position: what turns or biases queries and keys. mask: a rule of blocks/mask.py. bias: True,
     False or the letters of the projections that have one ("qv": Whisper). scale: default E ** -0.5 (T5: 1.0).
-    softcap: scores become softcap * tanh(scores / softcap) (Gemma 2), under "eager" alone: fused kernels have
+    softcap: scores become softcap * tanh(scores / softcap) (Gemma 2), not under "sdpa": the fused call has
     no cap, and public results are without it (docs/differences.md). norm_qk: norm of queries and keys, by
     head when its width is E, else over all heads. cross: keys and values come from the encoder, of width
-    kv_width.
+    kv_width. A subclass may set `clip`: queries, keys and values are clamped to -clip .. clip.
     """
 
     caches = True
+    clip: float | None = None
 
     def __init__(
         self,
@@ -101,6 +97,16 @@ class Attention(Mixer):
         """Which keys the queries of this call may see."""
         return self.mask
 
+    @property
+    def is_causal(self) -> bool:
+        """Whether queries see earlier keys alone (public functions of attention look here)."""
+        return isinstance(self.mask, Causal) and not self.cross
+
+    @property
+    def num_key_value_groups(self) -> int:
+        """Query heads that share a key/value head (likewise)."""
+        return self.num_heads // self.num_kv_heads
+
     def idle(self, ctx: Context) -> bool:
         if not self.cross or ctx.memory is not None:
             return False
@@ -132,6 +138,8 @@ class Attention(Mixer):
         )
         if self.q_norm is not None and self.norm_by_head:
             q, k = self.q_norm(q), self.k_norm(k)
+        if self.clip is not None:
+            q, k, v = (t.clamp(-self.clip, self.clip) for t in (q, k, v))
         return q, k, v
 
     def _project_and_turn(self, x: Tensor, ctx: Context) -> tuple[Tensor, Tensor, Tensor]:
@@ -141,6 +149,7 @@ class Attention(Mixer):
             joined is not None
             and position is not None
             and self.q_norm is None
+            and self.clip is None
             and joined.ready()
             and joined.bare()
         ):
@@ -174,13 +183,40 @@ class Attention(Mixer):
 
         causal: the mask is the lower triangle and nothing else. x: the input, for what is at `kv_site`.
         """
+        record = ctx.cross_attentions if self.cross else ctx.attentions
+        dropout = self.attention_dropout if self.training else 0.0
+        made = None
+        kernel = kernels.get(ctx.implementation)
+        if kernel is not None:
+            asked = Asked(self, q, k, v, first, causal, dropout, x, ctx)
+            y, made = kernel(asked), asked.made
+            if y is not None:
+                return y.transpose(1, 2).reshape(x.shape[0], x.shape[1], -1)
+        capped = self.softcap is not None and ctx.implementation != "sdpa"
+        plain = record is None and ctx.implementation != "eager" and ctx.head_mask is None and not capped
+        if made is None or (made[4] and not plain):
+            made = self.seen(q, k, v, first, causal and plain, x, ctx)
+        k, v, mask, bias, causal = made
+        if plain:
+            y = attend(q, k, v, mask, bias, causal, self.scale, dropout)
+        else:
+            y, weights = self._attend_openly(q, k, v, mask, bias, dropout, ctx)
+            if record is not None:
+                record.append(weights)
+        return y.transpose(1, 2).reshape(x.shape[0], x.shape[1], -1)  # (B, S, H * E)
+
+    def seen(
+        self, q: Tensor, k: Tensor, v: Tensor, first: int, causal: bool, x: Tensor, ctx: Context
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, bool]:
+        """Keys and values with those of `kv_site`, the mask over them, the bias of positions, and `causal`.
+
+        causal: as in `answer`; it stays where that says all, and there is no mask then.
+        """
         keys = k.shape[2]
         bias = None
         if self.position is not None and self.kv_site is None:
             bias = self.position.bias(q, k, first, self.scale, ctx)
-        record = ctx.cross_attentions if self.cross else ctx.attentions
-        plain = record is None and ctx.implementation != "eager" and ctx.head_mask is None
-        causal = causal and plain and bias is None and self.kv_site is None
+        causal = causal and bias is None and self.kv_site is None
         if self.cross:
             memory_mask = ctx.memory_mask
             mask = memory_mask
@@ -192,16 +228,7 @@ class Attention(Mixer):
             k, v, mask = self.kv_site(k, v, mask, x)
             if self.position is not None:
                 bias = self.position.prefixed(q, k, first, self.scale, ctx, k.shape[2] - keys)
-        dropout = self.attention_dropout if self.training else 0.0
-        if plain:
-            kernel = kernels.get(ctx.implementation) if mask is None and bias is None else None
-            found = None if kernel is None else kernel(q, k, v, causal, self.scale, dropout)
-            y = attend(q, k, v, mask, bias, causal, self.scale, dropout) if found is None else found
-        else:
-            y, weights = self._attend_openly(q, k, v, mask, bias, dropout, ctx)
-            if record is not None:
-                record.append(weights)
-        return y.transpose(1, 2).reshape(x.shape[0], x.shape[1], -1)  # (B, S, H * E)
+        return k, v, mask, bias, causal
 
     def _cross(self, x: Tensor, ctx: Context, cache: CrossCache | None) -> tuple[Tensor, Tensor, Tensor]:
         if cache is not None and cache.keys is not None and cache.values is not None:

@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from phyla.blocks.cache_layers import LayeredCache
 from phyla.errors import ArgumentError
 
 
@@ -48,14 +49,18 @@ class KVCache:
                 need = max(need, self.capacity * 2 if self.window is None else need)
             self.capacity = max(self.capacity, need)
             batch, heads, _, width = k.shape
-            keys = k.new_empty(batch, heads, self.capacity, width)
-            values = v.new_empty(batch, heads, self.capacity, v.shape[-1])
+            keys = self.made(k, (batch, heads, self.capacity, width))
+            values = self.made(v, (batch, heads, self.capacity, v.shape[-1]))
         if old_keys is not None and old_values is not None:
             keys[:, :, :kept] = old_keys[:, :, drop : self.used].clone()
             values[:, :, :kept] = old_values[:, :, drop : self.used].clone()
         self.keys, self.values = keys, values
         self.first, self.used = self.first + drop, kept
         return keys, values
+
+    def made(self, like: Tensor, shape: Sequence[int]) -> Tensor:
+        """Memory for keys or values of this shape."""
+        return like.new_empty(tuple(shape))
 
     def room(self, new: int, like: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Keys and values with room for `new` positions behind those that are used.
@@ -168,7 +173,7 @@ class StateCache:
         )
 
 
-class Cache:
+class Cache(LayeredCache):
     """All memory of one batch in one model: a slot for each mixer that keeps one, and the positions seen.
 
     It is what models return and take as `past_key_values`. One without slots takes those of the model that it
@@ -204,12 +209,13 @@ class Cache:
                 f"a {type(self).__name__} needs a model whose layers keep memory of the common kind, but "
                 f"{type(model).__name__} {'keeps none' if made is None else 'has one of its own'}"
             )
-        filled = self.layers()
+        filled = self.places()
         self.slots = [self.shape(s, m) for s, m in zip(made.slots, _keepers(model), strict=True)]
         self.bound, self.batch = True, self.batch or batch
+        _link(self.slots)
         if not filled:
             return
-        places = self.layers()
+        places = self.places()
         if len(places) != len(filled):
             raise ArgumentError(
                 f"past_key_values holds {len(filled)} layers, but {type(model).__name__} has {len(places)}"
@@ -225,11 +231,12 @@ class Cache:
         """The slot that this kind of cache keeps for a mixer, from the model's own."""
         return slot
 
-    def layers(self) -> list[tuple[Any, Any]]:
+    def places(self) -> list[tuple[Any, Any]]:
         """The slots of each layer: its own, and that of its cross-attention or None."""
         found: list[tuple[Any, Any]] = []
         for slot in self.slots:
-            if isinstance(slot, CrossCache) and found and found[-1][1] is None:
+            aside = isinstance(slot, CrossCache) and found and not isinstance(found[-1][0], CrossCache)
+            if aside and found[-1][1] is None:
                 found[-1] = (found[-1][0], slot)
             elif slot is not None:
                 found.append((slot, None))
@@ -255,7 +262,7 @@ class Cache:
         if not self.bound and layer_idx == len(self.slots):
             self.slots.append(KVCache(len(key_states), key_states.shape[2]))
             self.batch = len(key_states)
-        places = self.layers()
+        places = self.places()
         if not 0 <= layer_idx < len(places):
             raise ArgumentError(f"layer_idx must be below {len(places)} or the next, but is {layer_idx}")
         keys, values, _ = places[layer_idx][0].update(key_states, value_states)
@@ -265,14 +272,14 @@ class Cache:
 
     def __len__(self) -> int:
         """Layers that keep memory."""
-        return len(self.layers())
+        return len(self.places())
 
     def __bool__(self) -> bool:
         return True
 
     def __getitem__(self, layer: int) -> tuple[Tensor, ...]:
         """Keys and values of a layer, then those of its cross-attention where it has one."""
-        places = self.layers()
+        places = self.places()
         if not -len(places) <= layer < len(places):
             raise IndexError(f"the cache has {len(places)} layers, but layer {layer} was asked for")
         return tuple(t for slot in places[layer] for t in _read(slot))
@@ -331,7 +338,11 @@ class Cache:
     def fork(self, rows: int | Tensor | None = None) -> "Cache":
         """A copy that goes its own way; `rows` times as many rows, side by side, or those of an index."""
         made = copy.copy(self)
+        for slot in self.slots:
+            if hasattr(slot, "settle"):
+                slot.settle()
         made.slots = [_copied(slot) for slot in self.slots]
+        _link(made.slots)
         if isinstance(rows, Tensor):
             made.reorder(rows)
         elif rows is not None and rows != 1:
@@ -381,6 +392,13 @@ class Cache:
 
     reorder_cache = reorder
     batch_repeat_interleave = repeat
+
+
+def _link(slots: list[Any]) -> None:
+    """Let slots that work with each other know those of their cache."""
+    first = next((slot for slot in slots if hasattr(slot, "link")), None)
+    if first is not None:
+        first.link(slots)
 
 
 def _copied(value: Any) -> Any:

@@ -33,6 +33,12 @@ class Position(Block):
         """What to add to the scaled scores, broadcastable to (B, H, S, K), for slots first .. first+K-1."""
         return None
 
+    def by_distance(self, first: int, keys: int, ctx: Context) -> Tensor | None:
+        """The bias (H, S + K - 1) of distances key - query, the most negative first; None if there is more
+        to it than these.
+        """
+        return None
+
     def prefixed(
         self, q: Queries, k: Keys, first: int, scale: float, ctx: Context, count: int
     ) -> Bias | None:
@@ -201,6 +207,19 @@ class StackBias(Position):
 
     by_slot = True
 
+    def by_distance(self, first: int, keys: int, ctx: Context) -> Tensor | None:
+        owner = ctx.memo["stack-bias"]
+        if SLOTS in ctx.memo or "stack-bias-values" in ctx.memo or "ahead" in ctx.notes:
+            return None
+        if not isinstance(owner, BucketBias) or type(self).bias is not StackBias.bias:
+            return None
+
+        def table() -> Tensor:
+            farthest = first - (ctx.start + ctx.length - 1)
+            return owner.of(torch.arange(keys + ctx.length - 1, device=owner.weight.device)[None] + farthest)
+
+        return ctx.once(("stack-bias-distances", first, keys), table)[:, 0]
+
     def bias(self, q: Queries, k: Keys, first: int, scale: float, ctx: Context) -> Bias:
         owner = ctx.memo["stack-bias"]
 
@@ -208,7 +227,7 @@ class StackBias(Position):
             if SLOTS in ctx.memo and k.shape[2] == ctx.length:
                 query, key = ctx.numbers(first, k.shape[2], q.device)
                 return owner.of(key - query).to(q.dtype)
-            start = ctx.start + ctx.memo.get("ahead", 0)  # learned keys that take positions of their own
+            start = ctx.start + ctx.notes.get("ahead", 0)  # learned keys that take positions of their own
             return owner(start, ctx.length, first, k.shape[2]).to(q.dtype)
 
         shared = ctx.once("stack-bias-values", values)

@@ -136,12 +136,16 @@ class Stack(Block):
         self.position = make(position)
         self.dropout_prob, self.record, self.layer_drop = dropout, record, layer_drop
         self.gradient_checkpointing = False
+        # How attention is computed here, where that differs from the rest of the model.
+        self.implementation: str | None = None
 
     def run(
         self, x: Tensor, ctx: Context, ids: Tensor | None = None, record_states: bool = False
     ) -> StackOutput:
         """From embedded states x (B, S, D) to the output; `ids` serve a pool that looks for the end token."""
         states: list[Tensor] | None = ([] if self.record == "layers" else [x]) if record_states else None
+        if self.implementation is not None:
+            ctx.implementation = self.implementation
         if self.position is not None:
             ctx.memo["stack-bias"] = self.position
         last = len(self.layers) - 1

@@ -86,11 +86,14 @@ class Stages(Block):
         self.norm, self.pool = make(norm), make(pool)
         self.before, self.one_attention = before, one_attention
         self.tokens = self.layers[0].tokens
+        self.implementation: str | None = None  # as in Stack
 
     def run(
         self, x: Tensor, ctx: Context, ids: Tensor | None = None, record_states: bool = False
     ) -> StagesOutput:
         """From the embedded map x to the output."""
+        if self.implementation is not None:
+            ctx.implementation = self.implementation
         states = [x] if record_states else None
         for index, stage in enumerate(self.layers):
             ctx.layer = index

@@ -17,8 +17,9 @@ from phyla.errors import (
     MissingFileError,
     ShapeMismatchError,
 )
-from phyla.generation.caches.elsewhere import SinkKV
+from phyla.generation.caches.float8 import Float8KV
 from phyla.generation.caches.quantized import QuantizedCacheConfig, QuantizedKV
+from phyla.generation.caches.sinks import SinkKV
 
 _TENSORS, _TABLE, _FORMAT = "cache.safetensors", "cache.json", 1
 
@@ -26,7 +27,8 @@ _TENSORS, _TABLE, _FORMAT = "cache.safetensors", "cache.json", 1
 def save_cache(cache: Cache, folder: str | os.PathLike) -> None:
     """Write a cache, so that `load_cache` continues from it: what is kept, not the room around it.
 
-    Packed keys and values are written whole. Raises GenerationError for memory of a family's own kind.
+    Packed keys and values are written whole. Raises GenerationError for memory that is no tensors and
+    numbers.
     """
     from safetensors.torch import save
 
@@ -41,6 +43,8 @@ def save_cache(cache: Cache, folder: str | os.PathLike) -> None:
             entry = {**(entry or {}), "config": asked}
         if isinstance(slot, SinkKV):
             entry = {**(entry or {}), "most": slot.most, "sinks": slot.sinks}
+        if slot is not None and not isinstance(slot, _KNOWN):
+            entry = {**(entry or {}), "numbers": _own(slot)[1]}
         slots.append(entry)
     table = {"format": _FORMAT, "rows": cache.batch, "length": cache.length, "slots": slots}
     place = Path(folder)
@@ -80,27 +84,47 @@ def load_cache(folder: str | os.PathLike, model: Any, room: int = 0) -> Cache:
     return cache
 
 
+# Slots that are read by their methods; others by what they hold.
+_KNOWN: Any = (StateCache, KVCache, CrossCache, QuantizedKV, Float8KV)
+# Kinds of slots that a cache puts in place of the model's own.
+_PUT = {"OffloadedKV": "KVCache", "QuantizedKV": "KVCache", "Float8KV": "KVCache"}
+
+
+def _own(slot: Any) -> tuple[dict[str, Tensor], dict[str, int | None]]:
+    """The tensors and the numbers that a family's own kind of slot holds."""
+    tensors = {name: t for name, t in vars(slot).items() if isinstance(t, Tensor)}
+    numbers = {name: n for name, n in vars(slot).items() if name not in tensors}
+    odd = [name for name, n in numbers.items() if n is not None and type(n) is not int]
+    if odd:
+        raise GenerationError(f"a cache with a {type(slot).__name__}, which holds {odd}, cannot be saved")
+    return tensors, numbers
+
+
 def _tensors(slot: Any) -> dict[str, Tensor]:
     if slot is None:
         return {}
     if isinstance(slot, StateCache):
         return slot.tensors
-    if not isinstance(slot, KVCache | CrossCache | QuantizedKV):
-        raise GenerationError(f"a cache with a {type(slot).__name__} cannot be saved")
+    if not isinstance(slot, _KNOWN):
+        return _own(slot)[0]
     kept = slot.read()
     return {} if kept is None else dict(zip(("keys", "values"), kept, strict=True))
 
 
 def _filled(slot: Any, entry: dict[str, Any], kept: dict[str, Tensor], where: str) -> Any:
     kind = entry.get("kind")
-    expected = {"OffloadedKV": "KVCache", "QuantizedKV": "KVCache"}.get(str(kind), kind)
+    expected = _PUT.get(str(kind), kind)
     if expected != type(slot).__name__:
         raise ShapeMismatchError(f"{where} holds a {kind}, but the model keeps a {type(slot).__name__} there")
     if isinstance(slot, StateCache):
         slot.tensors = kept
         return slot
+    if not isinstance(slot, _KNOWN):
+        return _refilled(slot, entry.get("numbers"), kept, where)
     if kind == "QuantizedKV":
         slot = QuantizedKV(QuantizedCacheConfig(**entry["config"]), slot.batch, slot.window)
+    elif kind == "Float8KV":
+        slot = Float8KV(slot.batch, slot.capacity, slot.window)
     if "keys" not in kept:
         return slot
     if "values" not in kept or kept["keys"].dim() != 4:
@@ -109,10 +133,22 @@ def _filled(slot: Any, entry: dict[str, Any], kept: dict[str, Tensor], where: st
         slot.keys, slot.values = kept["keys"], kept["values"]
         return slot
     slot.update(kept["keys"], kept["values"])
-    if isinstance(slot, KVCache):
+    if isinstance(slot, KVCache | Float8KV):
         slot.first = int(entry.get("first", 0))
     elif isinstance(slot, QuantizedKV):  # which may have dropped some
         slot.first += int(entry.get("first", 0))
+    return slot
+
+
+def _refilled(slot: Any, numbers: Any, kept: dict[str, Tensor], where: str) -> Any:
+    """A family's own kind of slot with the tensors and numbers of a file."""
+    names = set(vars(slot))
+    sound = isinstance(numbers, dict) and all(n is None or type(n) is int for n in numbers.values())
+    if not sound or {*numbers, *kept} != names or set(numbers) & set(kept):
+        found = sorted({*kept, *(numbers if isinstance(numbers, dict) else ())})
+        raise CorruptFileError(f"{where} must hold {sorted(names)}, but has {found}")
+    for name, value in (*numbers.items(), *kept.items()):
+        setattr(slot, name, value)
     return slot
 
 

@@ -9,17 +9,35 @@ from torch import Tensor
 from phyla.blocks.cache import Cache, CrossCache, KVCache
 from phyla.blocks.position import Rotary
 from phyla.errors import ArgumentError, GenerationError
-from phyla.generation.caches.elsewhere import OffloadedKV, SinkKV
+from phyla.generation.caches.float8 import Float8KV
+from phyla.generation.caches.offloaded import OffloadedKV
 from phyla.generation.caches.quantized import QuantizedCacheConfig, QuantizedKV, read_settings
+from phyla.generation.caches.sinks import SinkKV
 
 
 class DynamicCache(Cache):
-    """Grows with the text: `DynamicCache()`; layers that slide keep their windows alone."""
+    """Grows with the text: `DynamicCache()`; layers that slide keep their windows alone.
 
-    def __init__(self, _distributed_cache_data: Iterable[tuple[Tensor, Tensor]] | None = None) -> None:
+    config: for the public call alone. offloading: as OffloadedCache, all layers or those that do not slide.
+    """
+
+    offloading = offload_only_non_sliding = False
+
+    def __init__(
+        self, _distributed_cache_data: Iterable[tuple[Tensor, Tensor]] | None = None, config: Any = None,
+        offloading: bool = False, offload_only_non_sliding: bool = False,
+        ddp_cache_data: Iterable[tuple[Tensor, Tensor]] | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
-        for number, (keys, values) in enumerate(_distributed_cache_data or ()):
+        given = _distributed_cache_data if ddp_cache_data is None else ddp_cache_data
+        for number, (keys, values) in enumerate(given or ()):
             self.update(keys, values, number)
+        if offloading:
+            self.offloading, self.offload_only_non_sliding = True, offload_only_non_sliding
+
+    def shape(self, slot: Any, mixer: Any) -> Any:
+        """An offloaded slot where the model has keys and values, if they are offloaded."""
+        return _offloaded(slot, self)
 
     def batch_split(self, full_batch_size: int, split_size: int) -> list[Cache]:
         """Caches of `split_size` rows each, in order."""
@@ -35,21 +53,31 @@ class DynamicCache(Cache):
 class StaticCache(Cache):
     """Room for `max_cache_len` positions is made at once: no memory moves while a text grows in it.
 
-    config, batch_size (max_batch_size), device, dtype: public arguments; the model's own decide.
+    config, batch_size (max_batch_size), device, dtype: public arguments; the model's own decide. offloading:
+    as OffloadedStaticCache, those layers that do not slide, or all.
     """
+
+    offloading = False
+    offload_only_non_sliding = True
 
     def __init__(
         self, config: Any = None, batch_size: int | None = None, max_cache_len: int | None = None,
         device: Any = None, dtype: Any = None, max_batch_size: int | None = None,
-        layer_device_map: Any = None,
+        layer_device_map: Any = None, offloading: bool = False, offload_only_non_sliding: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
+        if offloading:
+            self.offloading, self.offload_only_non_sliding = True, offload_only_non_sliding
         text = config.get_text_config() if hasattr(config, "get_text_config") else config
         longest = getattr(text, "max_position_embeddings", None) or 1
         self.room = longest if max_cache_len is None else max_cache_len
         if self.room < 1:
             raise ArgumentError(f"max_cache_len must be at least 1, but is {max_cache_len}")
         self.max_batch_size = batch_size if batch_size is not None else max_batch_size
+
+    def shape(self, slot: Any, mixer: Any) -> Any:
+        """An offloaded slot where the model has keys and values, if they are offloaded."""
+        return _offloaded(slot, self)
 
     def get_max_cache_shape(self) -> int:
         """The positions that there is room for."""
@@ -94,15 +122,15 @@ class MambaCache(StaticCache):
 
 
 class OffloadedCache(DynamicCache):
-    """Keys and values lie in main memory and visit the device layer by layer."""
+    """Keys and values lie in main memory; those of the next layer come to the device while one computes."""
 
-    def shape(self, slot: Any, mixer: Any) -> Any:
-        """An offloaded slot where the model has keys and values."""
-        return OffloadedKV(slot.batch, slot.capacity, slot.window) if type(slot) is KVCache else slot
+    offloading = True
 
 
 class OffloadedStaticCache(StaticCache):
     """As OffloadedCache, with room made at once."""
+
+    offloading, offload_only_non_sliding = True, False
 
     def __init__(
         self, config: Any = None, max_batch_size: int | None = None, max_cache_len: int | None = None,
@@ -112,21 +140,41 @@ class OffloadedStaticCache(StaticCache):
         if str(offload_device) != "cpu":
             raise ArgumentError(f"offload_device must be cpu, but is {offload_device}")
 
-    shape = OffloadedCache.shape
+
+def _offloaded(slot: Any, owner: DynamicCache | StaticCache) -> Any:
+    """The slot for a layer of a cache that may be offloaded."""
+    stays = type(slot) is not KVCache or (slot.window is not None and owner.offload_only_non_sliding)
+    return slot if stays or not owner.offloading else OffloadedKV(slot.batch, slot.capacity, slot.window)
 
 
 class QuantizedCache(DynamicCache):
-    """Keys and values in few bits, but for the newest `residual_length` positions and more; see
-    QuantizedCacheConfig.
+    """Keys and values in few bits; see QuantizedCacheConfig.
+
+    `QuantizedCache(settings)`, or as in newer releases `QuantizedCache(backend, config, nbits=..., ...)` with
+    the model's config.
     """
 
-    def __init__(self, cache_config: QuantizedCacheConfig | dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, cache_config: QuantizedCacheConfig | dict[str, Any] | str | None = None, config: Any = None,
+        **settings: int,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.config = read_settings(cache_config)
+        if isinstance(cache_config, str):
+            self.config = read_settings({"backend": cache_config, **settings})
+        elif settings:
+            raise ArgumentError(
+                f"{sorted(settings)} go with the name of a backend: QuantizedCache('quanto', ...)"
+            )
+        else:
+            self.config = read_settings(cache_config)
 
     def shape(self, slot: Any, mixer: Any) -> Any:
         """A packed slot where the model has keys and values."""
-        return QuantizedKV(self.config, slot.batch, slot.window) if type(slot) is KVCache else slot
+        if type(slot) is not KVCache:
+            return slot
+        if self.config.backend == "fp8":
+            return Float8KV(slot.batch, slot.capacity, slot.window)
+        return QuantizedKV(self.config, slot.batch, slot.window)
 
 
 class QuantoQuantizedCache(QuantizedCache):
@@ -173,8 +221,8 @@ class EncoderDecoderCache(Cache):
         super().__init__()
         self.own = self_attention_cache
         self.room = self_attention_cache.room
-        crossed = [] if cross_attention_cache is None else cross_attention_cache.layers()
-        for number, (slot, _) in enumerate(self_attention_cache.layers()):
+        crossed = [] if cross_attention_cache is None else cross_attention_cache.places()
+        for number, (slot, _) in enumerate(self_attention_cache.places()):
             self.slots.append(slot)
             seen = crossed[number][0].read() if number < len(crossed) else None
             if seen is not None:
@@ -208,7 +256,7 @@ class EncoderDecoderCache(Cache):
     @property
     def is_updated(self) -> dict[int, bool]:
         """Whether the encoder's states of each layer are there."""
-        crossed = [cross for _, cross in self.layers()]
+        crossed = [cross for _, cross in self.places()]
         return {i: cross is not None and cross.keys is not None for i, cross in enumerate(crossed)}
 
     def _part(self, slots: list[Any]) -> Cache:

@@ -13,9 +13,8 @@ _BITS = (2, 4, 8)
 
 class QuantizedCacheConfig:
     """nbits: 2, 4 or 8 a number. q_group_size: numbers that share a scale. residual_length: newest positions
-    kept
-    whole. backend, axis_key, axis_value, compute_dtype, device: for the public files; groups lie along the
-    width.
+    kept whole. backend: "fp8" for 8-bit floating numbers, to which the three do not apply; another name, like
+    axis_key, axis_value, compute_dtype and device, is for the public files: groups lie along the width.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Keys and values that lie elsewhere, or of which only the first and the last stay."""
+"""Keys and values of which only the first and the last stay."""
 
 from typing import Any
 
@@ -8,19 +8,6 @@ from torch import Tensor
 from phyla.blocks.cache import KVCache
 from phyla.blocks.context import Context
 from phyla.errors import ArgumentError
-
-
-class OffloadedKV(KVCache):
-    """Keys and values that lie in main memory and visit the device while they are looked at."""
-
-    def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, int]:
-        """As `KVCache.update`."""
-        keys, values, first = super().update(k.cpu(), v.cpu())
-        return keys.to(k.device), values.to(v.device), first
-
-    def reorder(self, index: Tensor) -> None:
-        """As `KVCache.reorder`."""
-        super().reorder(index.cpu())
 
 
 class SinkKV(KVCache):
