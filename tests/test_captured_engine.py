@@ -25,9 +25,9 @@ def recorder(monkeypatch):
     monkeypatch.setitem(captured.RECORDERS, "cpu", counting)
     reserve = Pages.reserve
 
-    def zeroed(self, heads, width, like):
+    def zeroed(self, *given):
         fresh = self.keys is None
-        keys, values = reserve(self, heads, width, like)
+        keys, values = reserve(self, *given)
         return (keys.zero_(), values.zero_()) if fresh else (keys, values)
 
     monkeypatch.setattr(Pages, "reserve", zeroed)
@@ -92,3 +92,29 @@ def test_adapters_are_not_recorded(recorder):
     model.add_adapter("one", config="lora", set_active=True)
     told(model)
     assert not recorder.recorded
+
+
+def test_hooks_that_come_later_are_called(recorder):
+    model = made("rotary")
+    with phyla.Engine(model, page_size=8, max_memory=1 << 20) as engine:
+        asked = {"max_new_tokens": 12, "eos_token_id": None}
+
+        def tokens():
+            return engine.submit(PROMPTS[2], **asked).result().generated_tokens
+
+        first, seen = tokens(), []
+        replayed = recorder.replayed
+        assert replayed > 5
+        hooks = [
+            model.get_submodule(name).register_forward_hook(lambda *_: seen.append(1))
+            for name, module in model.named_modules()
+            if name.endswith(("attn", "ffn"))
+        ]
+        assert len(hooks) > 1
+        assert tokens() == first
+        assert len(seen) == 12 * len(hooks)
+        assert recorder.replayed == replayed
+        for hook in hooks:
+            hook.remove()
+        assert tokens() == first
+        assert (len(seen), recorder.replayed > replayed) == (12 * len(hooks), True)

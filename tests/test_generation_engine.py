@@ -255,8 +255,8 @@ def test_generate_batch_keeps_the_order():
 def test_what_the_engine_lacks_is_said():
     model = tiny("llama")
     with phyla.Engine(model) as engine:
-        with pytest.raises(GenerationError, match="group_beam_search needs generate"):
-            engine.submit([3, 4], num_beams=2, num_beam_groups=2, diversity_penalty=1.0, max_new_tokens=2)
+        with pytest.raises(GenerationError, match="diversity_penalty above 0"):
+            engine.submit([3, 4], num_beams=2, num_beam_groups=2, max_new_tokens=2)
         with pytest.raises(GenerationError, match="goes with greedy"):
             engine.submit([3, 4], num_beams=2, prompt_lookup_num_tokens=2, max_new_tokens=2)
         with pytest.raises(UnknownArgumentError, match="neither a setting"):
@@ -267,7 +267,7 @@ def test_what_the_engine_lacks_is_said():
         phyla.Engine(model, page_size=0)
     with pytest.raises(ArgumentError, match="at least one page"):
         phyla.Engine(model, max_memory=10)
-    with pytest.raises(GenerationError, match="use generate"):
+    with pytest.raises(GenerationError, match="AutoModelForCausalLM"):
         config = phyla.BertConfig(
             hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9
         )

@@ -91,12 +91,15 @@ def test_adapters_of_rows_and_what_it_lacks():
     assert torch.equal(model.generate(ids, batch_invariant=True, **asked), model.generate(ids, **asked))
     with pytest.raises(ArgumentError, match="adapter_names must have an entry"):
         model.generate(ids, batch_invariant=True, **{**asked, "adapter_names": ["a"]})
-    for way, told in (
-        ({"streamer": object()}, "streamer"),
-        ({"penalty_alpha": 0.5, "top_k": 4}, "contrastive"),
-    ):
-        with pytest.raises(GenerationError, match=told):
-            model.generate(ids, batch_invariant=True, max_new_tokens=2, **way)
+    with pytest.raises(GenerationError, match="streamer"):
+        model.generate(ids, batch_invariant=True, max_new_tokens=2, streamer=object())
+    model.set_active_adapters(None)
+    for way in ({"penalty_alpha": 0.5, "top_k": 4}, {"dola_layers": "low"}):
+        way |= {"attention_mask": mask, "max_new_tokens": 5, "return_dict_in_generate": True}
+        way |= {"output_scores": True}
+        want, found = (model.generate(ids, batch_invariant=alike, **way) for alike in (False, True))
+        assert torch.equal(found.sequences, want.sequences)
+        torch.testing.assert_close(found.scores, want.scores, rtol=1e-4, atol=1e-4)
     with pytest.raises(GenerationError, match="attentions"):
         model.generate(ids, batch_invariant=True, return_dict_in_generate=True, output_attentions=True)
 
@@ -188,6 +191,7 @@ def test_generators_with_another_vocabulary(kind):
         )
     else:
         made = getattr(phyla.generation, kind)(ids, draft, ours, theirs, config, {})
+    assert isinstance(made, phyla.generation.AssistedCandidateGenerator)
     draft.generation_config.assistant_confidence_threshold = 0.0
     told, scores = made.get_candidates(ids)
     assert told[:, :4].tolist() == ids.tolist()

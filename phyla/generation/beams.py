@@ -1,14 +1,16 @@
 """Beam search: several continuations of each row side by side, the best by their mean log-probability."""
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from phyla.errors import GenerationError
+from phyla.generation.config import GenerationConfig
 from phyla.generation.forward import Forward
 from phyla.generation.search import finished, not_finite, repeat
-from phyla.generation.task import Task
+from phyla.generation.task import Steps, Task
 
 LOST = -1e9  # the score of a beam that is not there (the reference's value: it shows in returned scores)
 
@@ -94,6 +96,10 @@ class BeamState:
         """Which of the beams before the newest token each running beam goes on from, (batch * count,)."""
         return self.running.origin[:, :, self.step - 1].flatten()
 
+    def score(self, logits: Tensor) -> Tensor:
+        """As SearchState."""
+        return self.task.processors(self.texts, logits.log_softmax(-1))
+
     def take(self, logits: Tensor, scores: Tensor) -> bool:
         """Lengthen the beams by their scores (batch * count, vocabulary); whether the search goes on.
 
@@ -126,46 +132,93 @@ class BeamState:
         self.step += 1
         return bool(on) and self.step < task.limit
 
+    def tell(self, settled: Any) -> None:
+        """As SearchState."""
+        running, best = self.running, self.best
+        start, stop, returned = self.task.start, self.task.start + self.step, self.settings.returned
+        texts, finals = running.ids[:, :, start:stop].tolist(), best.ids[:, :, start:].tolist()
+        lengths = (best.origin >= 0).sum(-1).tolist()
+        told = zip(texts, finals, lengths, self.ended.tolist(), self.open_rows.tolist(), strict=True)
+        for row, (going, done, sizes, over, still) in enumerate(told):
+            cut = [text[:size] for text, size in zip(done, sizes, strict=True)]
+            if still:
+                ended = (text for text, end in zip(cut, over, strict=True) if end)
+                settled.candidates(row, [*going, *ended])
+            else:
+                settled.closed(row, cut[:returned])
+
     def found(self) -> Found:
         """The best beams, as they are now."""
         return _returned(self.best, self.settings.returned, self.task.start)
 
 
-def beam_search(forward: Forward, task: Task, settings: BeamSettings) -> Found:
+class SearchState(Protocol):
+    """A search that one step's scores take further: what it follows, and where each of that came from."""
+
+    task: Task
+    settings: BeamSettings
+    step: int
+
+    @property
+    def texts(self) -> Tensor:
+        """The ids (batch * count, length) of the running beams."""
+
+    @property
+    def sources(self) -> Tensor:
+        """Which of the beams before the newest token each running beam goes on from, (batch * count,)."""
+
+    def score(self, logits: Tensor) -> Tensor:
+        """The scores of all tokens (batch * count, vocabulary) that the settings make of the model's."""
+
+    def take(self, logits: Tensor, scores: Tensor) -> bool:
+        """Lengthen the beams; whether the search goes on."""
+
+    def tell(self, settled: Any) -> None:
+        """Give a streamer what no later step can change."""
+
+    def found(self) -> Found:
+        """The best beams, as they are now."""
+
+
+def beam_search(forward: Forward, task: Task, state: SearchState) -> Steps[Found]:
     """The best continuations of each row of `task.ids`; a settled row does not change while others go on."""
-    state, more = BeamState(task, settings), task.limit > 0
+    more = task.limit > 0
     while more:
-        first, flat = state.step == 0, state.texts
-        out = forward(forward.prompt_ids if first else flat)
+        first = state.step == 0
+        if not first:
+            yield
+        out = forward(forward.prompt_ids if first else state.texts)
         if first:
-            out = repeat(forward, out, settings.count)
+            out = repeat(forward, out, state.settings.count)
         logits = forward.logits(out)
-        scores = task.processors(flat, logits.log_softmax(-1))
+        scores = state.score(logits)
         if task.record is not None:
             task.record.step(out, logits, scores)
         del out
         more = state.take(logits, scores)
         if more:
             if task.settled is not None:
-                _tell(task, state)
+                state.tell(task.settled)
+                task.settled.flush()
             forward.select(state.sources)
     return state.found()
 
 
-def _tell(task: Task, state: BeamState) -> None:
-    """Give the streamer what no later step can change."""
-    running, best, ended, open_rows = state.running, state.best, state.ended, state.open_rows
-    start, stop, returned = task.start, task.start + state.step, state.settings.returned
-    texts, finals = running.ids[:, :, start:stop].tolist(), best.ids[:, :, start:].tolist()
-    lengths = (best.origin >= 0).sum(-1).tolist()
-    told = zip(texts, finals, lengths, ended.tolist(), open_rows.tolist(), strict=True)
-    for row, (going, done, sizes, over, still) in enumerate(told):
-        cut = [text[:size] for text, size in zip(done, sizes, strict=True)]
-        if still:
-            task.settled.candidates(row, [*going, *(t for t, end in zip(cut, over, strict=True) if end)])
-        else:
-            task.settled.closed(row, cut[:returned])
-    task.settled.flush()
+def beam_settings(config: GenerationConfig, guided: bool = False) -> BeamSettings | None:
+    """The beams that the settings ask for, or None; raises GenerationError for what does not go with any."""
+    if (config.num_beams or 1) == 1:
+        return None
+    if guided and (config.num_beam_groups or 1) > 1:
+        raise GenerationError(
+            f"guidance_scale works with num_beam_groups=1 alone, but it is {config.num_beam_groups}"
+        )
+    if config.mirostat_tau is not None:
+        raise GenerationError(
+            f"mirostat_tau works with num_beams=1 alone, but num_beams is {config.num_beams}"
+        )
+    penalty = 1.0 if config.length_penalty is None else config.length_penalty
+    returned = config.num_return_sequences or 1
+    return BeamSettings(config.num_beams, returned, penalty, config.early_stopping or False)
 
 
 def _grow(beams: _Beams, scores: Tensor, step: int, task: Task) -> tuple[_Beams, Tensor, Tensor]:

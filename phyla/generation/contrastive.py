@@ -8,10 +8,12 @@ from torch import Tensor
 from phyla.errors import GenerationError
 from phyla.generation.forward import Forward, select_rows
 from phyla.generation.search import check_finite, deliver, finished
-from phyla.generation.task import Task
+from phyla.generation.task import Steps, Task
 
 
-def contrastive_search(forward: Forward, task: Task, alpha: float, top_k: int, low_memory: bool) -> int:
+def contrastive_search(
+    forward: Forward, task: Task, alpha: float, top_k: int, low_memory: bool
+) -> Steps[int]:
     """Fill `task.ids` with the candidates of greatest (1 - alpha) p - alpha (similarity to the text); returns
     the length reached.
 
@@ -30,6 +32,8 @@ def contrastive_search(forward: Forward, task: Task, alpha: float, top_k: int, l
     may_end = task.eos is not None or bool(task.criteria)
     every = torch.arange(rows, device=ids.device)
     for step in range(task.limit):
+        if step:
+            yield
         logits = forward.logits(out)
         scores = task.processors(ids[:, :length], logits) if task.processors else logits
         if task.record is not None:
@@ -38,11 +42,7 @@ def contrastive_search(forward: Forward, task: Task, alpha: float, top_k: int, l
         last = step + 1 == task.limit
         read = _one_by_one if low_memory else _side_by_side
         next_out, next_states = read(forward, ids[:, : length + 1], tokens, last)
-        likeness = _likeness(states, next_states, unseen)  # (rows, k)
-        # where fewer than k tokens are allowed, the others fill up the k: none of them may win
-        forbidden = scores.gather(1, tokens) == -torch.inf
-        worth = (1 - alpha) * chances - alpha * likeness
-        chosen = worth.masked_fill(forbidden, -torch.inf).argmax(-1)
+        chosen = best_candidate(states, next_states, chances, scores, tokens, alpha, unseen)
         token = tokens.gather(1, chosen[:, None])[:, 0]
         states = torch.cat([states, next_states[every, chosen][:, None]], 1)
         if unseen is not None:
@@ -100,6 +100,21 @@ def _one_by_one(forward: Forward, ids: Tensor, tokens: Tensor, last: bool) -> tu
         states.append(last_states(forward, out)[:, -1])
         forward.truncate(ids.shape[1] - 1)
     return out, torch.stack(states, 1)
+
+
+def best_candidate(
+    states: Tensor, candidates: Tensor, chances: Tensor, scores: Tensor, tokens: Tensor, alpha: float,
+    unseen: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Which of the candidates `tokens` (rows, k) each row goes on with, (rows,).
+
+    states: (rows, positions, width) of the text, of which `unseen` are padding; candidates: (rows, k, width).
+    """
+    likeness = _likeness(states, candidates, unseen)  # (rows, k)
+    # where fewer than k tokens are allowed, the others fill up the k: none of them may win
+    forbidden = scores.gather(1, tokens) == -torch.inf
+    worth = (1 - alpha) * chances - alpha * likeness
+    return worth.masked_fill(forbidden, -torch.inf).argmax(-1)
 
 
 def _likeness(states: Tensor, candidates: Tensor, unseen: Tensor | None) -> Tensor:

@@ -1,14 +1,14 @@
 """DoLa: scores of the last layer against those of an earlier one (Chuang et al. 2023)."""
 
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from phyla.errors import GenerationError
 from phyla.generation.forward import Forward
-from phyla.generation.logits import NEVER, LogitsProcessor
+from phyla.generation.logits import NEVER, LogitsProcessor, LogitsProcessorList
 
 _LEAST = math.log(0.1)  # tokens less likely than a tenth of the likeliest are out
 _DEEP = 40  # with more layers only 20 at either end are looked at
@@ -29,13 +29,20 @@ class LayerForward(Forward):
         return super().logits(out)
 
 
+class Seen(Protocol):
+    """Where a contrast finds its model, and the states (rows, D) of all layers at the last position."""
+
+    model: Any
+    states: tuple[Tensor, ...]
+
+
 class LayerContrast(LogitsProcessor):
     """The last layer's log-probabilities minus those of the candidate layer that differs most from it.
 
     Each row has its layer, the one of the greatest Jensen-Shannon divergence.
     """
 
-    def __init__(self, forward: LayerForward, layers: list[int], table: nn.Module):
+    def __init__(self, forward: Seen, layers: list[int], table: nn.Module):
         self.forward, self.layers, self.table = forward, layers, table
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -44,6 +51,21 @@ class LayerContrast(LogitsProcessor):
         final, base = scores.log_softmax(-1), base.log_softmax(-1)
         unlikely = final < final.amax(-1, keepdim=True) + _LEAST
         return (final - base).masked_fill(unlikely, NEVER)
+
+
+class Contrasted(LogitsProcessorList):
+    """A contrast, then other processors; where these forbid all that it left, they judge the last layer."""
+
+    def __init__(self, contrast: LayerContrast, others: LogitsProcessorList) -> None:
+        super().__init__([contrast, *others])
+        self.others = others
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **extra: object) -> Tensor:
+        made = super().__call__(input_ids, scores, **extra)
+        lost = made.amax(-1, keepdim=True) == NEVER
+        if not bool(lost.any()):
+            return made
+        return torch.where(lost, self.others(input_ids, scores.log_softmax(-1), **extra), made)
 
 
 def _farthest(final: Tensor, early: Tensor) -> Tensor:
@@ -75,7 +97,7 @@ def candidate_layers(config: Any, wanted: str | list[int]) -> list[int]:
     return layers
 
 
-def layer_contrast(forward: LayerForward, config: Any, wanted: str | list[int]) -> LayerContrast:
+def layer_contrast(forward: Seen, config: Any, wanted: str | list[int]) -> LayerContrast:
     """The processor that `dola_layers` asks for."""
     model = forward.model
     if getattr(config, "is_encoder_decoder", False):

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phyla.generation.beams import LOST, BeamSettings, Found
-from phyla.generation.constraints import Constraint, ConstraintListState
-from phyla.generation.forward import Forward
-from phyla.generation.search import finished, not_finite, repeat
+from phyla.generation.beams import LOST, BeamSettings, BeamState, Found, SearchState
+from phyla.generation.config import GenerationConfig
+from phyla.generation.constraints import Constraint, ConstraintListState, read_constraints
+from phyla.generation.modes import GenerationMode, generation_mode
+from phyla.generation.search import finished, not_finite
 from phyla.generation.task import Task
 
 
@@ -33,6 +34,7 @@ class _Pool:
     def __init__(self, size: int, limit: int, settings: BeamSettings):
         self.size, self.limit, self.settings = size, limit, settings
         self.entries: list[_Ended] = []
+        self.lacking: list[tuple[float, list[int], list[int]]] = []  # what ended without all that must be
         self.done = False
 
     def add(self, total: float, new: list[int], origin: list[int], fulfilled: bool = True) -> None:
@@ -93,9 +95,10 @@ class _Row:
         pool, chosen = self.pools[group], []
         for rank, (total, beam, token, end) in enumerate(zip(totals, beams, tokens, ends, strict=True)):
             if end:
-                if rank < self.size and self.fulfilled(beam):
+                if rank < self.size:
                     global_beam = self.number * self.count + beam
-                    pool.add(total, [*self.new[beam], token], [*self.origin[beam], global_beam])
+                    ended = total, [*self.new[beam], token], [*self.origin[beam], global_beam]
+                    pool.add(*ended) if self.fulfilled(beam) else pool.lacking.append(ended)
                 continue
             chosen.append(_Next(total, token, beam))
             if len(chosen) == self.size:
@@ -147,15 +150,17 @@ class _Row:
     def close(self, totals: list[float], returned: int) -> None:
         """Add the beams that never ended; those that break a constraint only where too few keep it."""
         for group, pool in enumerate(self.pools):
-            if pool.done:
-                continue
-            for beam in range(group * self.size, (group + 1) * self.size):
+            running = range(0) if pool.done else range(group * self.size, (group + 1) * self.size)
+            for beam in running:
                 if self.fulfilled(beam) and self.new[beam]:
                     pool.add(totals[beam], self.new[beam], self.origin[beam])
             if self.states is not None and len(pool.entries) < returned:
-                for beam in range(group * self.size, (group + 1) * self.size):
+                for beam in running:
                     if self.new[beam] and not self.fulfilled(beam):
                         pool.add(totals[beam], self.new[beam], self.origin[beam], fulfilled=False)
+            if len(pool.entries) < returned:
+                for ended in sorted(pool.lacking, reverse=True)[: returned - len(pool.entries)]:
+                    pool.add(*ended, fulfilled=False)
 
     def tell(self, settled: Any, returned: int) -> None:
         """Give a streamer what no later step can change."""
@@ -174,64 +179,99 @@ class _Row:
         return sorted(ended, key=lambda e: (not e.fulfilled, -e.score))[:returned]
 
 
-def grouped_search(
-    forward: Forward, task: Task, settings: BeamSettings, groups: int = 1,
-    constraints: list[Constraint] | None = None,
-) -> Found:  # fmt: skip
-    """The best continuations of each row of `task.ids`, from `groups` of beams or under `constraints`."""
-    count, batch, device = settings.count, task.ids.shape[0], task.ids.device
-    size, start = count // groups, task.start
-    ids = task.ids.repeat_interleave(count, 0)  # (batch * count, length)
-    totals = torch.full((batch, count), LOST, device=device)
-    totals[:, ::size] = 0
-    rows = [_Row(i, groups, task.limit, settings, constraints) for i in range(batch)]
-    for step in range(task.limit):
-        text = ids[:, : start + step]
-        out = forward(forward.prompt_ids if step == 0 else text)
-        if step == 0:
-            out = repeat(forward, out, count)
-        logits = forward.logits(out)
-        chances = logits.log_softmax(-1)
-        scores = torch.empty_like(chances)
-        tokens = torch.zeros(batch * count, dtype=torch.long, device=device)
-        chosen: list[list[_Next]] = [[] for _ in rows]
-        for group in range(groups):
-            part = torch.arange(batch * count, device=device).view(batch, count)
+class GroupState:
+    """The beams of a search in `groups`, or under `constraints`, as a SearchState."""
+
+    def __init__(
+        self, task: Task, settings: BeamSettings, groups: int, constraints: list[Constraint] | None
+    ) -> None:
+        self.task, self.settings, self.groups = task, settings, groups
+        count, batch, device = settings.count, task.ids.shape[0], task.ids.device
+        self.ids = task.ids.repeat_interleave(count, 0)  # (batch * count, length)
+        self.totals = torch.full((batch, count), LOST, device=device)
+        self.totals[:, :: count // groups] = 0
+        self.rows = [_Row(i, groups, task.limit, settings, constraints) for i in range(batch)]
+        self.tokens = torch.zeros(batch * count, dtype=torch.long, device=device)  # the newest
+        self.chosen: list[list[_Next]] = [[] for _ in self.rows]
+        self.step = 0
+
+    @property
+    def texts(self) -> Tensor:
+        """As SearchState."""
+        return self.ids[:, : self.task.start + self.step]
+
+    @property
+    def sources(self) -> Tensor:
+        """As SearchState."""
+        count = self.settings.count
+        source = [
+            row.number * count + c.source
+            for row, picked in zip(self.rows, self.chosen, strict=True)
+            for c in picked
+        ]
+        return torch.tensor(source, device=self.ids.device)
+
+    def score(self, logits: Tensor) -> Tensor:
+        """As SearchState; each group chooses its next beams on the way, the others are shown which."""
+        count, size = self.settings.count, self.settings.count // self.groups
+        chances, text, device = logits.log_softmax(-1), self.texts, self.ids.device
+        scores, tokens = torch.empty_like(chances), torch.zeros_like(self.tokens)
+        self.chosen = [[] for _ in self.rows]
+        for group in range(self.groups):
+            part = torch.arange(len(text), device=device).view(-1, count)
             part = part[:, group * size : (group + 1) * size].flatten()
-            scores[part] = task.processors(
+            scores[part] = self.task.processors(
                 text[part], chances[part], current_tokens=tokens, beam_group_idx=group
             )
-            _step(task, rows, group, text, scores, totals, chosen, step)
-            for row, picked in zip(rows, chosen, strict=True):
+            _step(self.task, self.rows, group, text, scores, self.totals, self.chosen)
+            for row, picked in zip(self.rows, self.chosen, strict=True):
                 for place, c in enumerate(picked[group * size :], group * size):
                     tokens[row.number * count + place] = c.token
-        sound = (logits.amax(-1).isfinite() | task.allow_nonfinite).view(batch, count).all(1)
-        sound = sound | torch.tensor([row.done for row in rows], device=device)
+        self.tokens = tokens
+        return scores
+
+    def take(self, logits: Tensor, scores: Tensor) -> bool:
+        """As SearchState; raises for scores that are not finite."""
+        count, rows = self.settings.count, self.rows
+        sound = (logits.amax(-1).isfinite() | self.task.allow_nonfinite).view(len(rows), count).all(1)
+        sound = sound | torch.tensor([row.done for row in rows], device=sound.device)
         if not bool(sound.all()):
-            raise not_finite(step, sound.repeat_interleave(count), logits, scores)
-        if task.record is not None:
-            task.record.step(out, logits, scores)
-        del out
-        for row, picked in zip(rows, chosen, strict=True):
+            raise not_finite(self.step, sound.repeat_interleave(count), logits, scores)
+        for row, picked in zip(rows, self.chosen, strict=True):
             row.grow(picked)
-        totals = torch.tensor([[c.total for c in picked] for picked in chosen], device=device)
+        totals = [[c.total for c in picked] for picked in self.chosen]
+        self.totals = torch.tensor(totals, device=self.ids.device)
         if all(row.done for row in rows):
-            break
-        if task.settled is not None:
-            for row in rows:
-                row.tell(task.settled, settings.returned)
-            task.settled.flush()
-        source = torch.tensor([r.number * count + c.source for r, p in zip(rows, chosen) for c in p])
-        source = source.to(device)
-        ids = ids[source]
-        ids[:, start + step] = tokens
-        forward.select(source)
-    return _found(task, rows, totals.tolist(), settings.returned)
+            return False
+        self.ids = self.ids[self.sources]
+        self.ids[:, self.task.start + self.step] = self.tokens
+        self.step += 1
+        return self.step < self.task.limit
+
+    def tell(self, settled: Any) -> None:
+        """As SearchState."""
+        for row in self.rows:
+            row.tell(settled, self.settings.returned)
+
+    def found(self) -> Found:
+        """As SearchState."""
+        return _found(self.task, self.rows, self.totals.tolist(), self.settings.returned)
+
+
+def search_state(task: Task, settings: BeamSettings, config: GenerationConfig) -> SearchState:
+    """The search that the settings ask for: plain beams, groups of them, or beams under constraints."""
+    mode = generation_mode(config)
+    if mode in (GenerationMode.BEAM_SEARCH, GenerationMode.BEAM_SAMPLE):
+        return BeamState(task, settings)
+    constraints = None
+    if mode == GenerationMode.CONSTRAINED_BEAM_SEARCH:
+        constraints = read_constraints(config.constraints, config.force_words_ids)
+    return GroupState(task, settings, config.num_beam_groups or 1, constraints)
 
 
 def _step(
     task: Task, rows: list[_Row], group: int, text: Tensor, scores: Tensor, totals: Tensor,
-    chosen: list[list[_Next]], step: int,
+    chosen: list[list[_Next]],
 ) -> None:  # fmt: skip
     """Choose the next beams of one group in every row."""
     (batch, count), vocabulary = totals.shape, scores.shape[-1]
@@ -264,7 +304,7 @@ def _step(
         if row.states is not None:
             picked = row.favour(picked, sums[row.number])
         chosen[row.number] += picked
-        pool.settle(candidate[0][0], step + 1)
+        pool.settle(candidate[0][0], len(row.new[0]) + 1)
 
 
 def _found(task: Task, rows: list[_Row], totals: list[list[float]], returned: int) -> Found:

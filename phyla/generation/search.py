@@ -7,15 +7,17 @@ from torch import Tensor
 
 from phyla.errors import GenerationError, NonFiniteLogitsError
 from phyla.generation.forward import Forward, select_rows
-from phyla.generation.task import Task
+from phyla.generation.task import Steps, Task
 
 
-def decode(forward: Forward, task: Task) -> int:
+def decode(forward: Forward, task: Task) -> Steps[int]:
     """Fill `task.ids` token by token; returns the length reached."""
     ids, length = task.ids, task.start
     done = torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
     may_end = task.eos is not None or bool(task.criteria)
     for step in range(task.limit):
+        if step:
+            yield
         out = forward(forward.prompt_ids if step == 0 else ids[:, :length])
         if step == 0 and task.repeats > 1:
             out = repeat(forward, out, task.repeats)

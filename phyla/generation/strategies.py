@@ -1,14 +1,16 @@
 """The strategies beside greedy decoding, sampling and plain beams: what each needs, and how it is started."""
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
+from phyla.checkpoints.ahead import heads_ahead
 from phyla.errors import GenerationError
+from phyla.generation.ahead import HeadsDraft
+from phyla.generation.blanks import BlanksDraft
 from phyla.generation.config import GenerationConfig
 from phyla.generation.contrastive import contrastive_search
-from phyla.generation.dola import LayerForward, layer_contrast
+from phyla.generation.dola import Contrasted, LayerForward, layer_contrast
 from phyla.generation.drafts import (
     AdapterDraft,
     Draft,
@@ -21,15 +23,14 @@ from phyla.generation.drafts import (
 )
 from phyla.generation.forward import Forward
 from phyla.generation.modes import GenerationMode
+from phyla.generation.one_place import OnePlaceDraft, is_one_place
 from phyla.generation.plan import context_length
 from phyla.generation.prompt import Prompt, accepted, read_prompt, vocabulary_size
 from phyla.generation.search import decode
 from phyla.generation.speculation import speculate
-from phyla.generation.task import Task
+from phyla.generation.task import Steps, Task
 from phyla.generation.told import ToldDraft
 from phyla.generation.translate import MappedDraft, RetoldDraft
-
-Run = Callable[[], int]
 
 
 class Sources:
@@ -56,11 +57,11 @@ def forward_class(mode: GenerationMode) -> type[Forward]:
 
 def prepare(
     mode: GenerationMode, forward: Forward, task: Task, config: GenerationConfig, sources: Sources
-) -> Run:
-    """The strategy, ready to fill `task.ids`; it returns the length reached."""
+) -> Steps[int]:
+    """The strategy, ready to fill `task.ids` step by step; it returns the length reached."""
     if mode == GenerationMode.CONTRASTIVE_SEARCH:
         alpha, top_k = config.penalty_alpha, config.top_k
-        return lambda: contrastive_search(forward, task, alpha, top_k, bool(config.low_memory))
+        return contrastive_search(forward, task, alpha, top_k, bool(config.low_memory))
     if mode == GenerationMode.ASSISTED_GENERATION:
         if forward.cache is None:
             raise GenerationError("a draft needs use_cache=True and a model with a cache")
@@ -69,16 +70,17 @@ def prepare(
         reach = sources.prompt.positions + task.limit
         room = min((max(n - reach, 0) for n in contexts if n is not None), default=None)
 
-        def run() -> int:
-            length = speculate(forward, task, draft, sources.prompt.cache is None, room)
+        def run() -> Steps[int]:
+            length = yield from speculate(forward, task, draft, sources.prompt.cache is None, room)
             keep_schedule(draft, sources.assistant, forward.model)
             return length
 
-        return run
+        return run()
     if mode == GenerationMode.DOLA_GENERATION:
         assert isinstance(forward, LayerForward)
-        task.processors.insert(0, layer_contrast(forward, forward.model.config, config.dola_layers))
-    return lambda: decode(forward, task)
+        contrast = layer_contrast(forward, forward.model.config, config.dola_layers)
+        task.processors = Contrasted(contrast, task.processors)
+    return decode(forward, task)
 
 
 def keep_schedule(draft: Draft, assistant: Any, model: nn.Module) -> None:
@@ -114,6 +116,13 @@ def make_draft(forward: Forward, task: Task, config: GenerationConfig, sources: 
             config.prompt_lookup_num_tokens, config.max_matching_ngram_size, task.pad_id,
             _read_by_encoder(task, prompt), _begins(task, prompt),
         )  # fmt: skip
+    elif config.use_mtp:
+        return HeadsDraft.beside(forward, heads_ahead(model), task, vocabulary)
+    elif is_one_place(assistant):
+        schedule = explicit(assistant, config, sources.given)
+        return OnePlaceDraft.beside(forward, assistant, task, schedule, vocabulary)
+    elif config.speculation_type == "dflash":
+        return BlanksDraft.beside(forward, assistant, task, vocabulary)
     else:
         translated = sources.assistant_tokenizer is not None
         check_assistant(model, assistant, translated)

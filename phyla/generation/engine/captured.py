@@ -68,9 +68,9 @@ class PagedStep(RecordedStep):
         self.recorder = recorder
         self.replay: Callable[[], None] | None = None
 
-    def holds(self, cache: FlatCache) -> bool:
-        """Whether the pages and the model are those that it was recorded with."""
-        return self.marks == marks(self.model()) and all(
+    def holds(self, cache: FlatCache, now: tuple[Any, ...]) -> bool:
+        """Whether the pages and the model, of marks `now`, are those that it was recorded with."""
+        return self.marks == now and all(
             slot.keys is own.keys and slot.values is own.values
             for slot, own in zip(cache.slots, self.slots, strict=True)
         )
@@ -122,9 +122,14 @@ class PagedSteps:
             return None
         if any(slot.keys is None for slot in self.cache.slots) or "adapters" in self.model._modules:
             return None
+        now = marks(self.model)
+        if now[-1]:  # hooks are called in steps that run
+            return None
+        if not _is_fused(self.model):
+            return None
         key = _power(len(parts)), _power(max(len(part.text.pages) for part in parts))
         step = self.made.get(key)
-        if step is not None and not step.holds(self.cache):
+        if step is not None and not step.holds(self.cache, now):
             self.made.clear()
             step = None
         try:
@@ -137,6 +142,14 @@ class PagedSteps:
             self.failed, self.made = True, {}
             log.debug("the engine's step of %s was not recorded: %s", type(self.model).__name__, error)
             return None
+
+
+def _is_fused(model: Any) -> bool:
+    """Whether single queries are answered by the fused call, as recorded steps answer them."""
+    if model.implementation == "sdpa":
+        return True
+    plain = model.implementation in ("flex", "flash", "flash3", "flash4")
+    return plain and all(getattr(m, "softcap", None) is None for m in model.modules())
 
 
 def _power(count: int) -> int:

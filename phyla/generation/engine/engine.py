@@ -3,39 +3,34 @@
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from phyla.blocks.cache import _copied
-from phyla.blocks.flat import ALIKE, FlatCache, Pages, joined
+from phyla.blocks.flat import ALIKE, Pages, joined
 from phyla.blocks.matmul import rows_alike
 from phyla.errors import AdapterError, ArgumentError, GenerationError, QueueFull
 from phyla.generation.config import GenerationConfig
-from phyla.generation.engine.asking import (
-    draft_of,
-    is_whole,
-    negative_ids,
-    parted,
-    read_request,
-    read_whole,
-)
+from phyla.generation.engine.admit import paged_request
+from phyla.generation.engine.asking import Asked, parted, read_whole
 from phyla.generation.engine.captured import paged_steps
+from phyla.generation.engine.feed import Feed, log, typed
+from phyla.generation.engine.lanes import lane_request
+from phyla.generation.engine.order import in_order
 from phyla.generation.engine.pages import PagePool
-from phyla.generation.engine.picking import check_settings, keeps_state, pick, prepare_row
-from phyla.generation.engine.progress import Progress
+from phyla.generation.engine.picking import keeps_state, pick, seed_of
 from phyla.generation.engine.request import GenerationOutput, Handle, Row, Status, stopped
-from phyla.generation.engine.room import machine_memory, page_bytes
+from phyla.generation.engine.room import enough_memory, paged_memory
 from phyla.generation.engine.schedule import Scheduler
-from phyla.generation.engine.setups import Setup, by_setup, in_force, together, tokens_of, with_setup
-from phyla.generation.engine.teams import Beams, Guided, beam_settings, guide
-from phyla.generation.plan import build_criteria, context_length, merge_config, new_token_limit
-from phyla.generation.prompt import Prompt, accepted
-
-_MOST_SHARE = 0.25  # of the machine's memory, unless max_memory says otherwise
+from phyla.generation.engine.setups import Apart, Setup, by_setup, groups_of, in_force, tokens_of
+from phyla.generation.engine.teams import Beams, Guided, show
+from phyla.generation.loop import generate
+from phyla.generation.plan import context_length, merge_config
+from phyla.generation.transcribe import transcribe
 
 
 class Engine:
@@ -60,27 +55,34 @@ class Engine:
                             ("page_size", page_size)):  # fmt: skip
             if value < 1:
                 raise ArgumentError(f"{name} must be at least 1, but is {value}")
-        takes = accepted(model.forward) or frozenset()
+        if not getattr(model, "can_generate", lambda: False)():
+            raise GenerationError(
+                f"the engine needs a model that generates text from token ids, but {type(model).__name__} is "
+                "none: load the checkpoint as AutoModelForCausalLM or AutoModelForSeq2SeqLM"
+            )
         self.encoder = bool(getattr(model.config, "is_encoder_decoder", False))
         self.prefix = "decoder_" if self.encoder else ""
-        missing = {f"{self.prefix}position_ids", "past_key_values", "logits_to_keep"} - takes
-        if not getattr(model, "can_generate", lambda: False)() or missing:
-            raise GenerationError(
-                f"the engine needs a model that generates text from token ids, with {sorted(missing)} among "
-                f"its inputs, but {type(model).__name__} is not such: use generate"
-            )
         model.pack()
         self.model, self.context = model, context_length(model.config)
-        count = self._pages(page_size, max_memory, max_requests)
-        self.cache = FlatCache(model, count, page_size)
-        self.recorded = paged_steps(model, self.cache)
+        # None where every text has a call and a memory of its own
+        self.cache = paged_memory(model, self.prefix, page_size, max_memory, max_requests, self.context)
+        own = getattr(model.generate, "__func__", generate)
+        if own not in (generate, transcribe) and own.__module__.startswith("phyla."):
+            raise GenerationError(
+                f"{type(model).__name__} generates in a way of its own (sound, several passages, a canvas), "
+                "which has no single steps: call its generate"
+            )
+        count, paged, share, window = 1, False, False, None
+        self.recorded = None
+        if self.cache is not None:
+            self.recorded = paged_steps(model, self.cache)
+            count, window = self.cache.count, self.cache.window
+            paged = any(isinstance(slot, Pages) for slot in self.cache.slots)
+            share = share_prefixes and not self.cache.has_states
         self.pool = PagePool(count, page_size)
-        paged = any(isinstance(slot, Pages) for slot in self.cache.slots)
-        share = share_prefixes and not self.cache.has_states
         self.scheduler = Scheduler(
-            self.pool, max_batch_tokens, max_requests, share, paged, self.cache.window,
-            share and share_generated,
-        )  # fmt: skip
+            self.pool, max_batch_tokens, max_requests, share, paged, window, share and share_generated
+        )
         self.max_queue_size, self.steps, self.tokens_read = max_queue_size, 0, 0
         self.lock = threading.RLock()
         self.submitted = 0
@@ -88,35 +90,24 @@ class Engine:
         self.parted: set[frozenset[Setup]] = set()  # setups that do not go together in a step
         self.drafts: dict[Any, Any] = {}  # of requests that speculate, by model and settings
 
-    def _pages(self, size: int, most: int | None, rows: int) -> int:
-        """How many pages the memory has room for."""
-        each = page_bytes(self.model, size)
-        if not each:
-            return 1
-        room = int(_MOST_SHARE * machine_memory()) if most is None else most
-        count = room // each
-        if self.context is not None and most is None:
-            count = min(count, rows * -(-self.context // size))
-        if count < 1:
-            raise ArgumentError(f"max_memory must hold at least one page of {each} bytes, but is {most}")
-        return count
-
     def submit(
         self, prompt: Any = None, generation_config: GenerationConfig | None = None, *,
         seed: int | None = None, logits_processor: list | None = None, stopping_criteria: list | None = None,
         prefix_allowed_tokens_fn: Any = None, tokenizer: Any = None, grammar: Any = None,
-        adapter_names: Any = None, assistant_model: Any = None, assistant_adapter: str | None = None,
-        candidate_generator: Any = None, negative_prompt_ids: Any = None, truncate: str | None = None,
+        adapter_names: Any = None, assistant_model: Any = None, assistant_tokenizer: Any = None,
+        assistant_adapter: str | None = None, candidate_generator: Any = None,
+        negative_prompt_ids: Any = None, truncate: str | None = None, streamer: Any = None,
         use_model_defaults: bool | None = None, **settings: Any,
     ) -> Handle:  # fmt: skip
         """Take one request: a list of token ids, or a tensor (S) or (1, S); the rest as `generate` has it.
 
         settings: fields of GenerationConfig, and inputs of the model for this text (images, sound, vectors).
         adapter_names: an adapter, a composition or "__base__"; None keeps what is active now, to the end.
+        streamer: is told by whoever runs the steps; an error of its own ends the request.
         Raises QueueFull where too many wait, and what `generate` raises for settings and prompts.
         """
         with self.lock:
-            if self.max_queue_size is not None and len(self.scheduler.waiting) >= self.max_queue_size:
+            if not self.has_place():
                 raise QueueFull(
                     f"at most {self.max_queue_size} requests may wait (max_queue_size), and as many do: step "
                     "the engine, or wait for a handle, before submitting more"
@@ -125,88 +116,59 @@ class Engine:
             fields, named = parted(self.model, config, settings)
             config.update(**fields)
             config.validate()
-            given = {*fields, *(generation_config._given if generation_config is not None else ())}
-            guided = config.guidance_scale not in (None, 1)
-            drafted = any(x is not None for x in (assistant_model, assistant_adapter, candidate_generator))
-            check_settings(config, drafted, guided)
-            setup, read = with_setup(
-                self.model, adapter_names,
-                lambda: read_request(
-                    self.model, prompt, named, config, tokenizer, truncate, self.context
-                ),
+            asked = Asked(
+                prompt, generation_config, fields, named, config, seed_of(seed, config), logits_processor,
+                stopping_criteria, prefix_allowed_tokens_fn, tokenizer, grammar, adapter_names,
+                assistant_model, assistant_tokenizer, assistant_adapter, candidate_generator,
+                negative_prompt_ids, truncate, use_model_defaults,
             )  # fmt: skip
-            asked = any(fields.get(n) is not None for n in ("max_new_tokens", "max_length"))
-            asked = asked or (generation_config is not None and generation_config.max_new_tokens is not None)
-            limit = new_token_limit(config, read, self.context, asked)
-            handle, row = self._begun(read, config, limit, setup)
-            handle.criteria = build_criteria(config, stopping_criteria or [], tokenizer)
-            if config.do_sample:
-                row.generator = _generator(seed, self.model.device)
-            handle.prepare = partial(
-                prepare_row, self.model, custom=logits_processor or [], allowed=prefix_allowed_tokens_fn,
-                grammar=grammar, tokenizer=tokenizer,
-            )  # fmt: skip
-            handle.prepare(row)
-            row.draft = draft_of(self, config, given, assistant_model, assistant_adapter, candidate_generator)
-            negative = negative_ids(config, row.ids, negative_prompt_ids, self.encoder)
-            beams = beam_settings(config)
+            handle = self._begun(asked)
             self.submitted += 1
-            if limit == 0:
-                row.reason, handle.status = "length", Status.FINISHED
-                handle.rows.append(row)
-                return handle
-            if beams is not None:
-                Beams(row, beams, self.model.device)
-                handle.shadows.append(row)
-            else:
-                handle.rows.append(row)
+            handle.feed = None if streamer is None else Feed(streamer)
             self.open.add(handle)
-            self.scheduler.add(row)
-            if negative is not None:
-                self._check_room(len(negative), limit)
-                self.scheduler.add(guide(handle, row, negative, config.guidance_scale))
+            if handle.limit == 0:
+                for number in range(len(handle.rows), config.num_return_sequences or 1):
+                    handle.rows.append(replace(handle.rows[0], number=number))
+                for row in handle.rows:
+                    row.reason = "length"
+                self._end(handle, Status.FINISHED)
+                return handle
+            for row in [*handle.rows[:1], *handle.shadows]:
+                if not row.told:
+                    self.scheduler.add(row)
             return handle
 
-    def _begun(self, read: Prompt, config: GenerationConfig, limit: int, setup: Setup) -> tuple[Handle, Row]:
-        """A request and its row, which nobody knows yet."""
-        ids: list[int] = read.ids[0].tolist()
-        self._check_room(read.positions, limit)
-        handle = Handle(self, self.submitted, ids, config, limit, setup)
-        if self.encoder:
-            handle.memory = read.steady["encoder_outputs"].last_hidden_state
-            handle.source = None if read.source_ids is None else read.source_ids[0].tolist()
-        else:  # a decoder alone, on the states of an encoder that the caller has
-            handle.memory = read.first.get("encoder_hidden_states")
-        hidden = read.positions - len(ids)
-        row = Row(handle, 0, [0] * hidden + ids, read.positions, hidden=hidden)
-        row.text.memory = handle.memory
-        row.given = read if is_whole(read) else None
-        return handle, row
-
-    def _check_room(self, length: int, limit: int) -> None:
-        needed = self.scheduler.span(length + limit)
-        if self.scheduler.paged and needed > self.pool.count:
-            raise GenerationError(
-                f"the memory has {self.pool.count} pages of {self.pool.size} positions, but {length} ids of "
-                f"the prompt and {limit} new ones need {needed}: raise max_memory or ask for fewer tokens"
-            )
+    def _begun(self, asked: Asked) -> Handle:
+        """A request in pages where it can stand there, else as a call of its own."""
+        with enough_memory():
+            if self.cache is not None:
+                try:
+                    return paged_request(self, asked)
+                except Apart as reason:
+                    log.debug("a request goes on by itself: %s", reason)
+            return lane_request(self, asked)
 
     def step(self) -> list[Handle]:
         """Compute the next tokens of as many texts as fit; the handles that got one or ended."""
         with self.lock:
             self._guess()
             placed = self.scheduler.plan()
-            if not placed:
+            lanes, told, broken = list(self.scheduler.lanes), dict[Handle, None](), None
+            if not placed and not lanes:
                 return []
-            try:
-                logits, rows, broken = self._all(placed)
-                told: dict[Handle, None] = {}
-                logits, rows = self._together(logits, rows, told)
-                logits, rows = self._forked(logits, rows)
-                self._choose(logits, rows, told)
-            except BaseException as error:
-                self._break_off(placed, error)
-                raise
+            if placed:
+                try:
+                    logits, rows, broken = self._all(placed)
+                    logits, rows = self._together(logits, rows, told)
+                    logits, rows = self._forked(logits, rows)
+                    self._choose(logits, rows, told)
+                except BaseException as error:
+                    self._break_off(placed, error)
+                    raise
+            for row in lanes:
+                self._walk(row, told)
+            for handle in told:
+                self._stream(handle)
             self.steps += 1
             if broken is not None:
                 raise broken
@@ -221,8 +183,66 @@ class Engine:
                 asked.setdefault(row.draft, []).append(row)
         for draft, rows in asked.items():
             most = [row.handle.limit - len(row.tokens) - 1 for row in rows]
-            for row, guess in zip(rows, draft.propose(rows, most), strict=True):
+            try:
+                found = draft.propose(rows, most)
+            except Exception as error:
+                for handle in {row.handle for row in rows}:
+                    self._fail(handle, error, "a draft")
+                continue
+            for row, guess in zip(rows, found, strict=True):
                 row.guess = guess
+
+    def _fail(self, handle: Handle, error: Exception, what: str) -> None:
+        """End a request for what the code of its caller did."""
+        if not handle.finished:
+            self._end(handle, Status.FAILED, typed(error, f"{what} of {handle.request_id}"))
+
+    def _walk(self, row: Row, told: dict[Handle, None]) -> None:
+        """Take a row with a call of its own a step further."""
+        lane, handle = row.lane, row.handle
+        if handle.finished:
+            return
+        told[handle] = None
+        try:
+            more = lane.step(self.model)
+            if not handle.finished:  # what it runs may cancel it
+                lane.tell(handle)
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                self._end(handle, Status.FAILED, error)
+                raise
+            self._fail(handle, error, "a step")
+            return
+        if handle.finished:
+            return
+        if handle.tokens:
+            handle.mark_first()
+        if not more:
+            lane.finish(handle)
+            self._end(handle, Status.FINISHED)
+
+    def _stream(self, handle: Handle) -> None:
+        """Tell the streamer of a request what is new."""
+        if handle.feed is None or handle.finished or not handle.rows:
+            return
+        try:
+            handle.feed.tell(handle)
+        except Exception as error:
+            self._fail(handle, error, "the streamer")
+
+    def _move(self, row: Row) -> None:
+        """Let a request that was begun in pages go on by itself: its model told so at the first step."""
+        handle, asked = row.handle, row.handle.asked
+        for own in [*handle.shadows, *handle.rows]:
+            self._over(own)
+        handle.shadows, handle.status = [], Status.WAITING
+        try:
+            with in_force(self.model, handle.setup):
+                lane_request(self, asked, handle)
+        except Exception as error:
+            self._fail(handle, error, "the prompt")
+            return
+        self.scheduler.waiting.appendleft(handle.rows[0])
 
     def _break_off(self, placed: list, error: BaseException) -> None:
         """Undo what a step has begun for these; an error ends them, an interrupt lets them wait."""
@@ -239,13 +259,14 @@ class Engine:
         scores: list[Tensor] = []
         rows: list[Row] = []
         broken: Exception | None = None
+        assert self.cache is not None
         with torch.inference_mode():
             for source, target in self.scheduler.copies:
                 self.cache.copy_page(source, target)
         if self.cache.has_states:
             for row in {row for row, _ in placed if row.guess}:
                 row.before = (row.done, _copied(row.text.states))
-        groups = deque(self._groups(placed))
+        groups = deque(groups_of(self.model, placed, self.cache.plain, self.parted))
         while groups:
             setup, group = groups.popleft()
             try:
@@ -264,31 +285,28 @@ class Engine:
                 row.done = part.start + part.length
         return (torch.cat(scores) if scores else torch.empty(0, 0)), rows, broken
 
-    def _groups(self, placed: list) -> list[tuple[Setup, list]]:
-        """What stands in a step, by the setups that must run apart."""
-        groups = by_setup(placed)
-        if len(groups) == 1 or not self.cache.plain or frozenset(groups) in self.parted:
-            return list(groups.items())
-        if any(row.given is not None and not part.start for row, part in placed):
-            return list(groups.items())
-        joint = together(self.model, list(groups))
-        if joint is None:
-            return list(groups.items())
-        return [(joint, [pair for group in groups.values() for pair in group])]
-
     def _apart(self, placed: list, setup: Setup) -> tuple[Tensor, list[Row]]:
         """As `_run`, with prompts that hold more than ids read one by one."""
         whole = [pair for pair in placed if pair[0].given is not None and pair[1].start == 0]
         if not whole:
             return self._run(placed, setup)
-        scores, rows = [], []
-        with torch.inference_mode(), rows_alike(), in_force(self.model, setup):
-            for row, part in whole:
-                found = read_whole(self.model, row, self.cache, part.text)
-                self.tokens_read += part.length
-                if part.length == len(row.ids):
-                    scores.append(found.float())
-                    rows.append(row)
+        scores, rows, moved = list[Tensor](), list[Row](), list[Row]()
+        for row, part in whole:
+            try:
+                with torch.inference_mode(), rows_alike(), in_force(self.model, setup):
+                    found = read_whole(self.model, row, self.cache, part.text)
+            except Apart:
+                moved.append(row)
+                continue
+            except Exception as error:
+                self._break_off([(row, part)], error)
+                continue
+            self.tokens_read += part.length
+            if part.length == len(row.ids):
+                scores.append(found.float())
+                rows.append(row)
+        for row in moved:
+            self._move(row)
         others = [pair for pair in placed if pair[0].given is None or pair[1].start]
         if others:
             found, ended = self._run(others, setup)
@@ -302,6 +320,7 @@ class Engine:
         A text with candidates behind its end comes once for each of them as well.
         """
         device = self.model.device
+        assert self.cache is not None
         parts = joined([part for _, part in placed])
         placed = [(row, part) for (row, _), part in zip(placed, parts, strict=True)]
         ids = [i for row, part in placed for i in row.slice(part.start, part.start + part.length)]
@@ -311,7 +330,8 @@ class Engine:
         tokens = tokens_of(setup, placed, device)
         with torch.inference_mode(), rows_alike(), in_force(self.model, setup, tokens):
             fill, none = [0] * (-len(ids) % ALIKE), -len(ended) % ALIKE
-            if self.recorded is not None and tokens is None:
+            watched = any(row.watched for row, _ in placed)
+            if self.recorded is not None and tokens is None and not watched:
                 scores = self.recorded(parts, ids, places)
                 if scores is not None:  # a token of each
                     return scores[[part.begin for _, part in ended]], [row for row, _ in ended]
@@ -321,12 +341,16 @@ class Engine:
                 f"{self.prefix}input_ids": torch.tensor([ids + fill], device=device),
                 f"{self.prefix}position_ids": torch.tensor([places + fill], device=device),
             }
+            if watched:
+                inputs["output_hidden_states"] = True
             if self.encoder:
                 inputs["encoder_outputs"] = (parts[0].text.memory,)
             out = self.model(
                 **inputs, past_key_values=self.cache, use_cache=True, return_dict=True,
                 logits_to_keep=last if len(ended) else 1,
             )  # fmt: skip
+            if watched:
+                show(placed, getattr(out, f"{self.prefix}hidden_states"))
             return out.logits[0, : len(ended)].float(), [row for row, _ in ended]
 
     def _together(
@@ -347,19 +371,25 @@ class Engine:
                 self._follow(team)
         return (torch.stack(scores) if scores else logits[:0]), ready
 
-    def _follow(self, team: Beams) -> None:
-        """Let the beams of a text grow by a token, or end."""
+    def _follow(self, team: Any) -> None:
+        """Let the beams of a text, or its candidates, grow by a token, or end."""
         handle = team.handle
-        handle.mark_first()
         try:
             with torch.no_grad():
                 more = team.advance(self.scheduler)
         except Exception as error:
-            self._end(handle, Status.FAILED, error)
+            self._fail(handle, error, "a processor or criterion")
+            return
+        if handle.finished:
             return
         if not more:
             handle.rows = team.outcome()
             self._end(handle, Status.FINISHED)
+        elif handle.feed is not None and isinstance(team, Beams):
+            try:
+                handle.feed.settle(handle, team.state, team.settings.returned)
+            except Exception as error:
+                self._fail(handle, error, "the streamer")
 
     def _choose(self, logits: Tensor, rows: list[Row], told: dict[Handle, None]) -> None:
         """The next token of each row; with candidates, as many as are the row's own choice."""
@@ -389,7 +419,11 @@ class Engine:
         taken = sum(a == b for a, b in zip(guess, row.ids[start:], strict=False))
         matched = min(taken, len(row.ids) - start - 1)
         if row.draft is not None:
-            row.draft.learn(row, len(guess), matched)
+            try:
+                row.draft.learn(row, len(guess), matched)
+            except Exception as error:
+                self._fail(row.handle, error, "a draft")
+                return
         if matched < len(guess):
             if before is None:
                 row.done = len(row.ids) - 1
@@ -400,14 +434,21 @@ class Engine:
         for row, token in zip(rows, chosen, strict=True):
             handle = row.handle
             told[handle] = None
+            if handle.finished:
+                continue
             if isinstance(token, Exception):
                 self._end(handle, Status.FAILED, token)
                 continue
-            if handle.finished:
-                continue
             handle.mark_first()
             row.ids.append(token)
-            row.reason = stopped(row)
+            try:
+                reason = stopped(row)
+            except Exception as error:
+                self._fail(handle, error, "a criterion")
+                continue
+            if handle.finished:  # what a caller brings may cancel
+                continue
+            row.reason = reason
             if row.reason is not None:
                 self._over(row)
             if row.team is not None:
@@ -430,23 +471,38 @@ class Engine:
                 made = self.scheduler.forked(row, number)
                 if row.team is not None:
                     row.team.forked(made, self.scheduler)
-                if keeps_state(row):
-                    row.handle.prepare(made)
                 row.handle.rows.append(made)
+                try:
+                    if keeps_state(row):
+                        row.handle.prepare(made)
+                except Exception as error:
+                    self._fail(row.handle, error, "a processor")
+                    break
                 grown.append(made)
                 index.append(place)
         return (logits if len(grown) == len(rows) else logits[index]), grown
 
     def _end(self, handle: Handle, status: Status, error: BaseException | None = None) -> None:
+        if handle.feed is not None and error is None:
+            try:
+                handle.feed.end(handle)
+            except Exception as raised:
+                status = Status.FAILED
+                error = typed(raised, f"the streamer of {handle.request_id}")
         handle.close(status, error)
         for row in [*handle.shadows, *handle.rows]:
             if row.reason is None:
                 self._over(row)
         handle.rows = handle.rows or handle.shadows[:1]
-        handle.shadows = []
+        handle.shadows, handle.asked = [], None
         for row in handle.rows:
             row.reason = row.reason or ("cancelled" if status == Status.CANCELLED else "error")
+        if handle.rows and handle.rows[0].lane is not None:
+            self.scheduler.drop(handle.rows[0])
+            handle.rows[0].lane.close()
         self.open.discard(handle)
+        if handle.feed is not None and error is not None:
+            handle.feed.fail(error)
 
     def cancel(self, handle: Handle) -> None:
         """Stop a request and free its memory; nothing where it is over."""
@@ -466,7 +522,7 @@ class Engine:
                 if handle.error is None and len(self.open) < count:
                     return  # it has ended others, whose callers are told
                 raise
-            if not moved and not self.scheduler.running and not self.scheduler.waiting:
+            if not moved and self.scheduler.idle and not handle.finished:
                 raise GenerationError(f"{handle.request_id} is not known to this engine: it was closed")
 
     def generate(
@@ -481,43 +537,11 @@ class Engine:
         ahead: prompts taken before the first of them is done (default: twice max_requests). progress: count
         them on stderr.
         """
-        most = ahead or 2 * self.scheduler.most_rows
-        source, waiting, bar = (
-            enumerate(iter(prompts)),
-            deque[Handle](),
-            Progress(prompts) if progress else None,
-        )
-        more = True
-        try:
-            while True:
-                while more and len(waiting) < most and self._has_place():
-                    number, prompt = next(source, (0, None))
-                    more = prompt is not None
-                    if more:
-                        seed = None if seeds is None else seeds[number]
-                        inputs = prompt if isinstance(prompt, Mapping) else {"prompt": prompt}
-                        waiting.append(self.submit(
-                            generation_config=generation_config, seed=seed, tokenizer=tokenizer,
-                            **inputs, **settings,
-                        ))  # fmt: skip
-                if not waiting:
-                    return
-                while waiting and waiting[0].finished:
-                    handle = waiting.popleft()
-                    if handle.error is not None:
-                        raise handle.error
-                    if bar is not None:
-                        bar.update()
-                    yield from handle.outputs()
-                if waiting and not waiting[0].finished:
-                    self.advance(waiting[0])
-        finally:
-            for handle in waiting:
-                self.cancel(handle)
-            if bar is not None:
-                bar.close()
+        each = {"generation_config": generation_config, "tokenizer": tokenizer, **settings}
+        return in_order(self, prompts, each, seeds, progress, ahead or 2 * self.scheduler.most_rows)
 
-    def _has_place(self) -> bool:
+    def has_place(self) -> bool:
+        """Whether one more request may wait."""
         return self.max_queue_size is None or len(self.scheduler.waiting) < self.max_queue_size
 
     async def stream(self, prompt: Any, *arguments: Any, **settings: Any) -> AsyncIterator[int]:
@@ -535,7 +559,17 @@ class Engine:
             if handle.error is not None:
                 raise handle.error
         finally:
-            self.cancel(handle)
+            self._leave(handle)
+
+    def _leave(self, handle: Handle) -> None:
+        """Cancel a request; where a step goes on, a thread waits for its end, not the caller's event loop."""
+        if self.lock.acquire(blocking=False):
+            try:
+                self.cancel(handle)
+            finally:
+                self.lock.release()
+        else:
+            threading.Thread(target=self.cancel, args=(handle,), daemon=True).start()
 
     def close(self) -> None:
         """Cancel all requests and free the memory."""
@@ -543,7 +577,8 @@ class Engine:
             for handle in list(self.open):
                 self.cancel(handle)
             self.pool.clear()
-            self.cache.drop()
+            if self.cache is not None:
+                self.cache.drop()
             for draft in self.drafts.values():
                 draft.engine.close()
             self.drafts.clear()
@@ -553,12 +588,3 @@ class Engine:
 
     def __exit__(self, *about: Any) -> None:
         self.close()
-
-
-def _generator(seed: int | None, device: torch.device) -> torch.Generator:
-    """A row's own generator: without a seed from torch's global one, so that manual_seed repeats a run."""
-    if seed is None:
-        seed = int(torch.randint(2**62, ()))
-    if not isinstance(seed, int) or isinstance(seed, bool):
-        raise ArgumentError(f"seed must be an integer, but is {seed!r}")
-    return torch.Generator(device).manual_seed(seed)

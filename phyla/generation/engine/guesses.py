@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from phyla.blocks.cache import _copied
+from phyla.errors import ArgumentError
 from phyla.generation.candidates import CandidateGenerator
 from phyla.generation.drafts import PromptLookup, Schedule, fitted
 from phyla.generation.engine.request import Handle, Row
 from phyla.generation.rows import together
+from phyla.generation.task import Task
+from phyla.generation.translate import RetoldDraft
 
 
 class Draft(Protocol):
@@ -54,15 +57,25 @@ class Lookup:
 class Told:
     """What a CandidateGenerator of the caller's own says; its scores are not looked at."""
 
-    def __init__(self, source: CandidateGenerator) -> None:
-        self.source = source
+    def __init__(self, source: CandidateGenerator, vocabulary: int) -> None:
+        self.source, self.vocabulary = source, vocabulary
 
     def propose(self, rows: list[Row], most: list[int]) -> list[list[int]]:
         """As Draft."""
         found = []
         for row, limit in zip(rows, most, strict=True):
-            ids, _ = self.source.get_candidates(torch.tensor([row.seen]))
-            found.append(ids[0, len(row.seen) :].tolist()[:limit])
+            text = torch.tensor([row.seen])
+            ids, _ = self.source.get_candidates(text.clone())
+            size = text.shape[1]
+            if ids.dim() != 2 or len(ids) != 1 or not torch.equal(ids[:, :size].to(text), text):
+                raise ArgumentError(
+                    f"get_candidates must give the ids of shape (1, {size}) with candidates behind them, but "
+                    f"gave shape {tuple(ids.shape)}"
+                )
+            told = ids[0, size:].tolist()[:limit]
+            if any(not 0 <= token < self.vocabulary for token in told):
+                raise ArgumentError(f"candidates must be ids below {self.vocabulary}, but are {told}")
+            found.append(told)
         return found
 
     def learn(self, row: Row, drafted: int, matched: int) -> None:
@@ -72,6 +85,42 @@ class Told:
 
     def forget(self, row: Row) -> None:
         """Nothing."""
+
+
+class Retold:
+    """What a model of another vocabulary writes, told in the words of the row's; each row has its reader."""
+
+    def __init__(
+        self, model: Any, tokenizer: Any, own_tokenizer: Any, schedule: Schedule, vocabulary: int
+    ) -> None:
+        self.model, self.tokenizers, self.schedule = model, (tokenizer, own_tokenizer), schedule
+        self.vocabulary = vocabulary
+        self.known: dict[Row, RetoldDraft] = {}
+
+    def propose(self, rows: list[Row], most: list[int]) -> list[list[int]]:
+        """As Draft."""
+        found = []
+        for row, limit in zip(rows, most, strict=True):
+            ids = torch.tensor([row.seen], device=self.model.device)
+            draft = self.known.get(row)
+            if draft is None:
+                task = Task(ids, ids, ids.shape[1], row.handle.limit, 1, 0, None)
+                draft = RetoldDraft(self.model, *self.tokenizers, task, self.schedule, None)
+                self.known[row] = draft
+            with torch.no_grad():
+                told = draft.propose(ids, [ids.shape[1]], [True], [limit])
+            tokens = [] if told is None else told.ids[0, : told.counts[0]].tolist()
+            found.append(tokens if all(token < self.vocabulary for token in tokens) else [])
+        return found
+
+    def learn(self, row: Row, drafted: int, matched: int) -> None:
+        """Adapt the schedule of the row."""
+        if row in self.known:
+            self.known[row].learn([drafted], [matched], [True])
+
+    def forget(self, row: Row) -> None:
+        """The row is over."""
+        self.known.pop(row, None)
 
 
 class Shadows:

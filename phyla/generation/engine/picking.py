@@ -5,47 +5,60 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phyla.errors import GenerationError
+from phyla.errors import ArgumentError, GenerationError
 from phyla.generation import warpers
 from phyla.generation.config import GenerationConfig
+from phyla.generation.dola import Contrasted, layer_contrast
+from phyla.generation.engine.feed import typed
 from phyla.generation.engine.request import Handle, Row
+from phyla.generation.engine.setups import Apart
 from phyla.generation.modes import GenerationMode, check_supported, generation_mode
 from phyla.generation.penalties import MirostatLogitsWarper, XTCLogitsWarper
 from phyla.generation.plan import build_processors
 from phyla.generation.prompt import Prompt
 from phyla.generation.search import draw, not_finite
 
-_KNOWN = (
-    GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE, GenerationMode.ASSISTED_GENERATION,
-    GenerationMode.BEAM_SEARCH, GenerationMode.BEAM_SAMPLE,
-)  # fmt: skip
-_ABSENT = ("dola_layers", "penalty_alpha")
 # arguments of generate that a request cannot have, and what it can have instead
 ELSEWHERE = {
-    "assistant_tokenizer": "drafts of another vocabulary need generate",
-    "streamer": "iterate over the handle, or use stream",
     "row_settings": "each request has its own settings",
-    "past_key_values": "equal beginnings of prompts are shared by themselves",
+    "custom_generate": "a loop of one's own runs in generate alone",
+    "synced_gpus": "processes that share out a model take equal steps",
 }
 
 
-def check_settings(config: GenerationConfig, drafted: bool, guided: bool) -> None:
-    """Raise GenerationError for settings that the engine has no part for, or that do not go together."""
+def check_settings(config: GenerationConfig, drafted: bool, guided: bool) -> GenerationMode:
+    """The strategy. Raises Apart for one that has no pages, GenerationError for what does not go together."""
     mode = generation_mode(config, True if drafted else None)
-    if mode not in _KNOWN:
-        raise GenerationError(
-            f"the engine decodes greedily, samples or follows beams; {mode.value} needs generate"
-        )
-    for name in _ABSENT:
-        if getattr(config, name):
-            raise GenerationError(f"the engine has no {name}: use generate")
-    if guided and mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
-        raise GenerationError(f"the engine guides greedy decoding and sampling; {mode.value} needs generate")
-    if config.mirostat_tau is not None and (config.num_beams or 1) > 1:
-        raise GenerationError(
-            f"mirostat_tau works with num_beams=1 alone, but num_beams is {config.num_beams}"
-        )
     check_supported(config, mode)
+    if config.use_mtp or config.speculation_type is not None:
+        raise Apart("such a draft reads the model's states")
+    if guided and mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+        raise Apart(f"in pages guidance goes with greedy decoding and sampling, not with {mode.value}")
+    return mode
+
+
+def seed_of(seed: Any, config: GenerationConfig) -> int:
+    """The seed of a request: without one from torch's global generator, so that manual_seed repeats a run."""
+    if seed is None:
+        return int(torch.randint(2**62, ())) if config.do_sample else 0
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise ArgumentError(f"seed must be an integer, but is {seed!r}")
+    if not -(2**63) <= seed < 2**63:
+        raise ArgumentError(f"seed must be a whole number of 64 bits, but is {seed}")
+    return seed
+
+
+def generator_of(seed: int, device: torch.device) -> torch.Generator:
+    """A row's own generator."""
+    return torch.Generator(device).manual_seed(seed)
+
+
+class Shown:
+    """The states of all layers behind a row's newest id, for processors that look at them."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.states: tuple[Tensor, ...] = ()
 
 
 def prepare_row(
@@ -66,11 +79,16 @@ def prepare_row(
     row.processors = build_processors(
         model, handle.config, prompt, start + handle.limit, custom, allowed, None, generators
     )
+    if handle.mode == GenerationMode.DOLA_GENERATION:
+        row.shown, row.watched = Shown(model), "layers"
+        contrast = layer_contrast(row.shown, model.config, handle.config.dola_layers)
+        row.processors = Contrasted(contrast, row.processors)
 
 
 def keeps_state(row: Row) -> bool:
     """Whether a row's processors remember its text, or draw with its generator: others need their own."""
-    return any(isinstance(step, MirostatLogitsWarper | XTCLogitsWarper) for step in row.processors)
+    own = (MirostatLogitsWarper, XTCLogitsWarper)
+    return row.shown is not None or any(isinstance(step, own) for step in row.processors)
 
 
 def pick(rows: list[Row], logits: Tensor) -> list[int | Exception]:
@@ -83,7 +101,15 @@ def pick(rows: list[Row], logits: Tensor) -> list[int | Exception]:
             ids = torch.tensor([first.seen], dtype=torch.long, device=logits.device)
             if len(numbers) > 1:  # warpers look at scores alone
                 ids = ids[:, :1].expand(len(numbers), -1)
-            scores = first.processors(ids, scores)
+            if first.shown is not None:
+                first.shown.states = first.states
+            try:
+                with torch.no_grad():
+                    scores = _processed(first, ids, scores)
+            except Exception as error:  # of their own: others have theirs
+                for number in numbers:
+                    tokens[number] = typed(error, f"a processor of {rows[number].handle.request_id}")
+                continue
         best, chosen = scores.max(-1)
         finite &= best.isfinite()
         if first.handle.config.do_sample:
@@ -106,6 +132,17 @@ def pick(rows: list[Row], logits: Tensor) -> list[int | Exception]:
             if marks is not None:
                 rows[number].logprobs.append(float(marks[place]))
     return tokens
+
+
+def _processed(row: Row, ids: Tensor, scores: Tensor) -> Tensor:
+    """What a row's processors make of scores (rows, V); raises for what are no such scores."""
+    made: Any = row.processors(ids, scores)
+    if not isinstance(made, Tensor) or made.shape != scores.shape or not made.is_floating_point():
+        found = (
+            f"shape {tuple(made.shape)}, {made.dtype}" if isinstance(made, Tensor) else type(made).__name__
+        )
+        raise GenerationError(f"processors must give scores of shape {tuple(scores.shape)}, but gave {found}")
+    return made
 
 
 def _wants_marks(handle: Handle) -> bool:

@@ -83,6 +83,11 @@ class Row:
     draft: Any = None
     given: Any = None
     before: Any = None  # (done, states) before candidates were read
+    lane: Any = None  # the call of its own that it goes on in
+    told: bool = False  # its team writes it, and it is not read itself
+    watched: str = ""  # "layers" where states behind its newest id are kept, "text" where its team has all
+    shown: Any = None  # what its processors see of the states of all layers
+    states: tuple[torch.Tensor, ...] = ()  # (1, D) behind its newest id, of a row that is shown them
     hidden: int = 0
     shift: int = 0
 
@@ -124,10 +129,13 @@ class Handle:
         self.ends = set(() if config.eos_token_id is None else id_list(config.eos_token_id))
         self.criteria = StoppingCriteriaList()
         self.memory: Any = None
+        self.feed: Any = None  # what tells the streamer
+        self.mode: Any = None
         self.keep = False  # each step's scores, before and after the processors
         self.source: list[int] | None = None  # what an encoder has read
         self.prepare: Any = None  # gives a row the processors of the request
         self.shadows: list[Row] = []  # rows beside those that are written
+        self.asked: Any = None  # what `submit` was given, as long as it may have to begin again
         self.error: BaseException | None = None
         self.rows: list[Row] = []
         self.created = time.monotonic()

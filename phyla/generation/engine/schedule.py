@@ -1,7 +1,6 @@
 """Who takes part in the next step, with which tokens: a budget, pages that may run out, old before new."""
 
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -29,6 +28,7 @@ class Scheduler:
         self.keep_generated = keep_generated  # pages of generated tokens are known, too
         self.waiting: deque[Row] = deque()
         self.running: list[Row] = []
+        self.lanes: list[Row] = []  # rows with a call of their own, which a step takes further one by one
         self.copies: list[tuple[int, int]] = []  # pages (from, to) to copy before the step
         self.fresh: list[int] = []  # pages that this step makes known
         self.preempted = 0
@@ -36,7 +36,7 @@ class Scheduler:
 
     def add(self, row: Row) -> None:
         """Let a row wait for its turn."""
-        if self.share and row.given is None:
+        if self.share and row.given is None and row.lane is None and row.watched != "text":
             row.keys = page_keys(row.handle.setup.root, row.ids[: row.fixed - 1], self.pool.size)
         self.waiting.append(row)
 
@@ -55,8 +55,15 @@ class Scheduler:
             if row.pending > 1 and row in self.running:
                 budget -= self._read(row, budget, parts)
         active = sum(not row.held for row in self.running)  # the others' memory can be taken
+        active += sum(row.lane.count for row in self.lanes)
         while self.waiting and budget > 0 and active < self.most_rows:
             row = self.waiting[0]
+            if row.lane is not None:
+                if row.lane.pages > self.pool.available and (self.running or self.lanes):
+                    break
+                self._open(self.waiting.popleft())
+                active, budget = active + row.lane.count, budget - row.fixed
+                continue
             needed = self.span(row.pending) if self.paged else 0
             if active and needed > self.pool.available:
                 break
@@ -83,6 +90,12 @@ class Scheduler:
             over -= 1
             self.pool.release(pages[over])
             pages[over] = GONE
+
+    def _open(self, row: Row) -> None:
+        """Let a row with a call of its own begin; its pages stand for the memory that it takes elsewhere."""
+        row.handle.status = Status.RUNNING
+        row.text.pages = [self.pool.take() for _ in range(row.lane.pages)]
+        self.lanes.append(row)
 
     def _admit(self, row: Row) -> None:
         row.handle.status = Status.RUNNING
@@ -222,11 +235,11 @@ class Scheduler:
 
     def drop(self, row: Row) -> None:
         """A row that is over, or given up."""
-        if row in self.running:
-            self.running.remove(row)
-        elif row in self.waiting:
-            self.waiting.remove(row)
-        if self.keep_generated and row.given is None and not row.held:
+        for rows in (self.running, self.lanes, self.waiting):
+            if row in rows:
+                rows.remove(row)
+                break
+        if self.keep_generated and row.given is None and not row.held and row.lane is None:
             self._name_all(row)
         self.release(row)
 
@@ -242,6 +255,7 @@ class Scheduler:
         segments = joined([Segment(row.text, 0, count, start) for row, start, count in parts])
         return [(row, part) for (row, _, _), part in zip(parts, segments, strict=True)]
 
-    def __iter__(self) -> Iterator[Row]:
-        yield from self.running
-        yield from self.waiting
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not (self.running or self.lanes or self.waiting)

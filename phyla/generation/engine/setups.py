@@ -37,11 +37,15 @@ class Setup:
 NONE = Setup()
 
 
-def with_setup(model: Any, names: Any, run: Callable[[], Found]) -> tuple[Setup, Found]:
-    """The setup of a request, and what `run()` gives with it.
+class Apart(GenerationError):
+    """A request that cannot stand in pages, and so goes on by itself, in a call of its own."""
+
+
+def with_setup(model: Any, names: Any, run: Callable[..., Found], **given: Any) -> tuple[Setup, Found]:
+    """The setup of a request, and what `run(**given)` gives with it, `given` as its adapters change them.
 
     names: of one row, as `adapter_names` of a call has them (or the name alone); None is what is active.
-    Raises AdapterError for adapters that the model does not have, GenerationError for kinds that do not go.
+    Raises AdapterError for adapters that the model does not have.
     """
     adapters = model._modules.get("adapters")
     if adapters is None:
@@ -49,32 +53,39 @@ def with_setup(model: Any, names: Any, run: Callable[[], Found]) -> tuple[Setup,
             raise GenerationError(
                 f"adapter_names is {names!r}, but the model has no adapters: load_adapter first"
             )
-        return NONE, run()
+        return NONE, run(**given)
 
-    def inside(*given: Any, **named: Any) -> tuple[Setup, Found]:
+    def inside(one_row: Any = None, **named: Any) -> tuple[Setup, Found]:
         active = adapters.setup
         if type(active).__name__ == "Rows":
             active = active.children[0]
-        _check(adapters, active)
-        return Setup(active, tuple(adapters.skip_layers)), run()
+        return Setup(active, tuple(adapters.skip_layers)), run(**named)
 
     row = None if names is None else list(names) if isinstance(names, list | tuple) else [names]
-    return model._generate_with_adapters(inside, (torch.zeros(1, 1),), {"adapter_names": row})
+    given = {"one_row": torch.zeros(1, 1), **given, "adapter_names": row}  # it says how many names there are
+    return model._generate_with_adapters(lambda _, **named: inside(**named), (), given)
 
 
-def _check(adapters: Any, active: Any) -> None:
+def check_paged(model: Any) -> None:
+    """Raise Apart where the adapters that are active now have no place in a row of several texts."""
+    adapters = model._modules.get("adapters")
+    if adapters is None:
+        return
+    active = adapters.setup
+    if type(active).__name__ == "Rows":
+        active = active.children[0]
     waiting = [active]
     while waiting:
         node = waiting.pop()
         waiting += getattr(node, "children", ())
         if type(node).__name__ in _OF_ROWS:
-            raise GenerationError(f"{active!r} looks at the rows of a batch: use generate")
+            raise Apart(f"{active!r} looks at the rows of a batch")
     names = [active] if isinstance(active, str) else [] if active is None else list(active.names())
     if adapters.prompts() is not None or any(len(adapters.get(name).around) for name in names):
-        raise GenerationError(f"{active!r} changes the inputs of a call: use generate")
+        raise Apart(f"{active!r} changes the inputs of a call")
     for name in names:  # a row of the engine's has no first and last positions
         if hasattr(adapters.get(name).config, "suffix_positions"):
-            raise GenerationError(f"{name!r} looks at the first and last positions of a row: use generate")
+            raise Apart(f"{name!r} looks at the first and last positions of a row")
 
 
 def together(model: Any, setups: list[Setup]) -> Setup | None:
@@ -99,10 +110,13 @@ def tokens_of(setup: Setup, placed: list, device: torch.device) -> list[Tensor] 
 
 
 @contextmanager
-def in_force(model: Any, setup: Setup, tokens: list[Tensor] | None = None) -> Iterator[None]:
+def in_force(
+    model: Any, setup: Setup, tokens: list[Tensor] | None = None, copied: bool = False
+) -> Iterator[None]:
     """The model's calls inside have this setup, whatever is active around them.
 
-    tokens: which of the one row's tokens each child of the setup's Rows has.
+    tokens: which of the one row's tokens each child of the setup's Rows has. copied: the rows of the calls
+    are as `generate` prepared them.
     """
     adapters = model._modules.get("adapters")
     if adapters is None:
@@ -110,14 +124,15 @@ def in_force(model: Any, setup: Setup, tokens: list[Tensor] | None = None) -> It
         return
     with adapters.turn:
         before, skip, settled = adapters.setup, adapters.skip_layers, adapters.settled
+        rows = adapters.facts.copied
         change = (before, tuple(skip)) != (setup.active, setup.skip)
-        adapters.settled, adapters.facts.tokens = True, tokens
+        adapters.settled, adapters.facts.tokens, adapters.facts.copied = True, tokens, copied or rows
         try:
             if change:
                 adapters.activate(setup.active, list(setup.skip))
             yield
         finally:
-            adapters.settled, adapters.facts.tokens = settled, None
+            adapters.settled, adapters.facts.tokens, adapters.facts.copied = settled, None, rows
             if change:
                 adapters.activate(before, skip)
 
@@ -129,3 +144,26 @@ def by_setup(placed: list) -> dict[Setup, list]:
         assert isinstance(row, Row)
         groups.setdefault(row.handle.setup, []).append((row, part))
     return groups
+
+
+def groups_of(
+    model: Any, placed: list, plain: bool, parted: set[frozenset[Setup]]
+) -> list[tuple[Setup, list]]:
+    """What stands in a step, in the groups that run apart: by setup, unless `plain` rows can run as one.
+
+    parted: setups that were found not to go together.
+    """
+    groups = by_setup(placed)
+    if any(row.watched for row, _ in placed):  # others' arithmetic stays as it is
+        apart = [
+            (setup, [pair for pair in pairs if bool(pair[0].watched) == watched])
+            for setup, pairs in groups.items() for watched in (False, True)
+        ]  # fmt: skip
+        return [(setup, pairs) for setup, pairs in apart if pairs]
+    whole = any(row.given is not None and not part.start for row, part in placed)
+    if len(groups) == 1 or not plain or whole or frozenset(groups) in parted:
+        return list(groups.items())
+    joint = together(model, list(groups))
+    if joint is None:
+        return list(groups.items())
+    return [(joint, [pair for group in groups.values() for pair in group])]

@@ -1,13 +1,13 @@
 """Rows of a request that go on together: beams of one text, a text and its unguided twin."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from phyla.generation.beams import BeamSettings, BeamState
+from phyla.errors import GenerationError
+from phyla.generation.beams import BeamSettings
 from phyla.generation.engine.request import Handle, Row
 from phyla.generation.engine.schedule import Scheduler
+from phyla.generation.grouped import search_state
 from phyla.generation.plan import end_tokens, pad_token
 from phyla.generation.task import Task
 
@@ -76,7 +76,7 @@ class Beams(Team):
             generators=generators,
         )  # fmt: skip
         row.generator, row.team = None, self
-        self.task, self.state = task, BeamState(task, settings)
+        self.task, self.state = task, search_state(task, settings, config)
 
     def advance(self, scheduler: Scheduler) -> bool:
         """Take the scores of all beams; whether the search goes on."""
@@ -84,8 +84,9 @@ class Beams(Team):
         self.held = {}
         if len(self.rows) == 1:
             logits = logits.expand(self.settings.count, -1)
-        scores = self.task.processors(self.state.texts, logits.log_softmax(-1))
-        if not self.state.take(logits, scores):
+        self.handle.mark_first()
+        more = self.state.take(logits, self.state.score(logits))
+        if not more or self.handle.finished:  # what a caller brings may cancel
             return False
         old, self.rows = self.rows, []
         moved: set[Row] = set()
@@ -117,13 +118,15 @@ class Beams(Team):
         return rows
 
 
-def beam_settings(config: Any) -> BeamSettings | None:
-    """The beams that the settings of a request ask for, or None."""
-    if (config.num_beams or 1) == 1:
-        return None
-    penalty = 1.0 if config.length_penalty is None else config.length_penalty
-    returned = config.num_return_sequences or 1
-    return BeamSettings(config.num_beams, returned, penalty, config.early_stopping or False)
+def show(placed: list, layers: tuple[Tensor, ...] | None) -> None:
+    """Give the rows of a step the states (1, N, D) of each layer that they are to be shown."""
+    if not layers:
+        raise GenerationError("the strategy looks at states of the layers, but the model gives none")
+    for row, part in placed:
+        if row.watched == "text":
+            row.team.see(row, part.start, layers[-1][0, part.begin : part.end])
+        elif row.watched and part.start + part.length == len(row.ids):
+            row.states = tuple(layer[:, part.end - 1] for layer in layers)
 
 
 def guide(handle: Handle, row: Row, negative: list[int], scale: float) -> Row:

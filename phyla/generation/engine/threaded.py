@@ -237,7 +237,10 @@ class ThreadedEngine:
             self.results.put(output)
         else:
             callback, loop = handler
-            loop.call_soon_threadsafe(callback, output)
+            try:
+                loop.call_soon_threadsafe(callback, output)
+            except RuntimeError:  # the loop was closed: whoever looks for results finds it
+                self.results.put(output)
 
 
 # its public name
