@@ -1,13 +1,14 @@
 """Decode on a GPU: a random Llama in bfloat16, batch 1 to 64, beside Transformers and what the memory allows.
 
-python benchmarks/gpu_generate.py                            1 and 8 billion parameters
+python benchmarks/gpu_generate.py                            1 and 8 billion parameters, and a narrow model
 python benchmarks/gpu_generate.py --sizes 8b --batches 1 8
 python benchmarks/gpu_generate.py --device cpu --sizes tiny  a dry run: the same code without a graph
 python benchmarks/gpu_generate.py --env transformers-5.23.0=/usr/bin/python3
 
 Weights are drawn on the device, nothing is read from a network. A peer's figure is (new - 1) tokens a row
 over the time of `new` tokens less the time of one. The bound is the bytes that a step must read (all weights
-but the token table, and the rows' keys and values) over the speed of a copy on that device.
+but the token table, and the rows' keys and values) over the speed of a copy on that device. Steps of the
+narrow model are mostly launches: what recording them as a graph saves is phyla over phyla-eager.
 """
 
 import argparse
@@ -21,10 +22,13 @@ from runner import RESULTS, commit, log, machine, verdict
 from workers import Found, Worker
 
 GOAL = 0.7  # of the bound, at batch 1
+RECORDED_GOAL = 1.4  # times phyla-eager, for the narrow model at batch 1
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
              "num_key_value_heads": 2, "vocab_size": 512},
+    "narrow": {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 24,
+               "num_attention_heads": 8, "num_key_value_heads": 8, "vocab_size": 1024},
     "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
            "num_key_value_heads": 8, "vocab_size": 49152},
     "3b": {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28,
@@ -54,11 +58,11 @@ def main() -> None:
                      "config": SIZES[size], "prompt": arguments.prompt, "new": arguments.new}  # fmt: skip
             try:
                 worker = Worker(python, "gpu_model.py", asked)
-            except RuntimeError as error:
+                found[name] = measured(worker, name, arguments, everything)
+                worker.end()
+            except RuntimeError as error:  # it ended: the other peers go on
                 log(f"{name}: {error}")
-                continue
-            found[name] = measured(worker, name, arguments, everything)
-            worker.end()
+                found[name] = {"failed": str(error)}
         everything["sizes"][size] = found
         print(table(size, found), flush=True)
     print("\n".join(["goals", *(verdict(*row) for row in goals(everything))]))
@@ -71,7 +75,7 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--sizes", nargs="*", default=["1b", "8b"], choices=SIZES)
+    parser.add_argument("--sizes", nargs="*", default=["narrow", "1b", "8b"], choices=SIZES)
     parser.add_argument("--batches", nargs="*", type=int, default=list(BATCHES))
     parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=PEERS)
     parser.add_argument("--prompt", type=int, default=128)
@@ -101,7 +105,7 @@ def measured(worker: Worker, name: str, arguments: argparse.Namespace, everythin
         bound = batch * opened["copy_bytes_per_second"] / step
         rows[str(batch)] = {"rate": rate, "first": told["first"], "bound": bound, "share": rate / bound,
                             "recorded": told["recorded"], "samples": told["seconds"]}  # fmt: skip
-    peak = worker.tell({"do": "peak"})["bytes"]
+    peak = worker.tell({"do": "peak"}).get("bytes")
     return {"batches": rows, "parameters": opened["parameters"], "peak_bytes": peak}
 
 
@@ -128,8 +132,15 @@ def goals(everything: Found) -> list[tuple[str, float, str, bool]]:
     """(what, found, wanted, reached)."""
     rows = []
     for size, found in everything["sizes"].items():
-        share = found.get("phyla", {}).get("batches", {}).get("1", {}).get("share")
-        if share is not None:
+        one = {name: told.get("batches", {}).get("1", {}) for name, told in found.items()}
+        share = one.get("phyla", {}).get("share")
+        if size == "narrow":
+            plain = one.get("phyla-eager", {}).get("rate")
+            if share is not None and plain:
+                times = one["phyla"]["rate"] / plain
+                what = "narrow, one text: recorded steps, times plain ones"
+                rows.append((what, times, f">= {RECORDED_GOAL}", times >= RECORDED_GOAL))
+        elif share is not None:
             what = f"{size}, one text: share of what memory allows"
             rows.append((what, share, f">= {GOAL}", share >= GOAL))
     return rows

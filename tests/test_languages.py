@@ -9,7 +9,7 @@ import torch
 
 import phyla
 from phyla.adapters import Parallel
-from phyla.errors import ArgumentError, ConfigError, GenerationError
+from phyla.errors import ArgumentError, ConfigError
 
 LANGUAGES = ["en_XX", "de_DE", "sw_KE"]
 SIZES = {
@@ -85,14 +85,14 @@ def test_texts_are_written_in_the_languages_of_their_rows(beams: int) -> None:
         assert torch.equal(model.generate(IDS[row : row + 1], **settings)[0], found[row])
 
 
-def test_requests_are_in_the_default_language() -> None:
+def test_requests_are_in_the_default_language_or_their_own() -> None:
     model = _model("XmodForCausalLM", is_decoder=True, default_language="sw_KE")
     settings = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
-    asked = phyla.Engine(model).submit(IDS[:1], **settings)
-    wanted = model.generate(IDS[:1], lang_ids=torch.tensor([2]), **settings)
-    assert asked.result().generated_tokens == wanted[0, IDS.shape[1] :].tolist()
-    with pytest.raises(GenerationError, match="leave lang_ids out"):
-        phyla.Engine(model).submit(IDS[:1], lang_ids=torch.tensor([1]), **settings)
+    engine = phyla.Engine(model)
+    asked = [engine.submit(IDS[:1], **settings, **own) for own in ({}, {"lang_ids": torch.tensor([1])})]
+    for number, request in zip((2, 1), asked, strict=True):
+        wanted = model.generate(IDS[:1], lang_ids=torch.tensor([number]), **settings)
+        assert request.result().generated_tokens == wanted[0, IDS.shape[1] :].tolist()
 
 
 @pytest.mark.parametrize("norms", NORMS, ids=str)

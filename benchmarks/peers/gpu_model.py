@@ -9,7 +9,8 @@ from serving import serve
 
 ASKED = settings()
 LIBRARY, MODE, DEVICE = ASKED["library"], ASKED["mode"], ASKED["device"]
-COPY_BYTES = {"cuda": 1 << 30, "cpu": 1 << 26}
+ON_CUDA = DEVICE.startswith("cuda")
+COPY_BYTES = 1 << 30 if ON_CUDA else 1 << 26
 
 
 class Peer:
@@ -34,7 +35,7 @@ class Peer:
             captured.RECORDERS["cpu"] = captured.record_nothing
         count = sum(p.numel() for p in self.model.parameters())
         table = self.model.get_input_embeddings().weight
-        name = torch.cuda.get_device_name() if DEVICE == "cuda" else DEVICE
+        name = torch.cuda.get_device_name(DEVICE) if ON_CUDA else DEVICE
         return {
             "parameters": count, "weight_bytes": 2 * (count - table.numel()), "device": name,
             "copy_bytes_per_second": self.copy_speed(),
@@ -42,10 +43,10 @@ class Peer:
 
     def copy_speed(self) -> float:
         """Bytes read and written a second by a copy of a large tensor."""
-        source = self.torch.ones(COPY_BYTES[DEVICE] // 4, device=DEVICE)
+        source = self.torch.ones(COPY_BYTES // 4, device=DEVICE)
         target = self.torch.empty_like(source)
         best = min(self.seconds(lambda: target.copy_(source)) for _ in range(10))
-        return 2 * COPY_BYTES[DEVICE] / best
+        return 2 * COPY_BYTES / best
 
     def seconds(self, run: Any) -> float:
         self.wait()
@@ -55,8 +56,8 @@ class Peer:
         return time.perf_counter() - began
 
     def wait(self) -> None:
-        if DEVICE == "cuda":
-            self.torch.cuda.synchronize()
+        if ON_CUDA:
+            self.torch.cuda.synchronize(DEVICE)
 
     def generate(self, ids: Any, new: int) -> Any:
         more: dict[str, Any] = {}
@@ -92,7 +93,7 @@ class Peer:
 
     def peak(self) -> dict[str, Any]:
         """The most memory of the device so far."""
-        return {"bytes": self.torch.cuda.max_memory_allocated() if DEVICE == "cuda" else peak_bytes()}
+        return {"bytes": self.torch.cuda.max_memory_allocated(DEVICE) if ON_CUDA else peak_bytes()}
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 
 from phyla.adapters.places import LayerPlaces, Place, Survey, is_encoder
 from phyla.checkpoints.names import Line
-from phyla.checkpoints.state import layout_of
+from phyla.checkpoints.state import layout_of, saves_prefix
 
 
 @dataclass(frozen=True)
@@ -139,12 +139,13 @@ def norm_of(spot: Spot, layer: LayerPlaces, branch: Any, where: Survey) -> Any:
 
 
 class Dialect:
-    """The public keys of one model's adapters, without the prefix of its backbone."""
+    """The public keys of one model's adapters, without `ahead`: the prefix of its backbone in its files."""
 
     def __init__(self, model: Any, where: Survey) -> None:
         self.model_type: str = model.config.model_type
         layout = layout_of(model)
         self.prefix, self.where = layout.prefix, where
+        self.ahead = f"{layout.prefix}." if layout.prefix and saves_prefix(model) else ""
         self.lines: dict[str, tuple[str, Line]] = {}
         for line in layout.backbone:
             for ours in line.ours:

@@ -161,7 +161,7 @@ def _copy(module: Any, values: dict[str, Tensor], wanted: set[str]) -> None:
         setattr(module, key, fresh)
 
 
-def tensors_of_entry(entry: Entry, dialect: Dialect, prefixed: bool, pools: bool = True) -> dict[str, Tensor]:
+def tensors_of_entry(entry: Entry, dialect: Dialect, pools: bool = True) -> dict[str, Tensor]:
     """An adapter's tensors by public key; pools: with the copies of prefixes that adapter files hold."""
     found: dict[str, Tensor] = {}
     fused: dict[str, list[tuple[Any, Any]]] = {}
@@ -187,8 +187,7 @@ def tensors_of_entry(entry: Entry, dialect: Dialect, prefixed: bool, pools: bool
             if not dialect.attention(place).startswith(ahead):
                 continue
             found |= {f"{at}.{leaf}": value for leaf, value in module.state_dict().items()}
-    ahead = dialect.prefix + "." if prefixed and dialect.prefix else ""
-    return {ahead + key: value.detach().clone() for key, value in found.items()}
+    return {dialect.ahead + key: value.detach().clone() for key, value in found.items()}
 
 
 def swapped(config: AdapterConfig, model_type: str) -> AdapterConfig:
@@ -283,7 +282,7 @@ def save_adapter(
         )
     facts = {**_header(self, adapter_name), "config": swapped(entry.config, dialect.model_type).to_dict()}
     facts |= meta_dict or {}
-    tensors = tensors_of_entry(entry, dialect, _prefixed(self))
+    tensors = tensors_of_entry(entry, dialect)
     _write(Path(save_directory), ADAPTER, facts, tensors, use_safetensors)
     if not isinstance(self, PreTrainedModel):
         self.adapter_interface.save(save_directory, dialect.model_type)
@@ -296,10 +295,6 @@ def _heads() -> Any:
     import phyla.adapters.heads.files as files
 
     return files
-
-
-def _prefixed(model: PreTrainedModel) -> bool:
-    return isinstance(model, PreTrainedModel) and model.head_spec.task not in ("base-model", "backbone")
 
 
 def load_adapter(
@@ -411,7 +406,7 @@ def save_adapter_fusion(
     )  # fmt: skip
     if name not in adapters.fusion_configs:
         raise AdapterError(f"the model has no fusion {name!r}; it has {list(adapters.fusion_configs)}")
-    tensors = fusion_tensors(self, dialect_of(self), name, _prefixed(self))
+    tensors = fusion_tensors(self, dialect_of(self), name)
     facts = {**_header(self, name), "config": adapters.fusion_configs[name].to_dict()}
     facts |= {"adapter_names": adapters.fused[name]} | (meta_dict or {})
     _write(Path(save_directory), FUSION, facts, tensors, use_safetensors)
@@ -419,11 +414,10 @@ def save_adapter_fusion(
         self.save_head(save_directory, name if with_head is True else with_head, use_safetensors)
 
 
-def fusion_tensors(model: PreTrainedModel, dialect: Dialect, name: str, prefixed: bool) -> dict[str, Tensor]:
+def fusion_tensors(model: PreTrainedModel, dialect: Dialect, name: str) -> dict[str, Tensor]:
     """A fusion's tensors by public key."""
-    ahead = dialect.prefix + "." if prefixed and dialect.prefix else ""
     return {
-        f"{ahead}{path}.{leaf}": value.detach().clone()
+        f"{dialect.ahead}{path}.{leaf}": value.detach().clone()
         for path, layer in _fusion_layers(adapters_of(model), dialect, name)
         for leaf, value in layer.state_dict().items()
     }

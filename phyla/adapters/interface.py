@@ -286,7 +286,7 @@ def _projections(
 class OuterDialect:
     """Public keys of the adapters of a model from outside: its own names."""
 
-    prefix = ""
+    prefix = ahead = ""
     owners: tuple[str, ...] = ()
 
     def __init__(self, model: Any, where: Survey) -> None:

@@ -205,6 +205,7 @@ class PromptSite(nn.Module, Method):
         prompts = own.clamp(min=0) + (front[..., -1:] + 1 if skip else 0)
         behind = (at[..., skip:] + more).expand(*ahead, batch, -1)
         ctx.positions = torch.cat([front, prompts.expand(*ahead, batch, -1), behind], -1)
+        ctx.widen(skip, added)
         ctx.length += added
         if ctx.cache is not None:
             ctx.cache.prompts = real

@@ -34,7 +34,6 @@ from phyla.adapters.hub import (
     tensors_of_entry,
 )
 from phyla.adapters.registry import Adapters, Entry, check_name, module_key
-from phyla.checkpoints.state import saves_prefix
 from phyla.errors import PhylaError
 from phyla.model import PreTrainedModel
 
@@ -111,7 +110,7 @@ def _write_entry(
         more.setdefault("peft", {})[name] = facts
         made.tensors.update({f"{OWN}/peft/{name}/{k}": v for k, v in tensors.items()})
         return
-    found = tensors_of_entry(entry, dialect, saves_prefix(model), pools=False)
+    found = tensors_of_entry(entry, dialect, pools=False)
     if any(f".loras.{name}.{APART}" in key for key in found):  # public files have no words for it
         _write_kept(entry, made, more)
         return
@@ -139,7 +138,7 @@ def _write_fusion(
     if not named:
         made.facts["fusion_config_map"][key] = config
     made.facts["fusion_name_map"][name] = list(adapters.fused[name])
-    made.tensors.update(fusion_tensors(model, dialect, name, saves_prefix(model)))
+    made.tensors.update(fusion_tensors(model, dialect, name))
 
 
 def _write_state(model: PreTrainedModel, adapters: Adapters, made: Written, more: dict[str, Any]) -> None:

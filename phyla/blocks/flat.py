@@ -84,25 +84,27 @@ native: FlatAttention | None = None
 class Pages:
     """Keys (pages, G, E, P) and values (pages, G, P, E) of one attention; P positions a page."""
 
-    def __init__(self, owner: "FlatCache", mixer: Attention, count: int, size: int) -> None:
+    def __init__(self, owner: "FlatCache", mixer: Any, count: int, size: int) -> None:
         self.owner, self.count, self.size = owner, count, size
         self.window: int | None = getattr(mixer.mask, "window", None)
-        self.whole = _is_plain(mixer)
+        self.whole = isinstance(mixer, Attention) and _is_plain(mixer)
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
 
-    def reserve(self, heads: int, width: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """The tensors of all pages, made at the first use."""
+    def reserve(
+        self, heads: int, width: int, like: Tensor, values: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The tensors of all pages, made at the first use; `values`: width of values, if not that of keys."""
         if self.keys is None or self.values is None:
             # zeros where all of a page is read and what is not filled is weighed with nothing
             made = like.new_zeros if like.is_cuda else like.new_empty
             self.keys = made(self.count, heads, width, self.size)
-            self.values = made(self.count, heads, self.size, width)
+            self.values = made(self.count, heads, self.size, values or width)
         return self.keys, self.values
 
     def write(self, k: Tensor, v: Tensor, pages: Tensor, offsets: Tensor) -> None:
         """Put keys and values (1, G, N, E) where the tokens' pages and offsets (N) say."""
-        keys, values = self.reserve(k.shape[1], k.shape[3], k)
+        keys, values = self.reserve(k.shape[1], k.shape[3], k, v.shape[3])
         keys[pages, :, :, offsets] = k[0, :, : len(pages)].transpose(0, 1)
         values[pages, :, offsets] = v[0, :, : len(pages)].transpose(0, 1)
 
@@ -202,7 +204,9 @@ class FlatCache(Cache):
             kept = mixer.new_cache(1, 1)
             if kept is None:
                 slots.append(None)
-            elif type(kept) is KVCache and isinstance(mixer, Attention):
+            elif type(kept) is KVCache and (
+                isinstance(mixer, Attention) or getattr(mixer, "in_pages", False)
+            ):
                 slots.append(Pages(self, mixer, count, size))
             elif type(kept) is CrossCache and isinstance(mixer, Mixer):
                 slots.append(Crossed())

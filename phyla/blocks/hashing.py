@@ -4,6 +4,7 @@ Kitaev et al. 2020, arXiv:2001.04451, sections 2 and 3; positions on axes: secti
 """
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -122,9 +123,22 @@ class ChunkAttention(Mixer):
         past = cache.get("states")
         x = x[:, : ctx.memo.get("length", x.shape[1])]
         cache.set("states", x if past is None else torch.cat((past, x), 1))
-        if past is not None and x.shape[1] != 1:
-            raise ArgumentError(f"with a filled cache one token is due at a time, but there are {x.shape[1]}")
         return past
+
+    def _one_by_one(self, x: Tensor, ctx: Context) -> Tensor:
+        """New tokens behind a filled cache: each finds its chunk among those before it."""
+        if ctx.attentions is not None:
+            raise ArgumentError(
+                "with a filled cache and output_attentions one token is due at a time, but there are "
+                f"{x.shape[1]}"
+            )
+        given, found = ctx.attention_mask, []
+        for number in range(x.shape[1]):
+            start = ctx.start + number
+            seen = None if given is None else given[:, : start + 1]
+            one = replace(ctx, attention_mask=seen, start=start, length=1)
+            found.append(self.mix(x[:, number : number + 1], one))
+        return torch.cat(found, 1)
 
 
 class LocalChunkAttention(ChunkAttention):
@@ -147,6 +161,8 @@ class LocalChunkAttention(ChunkAttention):
 
     def mix(self, x: Stream, ctx: Context) -> Stream:
         cache, length, given = ctx.slot(self.slot), x.shape[1], ctx.attention_mask
+        if length > 1 and cache is not None and cache.get("states") is not None:
+            return self._one_by_one(x, ctx)
         past = None if cache is None else self._remember(cache, x, ctx)
         source = x
         if past is not None:
@@ -204,7 +220,9 @@ class HashAttention(ChunkAttention):
 
     def mix(self, x: Stream, ctx: Context) -> Stream:
         cache, length, given = ctx.slot(self.slot), x.shape[1], ctx.attention_mask
-        hashes = ctx.memo.get("hashes") or self.hashes
+        if length > 1 and cache is not None and cache.get("states") is not None:
+            return self._one_by_one(x, ctx)
+        hashes = ctx.notes.get("hashes") or self.hashes
         past = None if cache is None else self._remember(cache, x, ctx)
         if past is not None:
             return self._step(x, past, cache, hashes, ctx)

@@ -7,25 +7,32 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from phyla.blocks.attention import Attention, Heads, attend
-from phyla.blocks.context import Context
+from phyla.blocks.context import Context, Tokenwise, opened
 from phyla.blocks.linear import Linear
 from phyla.blocks.shapes import Stream
 
 
 @dataclass(frozen=True)
-class Globals:
+class Globals(Tokenwise):
     """Which tokens are global: mask bool (B, S), and where (B, G) if their largest number G is known.
 
-    index names distinct slots; `known` (B, G) says which of them are global indeed.
+    index names distinct slots; `known` (B, G) says which of them are global indeed. first: what is global is
+    the first slot of a row, whatever stands there.
     """
 
     mask: Tensor
     index: Tensor | None = None
+    first: bool = False
 
     @property
     def known(self) -> Tensor:
         """bool (B, G)."""
         return self.mask if self.index is None else self.mask.gather(1, self.index)
+
+    def widened(self, at: int, count: int) -> "Globals":
+        at = self.mask.shape[1] if self.first else at
+        index = None if self.index is None else self.index + count * (self.index >= at)
+        return Globals(opened(self.mask, at, count, 0), index, self.first)
 
 
 def globals_of(mask: Tensor, attention_mask: Tensor | None, most: int | None = None) -> Globals | None:
@@ -60,7 +67,7 @@ class BandedAttention(Attention):
 
     def mix(self, x: Stream, ctx: Context) -> Stream:
         q, k, v = self.project(x, x)
-        given, chosen = ctx.attention_mask, ctx.memo.get("globals")
+        given, chosen = ctx.attention_mask, ctx.notes.get("globals")
         dropout = self.attention_dropout if self.training else 0.0
         plain = ctx.attentions is None and ctx.implementation != "eager" and ctx.head_mask is None
         near = 3 * self.radius + (0 if chosen is None or chosen.index is None else chosen.index.shape[1])

@@ -27,7 +27,8 @@ def rope_table(
     """The table of a public `rope_scaling` object (None: plain).
 
     Kinds: default (and mrope), linear (Chen et al. 2023, arXiv:2306.15595), dynamic (NTK-aware), yarn (Peng
-    et al. 2023, arXiv:2309.00071), longrope and su (Ding et al. 2024, arXiv:2402.13753), llama3.
+    et al. 2023, arXiv:2309.00071), longrope and su (Ding et al. 2024, arXiv:2402.13753), llama3;
+    proportional (the fastest `partial_rotary_factor` of the pairs turn).
     Raises ConfigError for unknown kinds and for missing or impossible fields.
     """
     if width <= 0 or width % 2:
@@ -150,6 +151,15 @@ def _llama3(width: int, base: float, scaling: dict, max_positions: int, original
     return RopeTable(partial(_fixed, table))
 
 
+def _proportional(
+    width: int, base: float, scaling: dict, max_positions: int, original: int | None
+) -> RopeTable:
+    share = _number(scaling, "partial_rotary_factor", 1.0)
+    table = _plain(width, base) / _number(scaling, "factor", 1.0)
+    table[int(share * width // 2) :] = 0.0
+    return RopeTable(partial(_fixed, table))
+
+
 _KINDS: dict[str, Callable[[int, float, dict, int, int | None], RopeTable]] = {
     "default": _default,
     "dynamic": _dynamic,
@@ -157,6 +167,7 @@ _KINDS: dict[str, Callable[[int, float, dict, int, int | None], RopeTable]] = {
     "llama3": _llama3,
     "longrope": _longrope,
     "mrope": _default,
+    "proportional": _proportional,
     "su": _longrope,
     "yarn": _yarn,
 }

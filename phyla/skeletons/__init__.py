@@ -6,6 +6,7 @@ from phyla.lazy import lazy_names
 
 # A file is imported when one of its names is first asked for: a model needs few of them.
 _NAMES = {
+    "drafting": ("BlockDraftModel",),
     "dual": ("DualModel",),
     "encoder_decoder": ("EncoderDecoderModel",),
     "filling": ("FillingTextModel",),
@@ -22,6 +23,7 @@ _NAMES = {
 __getattr__, __dir__ = lazy_names(__name__, _NAMES)
 
 if TYPE_CHECKING:
+    from phyla.skeletons.drafting import *  # noqa: F403
     from phyla.skeletons.dual import *  # noqa: F403
     from phyla.skeletons.encoder_decoder import *  # noqa: F403
     from phyla.skeletons.filling import *  # noqa: F403

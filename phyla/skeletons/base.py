@@ -139,8 +139,10 @@ def take_cache(model: PreTrainedModel, past: Any, wanted: bool, batch: int, leng
     return past
 
 
-def expand_head_mask(mask: Tensor, layers: int, dtype: torch.dtype) -> Tensor:
-    """(H) or (L, H) -> (L, 1, H, 1, 1)."""
+def expand_head_mask(mask: Tensor | None, layers: int, dtype: torch.dtype) -> Tensor | None:
+    """(H) or (L, H) -> (L, 1, H, 1, 1); None where there is none."""
+    if mask is None:
+        return None
     if mask.dim() == 1:
         mask = mask[None].expand(layers, -1)
     return mask[:, None, :, None, None].to(dtype)

@@ -76,8 +76,7 @@ class CodebookModel(PreTrainedModel):
             self, (batch, length), device, attention_mask, None, cache,
             flag(output_attentions, config.output_attentions), encoder_hidden_states is not None,
         )  # fmt: skip
-        if head_mask is not None:
-            ctx.head_mask = expand_head_mask(head_mask, len(self.backbone.layers), self.dtype)
+        ctx.head_mask = expand_head_mask(head_mask, len(self.backbone.layers), self.dtype)
         if encoder_hidden_states is not None:
             ctx.memory = encoder_hidden_states
             if encoder_attention_mask is not None:

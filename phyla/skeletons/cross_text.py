@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from phyla.blocks.context import OfTokens
 from phyla.blocks.mask import additive
 from phyla.errors import ArgumentError
 from phyla.heads.base import Call
@@ -104,7 +105,9 @@ class CrossTextModel(PreTrainedModel):
         )  # fmt: skip
         if memory is not None:
             ctx.memory = memory.reshape(batch, -1, memory.shape[-1])
-        ctx.memory_mask, ctx.memo["sees"] = aside
+        ctx.memory_mask, sees = aside
+        if sees is not None:
+            ctx.notes = {"sees": OfTokens(sees)}
         if ctx.attentions is not None:
             ctx.cross_attentions = ctx.attentions  # the public tuple holds those of all layers, in order
         out = self.get_decoder()(ctx, ids, vectors, None, flag(states, config.output_hidden_states))

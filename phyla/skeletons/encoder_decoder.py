@@ -20,6 +20,7 @@ from phyla.skeletons.base import (
     read_ids,
     take_cache,
 )
+from phyla.skeletons.side import Side
 
 
 class EncoderDecoderModel(PreTrainedModel):
@@ -29,9 +30,9 @@ class EncoderDecoderModel(PreTrainedModel):
     def is_encoder_decoder(self) -> bool:
         return True
 
-    def get_encoder(self) -> Stack:
-        """The encoder's stack."""
-        return self.backbone.encoder
+    def get_encoder(self) -> Side:
+        """The encoder, which is called as `encode` is."""
+        return Side(self.backbone.encoder, self.encode)
 
     def get_decoder(self) -> Stack:
         """The decoder's stack."""
@@ -52,8 +53,7 @@ class EncoderDecoderModel(PreTrainedModel):
         attentions = flag(output_attentions, self.config.output_attentions)
         ctx = context_for(self, given.shape[:2], given.device, attention_mask, None, None, attentions, False)
         encoder = self.backbone.encoder
-        if head_mask is not None:
-            ctx.head_mask = expand_head_mask(head_mask, len(encoder.layers), self.dtype)
+        ctx.head_mask = expand_head_mask(head_mask, len(encoder.layers), self.dtype)
         states = flag(output_hidden_states, self.config.output_hidden_states)
         if self._routes(output_router_logits):
             ctx.router_logits = []
@@ -145,8 +145,7 @@ class EncoderDecoderModel(PreTrainedModel):
         if attention_mask is not None:
             ctx.memory_mask = attention_mask.to(device=given.device, dtype=torch.bool)
         decoder = self.backbone.decoder
-        if decoder_head_mask is not None:
-            ctx.head_mask = expand_head_mask(decoder_head_mask, len(decoder.layers), self.dtype)
+        ctx.head_mask = expand_head_mask(decoder_head_mask, len(decoder.layers), self.dtype)
         states = flag(output_hidden_states, config.output_hidden_states)
         if self._routes(output_router_logits):
             ctx.router_logits = []

@@ -35,8 +35,7 @@ class ForecastModel(PreTrainedModel):
         attentions = flag(output_attentions, self.config.output_attentions)
         ctx = context_for(self, features.shape[:2], features.device, None, None, None, attentions, False)
         encoder = self.backbone.encoder
-        if head_mask is not None:
-            ctx.head_mask = expand_head_mask(head_mask, len(encoder.layers), self.dtype)
+        ctx.head_mask = expand_head_mask(head_mask, len(encoder.layers), self.dtype)
         out = encoder(ctx, None, features, None, flag(output_hidden_states, self.config.output_hidden_states))
         return BaseModelOutput(out.last_hidden_state, out.hidden_states, out.attentions)
 
@@ -108,8 +107,7 @@ class ForecastModel(PreTrainedModel):
             "decoder_attention_mask",
         )  # fmt: skip
         ctx.memory, decoder = memory, self.backbone.decoder
-        if head_mask is not None:
-            ctx.head_mask = expand_head_mask(head_mask, len(decoder.layers), self.dtype)
+        ctx.head_mask = expand_head_mask(head_mask, len(decoder.layers), self.dtype)
         return decoder(ctx, None, features, None, flag(states, self.config.output_hidden_states))
 
     def can_generate(self) -> bool:

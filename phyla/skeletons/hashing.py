@@ -4,15 +4,19 @@ from typing import Any
 
 from torch import Tensor
 
+from phyla.blocks.context import Context
 from phyla.heads.base import Call
-from phyla.model import PreTrainedModel
-from phyla.skeletons.base import IdTensor, conclude, context_for, expand_head_mask, flag, read_ids, take_cache
+from phyla.skeletons.base import IdTensor
+from phyla.skeletons.text import Text, TextModel
 
 
-class HashTextModel(PreTrainedModel):
-    """Token ids to states, with as many rounds of hashing as the caller wants."""
+class HashTextModel(TextModel):
+    """Token ids to states, with as many rounds of hashing as the caller wants.
 
-    def forward(
+    Layers find the number of rounds in `ctx.notes["hashes"]`, where it is not their own.
+    """
+
+    def forward(  # type: ignore[override]
         self,
         input_ids: IdTensor = None,
         position_ids: Tensor | None = None,
@@ -35,23 +39,14 @@ class HashTextModel(PreTrainedModel):
         input_ids (B, S), or inputs_embeds (B, S, D). attention_mask (B, cached + S): 1 real, 0 padding.
         past_buckets_states (or, under its generic name, past_key_values): a decoder's cache, filled in place.
         """
-        config = self.config
-        given = read_ids(input_ids, inputs_embeds)
-        batch, length = given.shape[:2]
-        past = past_buckets_states if past_buckets_states is not None else past_key_values
-        fields = self.head_spec.output.__dataclass_fields__
-        caching = flag(use_cache, config.use_cache and not self.training and "past_buckets_states" in fields)
-        ctx = context_for(
-            self, (batch, length), given.device, attention_mask, position_ids,
-            take_cache(self, past, caching, batch, length), flag(output_attentions, config.output_attentions),
-            False,
+        text = Text(
+            input_ids, inputs_embeds, attention_mask, None, position_ids, head_mask, None, None,
+            past_key_values if past_buckets_states is None else past_buckets_states, use_cache,
+            output_attentions, output_hidden_states,
+            notes={} if num_hashes is None else {"hashes": num_hashes},
         )  # fmt: skip
-        if num_hashes is not None:
-            ctx.memo["hashes"] = num_hashes
-        if head_mask is not None:
-            ctx.head_mask = expand_head_mask(head_mask, len(self.backbone.layers), self.dtype)
-        states = flag(output_hidden_states, config.output_hidden_states)
-        out = self.backbone(ctx, input_ids, inputs_embeds, None, states)
+        call = Call(self.config, None, None, labels, start_positions, end_positions)
+        return self._run(text, call, return_dict)
+
+    def _tell(self, out: Any, ctx: Context) -> None:
         out.past_buckets_states = out.past_key_values
-        call = Call(config, input_ids, attention_mask, labels, start_positions, end_positions)
-        return conclude(self, out, call, return_dict)

@@ -57,8 +57,7 @@ class JointModel(PreTrainedModel):
         ctx = context_for(
             self, x.shape[:2], x.device, mask, None, None, flag(attentions, config.output_attentions), False
         )
-        if head_mask is not None:
-            ctx.head_mask = expand_head_mask(head_mask, len(backbone.stack.layers), x.dtype)
+        ctx.head_mask = expand_head_mask(head_mask, len(backbone.stack.layers), x.dtype)
         return backbone.stack.run(x, ctx, None, flag(states, config.output_hidden_states))
 
     def forward(

@@ -7,24 +7,18 @@ from torch import Tensor
 
 from phyla.errors import ArgumentError, nearest
 from phyla.heads.base import Call
-from phyla.skeletons.base import (
-    IdTensor,
-    conclude,
-    flag,
-    fold_choices,
-    fold_vectors,
-    only_one,
-    read_ids,
-)
-from phyla.skeletons.text import TextModel
+from phyla.skeletons.base import IdTensor, only_one
+from phyla.skeletons.text import Text, TextModel
 
 
 class LanguageTextModel(TextModel):
     """Token ids and the language of each row to states; `config.languages` says which languages there are.
 
-    Layers find the languages of a call in `ctx.languages`; what they hold for languages is their
+    Layers find the languages of a call in `ctx.notes["languages"]`; what they hold for languages is their
     `language_parameters()`.
     """
+
+    steps_by_ids = False  # the configuration's language may be another one at the next call
 
     def set_default_language(self, language: str) -> None:
         """Take this language for rows without lang_ids; ArgumentError where the model does not have it."""
@@ -67,33 +61,20 @@ class LanguageTextModel(TextModel):
         As every text stack; lang_ids (B): the number of each row's language in config.languages, by default
         that of config.default_language. Raises ArgumentError where neither is there.
         """
-        config, choices = self.config, 0
         given = only_one(input_ids, inputs_embeds)
-        languages = self._languages(lang_ids, given)
-        if self.head_spec.task == "multiple-choice":
-            choices = given.shape[1]
-            input_ids, attention_mask, token_type_ids, position_ids = fold_choices(
-                (input_ids, attention_mask, token_type_ids, position_ids)
-            )
-            inputs_embeds = fold_vectors(inputs_embeds)
-            languages = languages if isinstance(languages, int) else languages.repeat_interleave(choices)
-        given = read_ids(input_ids, inputs_embeds)
-        ctx = self._context(
-            given, attention_mask, position_ids, past_key_values, use_cache,
-            flag(output_attentions, config.output_attentions), head_mask, encoder_hidden_states,
-            encoder_attention_mask,
+        text = Text(
+            input_ids, inputs_embeds, attention_mask, token_type_ids, position_ids, head_mask,
+            encoder_hidden_states, encoder_attention_mask, past_key_values, use_cache, output_attentions,
+            output_hidden_states, notes={"languages": self._languages(lang_ids, given)},
         )  # fmt: skip
-        ctx.languages = languages
-        states = flag(output_hidden_states, config.output_hidden_states)
-        out = self.backbone(ctx, input_ids, inputs_embeds, token_type_ids, states)
         call = Call(
-            config, input_ids, attention_mask, labels, start_positions, end_positions,
-            logits_to_keep=logits_to_keep, num_choices=choices, num_items_in_batch=num_items_in_batch,
+            self.config, None, None, labels, start_positions, end_positions, logits_to_keep=logits_to_keep,
+            num_items_in_batch=num_items_in_batch,
         )  # fmt: skip
-        return conclude(self, out, call, return_dict)
+        return self._run(text, call, return_dict)
 
     def _languages(self, asked: Tensor | None, given: Tensor) -> int | Tensor:
-        """The language of all rows, or that of each row (B,)."""
+        """The language of all rows, or that of each row (B,), choices being rows of their own."""
         if asked is None:
             return self._number(self.config.default_language)
         if asked.shape != given.shape[:1] or asked.dtype == torch.bool or asked.is_complex():
@@ -101,7 +82,9 @@ class LanguageTextModel(TextModel):
                 f"lang_ids must be the number of a language for each of {len(given)} rows, but have shape "
                 f"{tuple(asked.shape)} and dtype {asked.dtype}"
             )
-        return asked.to(device=given.device, dtype=torch.long)
+        languages = asked.to(device=given.device, dtype=torch.long)
+        chooses = self.head_spec.task == "multiple-choice"
+        return languages.repeat_interleave(given.shape[1]) if chooses else languages
 
     def _number(self, language: str | None) -> int:
         """Where a language stands in config.languages."""

@@ -60,8 +60,7 @@ class LatentModel(PreTrainedModel):
             attentions=[] if attentions else None,
             cross_attentions=[] if attentions else None,
         )
-        if head_mask is not None:
-            ctx.head_mask = expand_head_mask(head_mask, backbone.depth, x.dtype)
+        ctx.head_mask = expand_head_mask(head_mask, backbone.depth, x.dtype)
         states = flag(output_hidden_states, config.output_hidden_states)
         out = backbone(ctx, x, states, subsampled_output_points)
         call = LatentCall(config, labels=labels, points=subsampled_output_points)

@@ -1,34 +1,29 @@
 """The calls of models in which some tokens, named by the caller, see all others."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from phyla.blocks.context import Context
 from phyla.blocks.local import Globals, globals_of
 from phyla.blocks.stack import Stack, StackOutput
 from phyla.errors import ArgumentError
 from phyla.heads.base import Call
-from phyla.model import PreTrainedModel
 from phyla.outputs import BaseModelOutput
-from phyla.skeletons.base import (
-    IdTensor,
-    conclude,
-    context_for,
-    expand_head_mask,
-    flag,
-    fold_choices,
-    fold_vectors,
-    only_one,
-    read_ids,
-)
+from phyla.skeletons.base import IdTensor, context_for, expand_head_mask, flag, fold_choices, read_ids
 from phyla.skeletons.encoder_decoder import EncoderDecoderModel
+from phyla.skeletons.text import Text, TextModel
 
 
-class GlobalTextModel(PreTrainedModel):
-    """Token ids to states, near tokens seeing each other and global ones seeing all."""
+class GlobalTextModel(TextModel):
+    """Token ids to states, near tokens seeing each other and global ones seeing all.
 
-    def forward(
+    Layers find the `Globals` of a call in `ctx.notes["globals"]`.
+    """
+
+    def forward(  # type: ignore[override]
         self,
         input_ids: IdTensor = None,
         attention_mask: Tensor | None = None,
@@ -51,37 +46,31 @@ class GlobalTextModel(PreTrainedModel):
         are seen by all; by default the first token where rows are classified, the question where it is
         answered, the choices where one is chosen, otherwise none.
         """
-        config, task, choices = self.config, self.head_spec.task, 0
-        given = only_one(input_ids, inputs_embeds)
-        if task == "multiple-choice":
-            choices = given.shape[1]
-            input_ids, attention_mask, global_attention_mask, token_type_ids, position_ids = fold_choices(
-                (input_ids, attention_mask, global_attention_mask, token_type_ids, position_ids)
-            )
-            inputs_embeds = fold_vectors(inputs_embeds)
-        given = read_ids(input_ids, inputs_embeds)
-        ctx = context_for(
-            self, given.shape[:2], given.device, attention_mask, position_ids, None,
-            flag(output_attentions, config.output_attentions), False,
+        if self.head_spec.task == "multiple-choice":
+            (global_attention_mask,) = fold_choices((global_attention_mask,))
+        text = Text(
+            input_ids, inputs_embeds, attention_mask, token_type_ids, position_ids, head_mask, None, None,
+            None, False, output_attentions, output_hidden_states, notes={"globals": global_attention_mask},
         )  # fmt: skip
-        ctx.memo["globals"] = self._globals(global_attention_mask, ctx.attention_mask, input_ids, given)
-        if head_mask is not None:
-            ctx.head_mask = expand_head_mask(head_mask, len(self.backbone.layers), self.dtype)
-        states = flag(output_hidden_states, config.output_hidden_states)
-        out = self.backbone(ctx, input_ids, inputs_embeds, token_type_ids, states)
+        call = Call(self.config, None, None, labels, start_positions, end_positions)
+        return self._run(text, call, return_dict)
+
+    def _context(self, given: Tensor, text: Text) -> Context:
+        ctx = super()._context(given, text)
+        ctx.notes = {"globals": self._globals(text.notes["globals"], ctx.attention_mask, text.ids, given)}
+        return ctx
+
+    def _tell(self, out: Any, ctx: Context) -> None:
         out.global_attentions = global_attentions(ctx)
-        call = Call(
-            config, input_ids, attention_mask, labels, start_positions, end_positions, num_choices=choices
-        )
-        return conclude(self, out, call, return_dict)
 
     def _globals(
         self, mask: Tensor | None, attention_mask: Tensor | None, ids: Tensor | None, given: Tensor
     ) -> Globals | None:
         """The caller's global tokens, or those that the task has by default."""
-        task, most = self.head_spec.task, None
-        if mask is None and task == "sequence-classification":
-            mask, most = torch.zeros(given.shape[:2], dtype=torch.bool, device=given.device), 1
+        task = self.head_spec.task
+        first = mask is None and task == "sequence-classification"
+        if first:
+            mask = torch.zeros(given.shape[:2], dtype=torch.bool, device=given.device)
             mask[:, 0] = True
         elif mask is None and ids is not None and task in ("question-answering", "multiple-choice"):
             mask = question_mask(ids, self.config.sep_token_id, task == "question-answering")
@@ -93,7 +82,8 @@ class GlobalTextModel(PreTrainedModel):
             )
         if attention_mask is not None and attention_mask.dim() != 2:
             raise ArgumentError("attention_mask must be (batch, positions) where tokens are global")
-        return globals_of(mask.to(given.device), attention_mask, most)
+        found = globals_of(mask.to(given.device), attention_mask, 1 if first else None)
+        return None if found is None else replace(found, first=first)
 
 
 def question_mask(ids: Tensor, separator: int | None, before: bool) -> Tensor:
@@ -108,7 +98,7 @@ def question_mask(ids: Tensor, separator: int | None, before: bool) -> Tensor:
     return slots < end if before else slots > end + 1
 
 
-def global_attentions(ctx: Any) -> tuple[Tensor, ...] | None:
+def global_attentions(ctx: Context) -> tuple[Tensor, ...] | None:
     """What global tokens saw (B, H, S, G) in each layer, if it was asked for."""
     seen = ctx.memo.get("global-attentions")
     return None if seen is None else tuple(seen)
@@ -132,10 +122,10 @@ class GlobalEncoderDecoderModel(EncoderDecoderModel):
         attentions = flag(output_attentions, self.config.output_attentions)
         ctx = context_for(self, given.shape[:2], given.device, attention_mask, None, None, attentions, False)
         if global_attention_mask is not None:
-            ctx.memo["globals"] = globals_of(global_attention_mask.to(given.device), ctx.attention_mask)
+            chosen = globals_of(global_attention_mask.to(given.device), ctx.attention_mask)
+            ctx.notes = {"globals": chosen}
         encoder: Stack = self.backbone.encoder
-        if head_mask is not None:
-            ctx.head_mask = expand_head_mask(head_mask, len(encoder.layers), self.dtype)
+        ctx.head_mask = expand_head_mask(head_mask, len(encoder.layers), self.dtype)
         states = flag(output_hidden_states, self.config.output_hidden_states)
         out: StackOutput = encoder(ctx, input_ids, inputs_embeds, None, states)
         result = BaseModelOutput(out.last_hidden_state, out.hidden_states, out.attentions)

@@ -89,8 +89,7 @@ class MemoryTextModel(PreTrainedModel):
         ctx.memo["streams"] = self._streams(
             given, memory, attention_mask, perm_mask, target_mapping, token_type_ids
         )
-        if head_mask is not None:
-            ctx.head_mask = expand_head_mask(head_mask, len(layers), self.dtype)
+        ctx.head_mask = expand_head_mask(head_mask, len(layers), self.dtype)
         states = flag(output_hidden_states, config.output_hidden_states)
         keeps = use_mems or cache is not None
         out: StackOutput = self.backbone.run(x, ctx, input_ids, states or keeps)

@@ -62,8 +62,7 @@ class PageModel(PreTrainedModel):
             self, x.shape[:2], x.device, mask, None, None, flag(output_attentions, config.output_attentions),
             False,
         )  # fmt: skip
-        if head_mask is not None:
-            ctx.head_mask = expand_head_mask(head_mask, len(backbone.stack.layers), x.dtype)
+        ctx.head_mask = expand_head_mask(head_mask, len(backbone.stack.layers), x.dtype)
         backbone.relate(ctx, boxes, places)
         out = backbone.stack.run(x, ctx, None, flag(output_hidden_states, config.output_hidden_states))
         call = PageCall(

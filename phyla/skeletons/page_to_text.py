@@ -39,8 +39,7 @@ def read_page(
     ctx = context_for(
         model, x.shape[:2], x.device, real, None, None, flag(attentions, config.output_attentions), False
     )
-    if head_mask is not None:
-        ctx.head_mask = expand_head_mask(head_mask, len(encoder.layers), x.dtype)
+    ctx.head_mask = expand_head_mask(head_mask, len(encoder.layers), x.dtype)
     out = encoder.read(x, boxes, ctx, flag(states, config.output_hidden_states))
     return BaseModelOutputWithAttentionMask(
         out.last_hidden_state, real.long(), None, out.hidden_states, out.attentions

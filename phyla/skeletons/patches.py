@@ -34,8 +34,7 @@ def see_patches(
         model, patches.shape[:2], patches.device, mask, None, None,
         flag(attentions, config.output_attentions), False,
     )  # fmt: skip
-    if head_mask is not None:
-        ctx.head_mask = expand_head_mask(head_mask, len(stack.layers), model.dtype)
+    ctx.head_mask = expand_head_mask(head_mask, len(stack.layers), model.dtype)
     states = flag(states, config.output_hidden_states)
     out = stack.run(stack.embed(patches), ctx, None, states)
     return BaseModelOutput(out.last_hidden_state, out.hidden_states, out.attentions)

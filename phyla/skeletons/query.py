@@ -44,8 +44,7 @@ def ask(
     ctx.memory = None if memory is None else memory.to(vectors.dtype)
     ctx.memory_mask = None if memory_mask is None else memory_mask.bool()
     ctx.memo["queries"] = queries
-    if head_mask is not None:
-        ctx.head_mask = expand_head_mask(head_mask, len(stack.layers), vectors.dtype)
+    ctx.head_mask = expand_head_mask(head_mask, len(stack.layers), vectors.dtype)
     out = stack.run(stack.embed(vectors), ctx, None, states)
     out.pooler_output = out.last_hidden_state[:, 0]
     return out

@@ -193,6 +193,13 @@ class RetrievalModel(PreTrainedModel):
         scores = torch.einsum("be,bne->bn", question, vectors)
         return {**found, "retrieved_doc_embeds": vectors, "doc_scores": scores}, asked
 
+    def found(self, ids: Tensor | None, mask: Tensor | None, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Ids and mask (B * count, K) of questions with the passages found for them, and their scores."""
+        if ids is None:
+            raise ArgumentError("pass input_ids or context_input_ids")
+        found, _ = self.retrieve(ids, mask, count)
+        return found["context_input_ids"], found["context_attention_mask"], found["doc_scores"]
+
     def read(
         self,
         input_ids: Tensor | None,
@@ -388,13 +395,9 @@ class PassageSequenceModel(RetrievalModel):
         """Texts (B * num_return_sequences, T) of all passages, ranked by their marginal probability."""
         count = self.passages(n_docs)
         if context_input_ids is None:
-            if input_ids is None:
-                raise ArgumentError("pass input_ids or context_input_ids")
-            found, _ = self.retrieve(input_ids, attention_mask, count)
-            context_input_ids, context_attention_mask = (
-                found["context_input_ids"], found["context_attention_mask"],
-            )  # fmt: skip
-            doc_scores = found["doc_scores"]
+            context_input_ids, context_attention_mask, doc_scores = self.found(
+                input_ids, attention_mask, count
+            )
         if context_attention_mask is None or doc_scores is None:
             raise ArgumentError("pass context_attention_mask and doc_scores with context_input_ids")
         beams, wanted = num_beams or 1, num_return_sequences or 1
@@ -468,13 +471,9 @@ class PassageTokenModel(RetrievalModel):
         """What the generator's decoder attends to: all passages of each question."""
         count = self.passages(n_docs)
         if context_input_ids is None:
-            if input_ids is None:
-                raise ArgumentError("pass input_ids or context_input_ids")
-            found, _ = self.retrieve(input_ids, attention_mask, count)
-            context_input_ids, context_attention_mask = (
-                found["context_input_ids"], found["context_attention_mask"],
-            )  # fmt: skip
-            doc_scores = found["doc_scores"]
+            context_input_ids, context_attention_mask, doc_scores = self.found(
+                input_ids, attention_mask, count
+            )
         if doc_scores is None or len(context_input_ids) % count:
             raise ArgumentError(
                 f"context_input_ids must have {count} rows (n_docs) a question and come with doc_scores, but "

@@ -11,6 +11,7 @@ from phyla.model import Lazy, PreTrainedModel
 from phyla.outputs import BaseModelOutput
 from phyla.skeletons.base import IdTensor, conclude, context_for, expand_head_mask, finish, flag, take_cache
 from phyla.skeletons.encoder_decoder import joint_output
+from phyla.skeletons.side import Side
 from phyla.skeletons.speech import SpeechModel, listen
 
 
@@ -78,8 +79,8 @@ class SpeakingModel(PreTrainedModel):
         return True
 
     def get_encoder(self) -> Any:
-        """The encoder's stack."""
-        return self.backbone.encoder
+        """The encoder, which is called as `encode` is."""
+        return Side(self.backbone.encoder, self.encode)
 
     def get_decoder(self) -> Any:
         """The decoder's stack."""
@@ -155,8 +156,7 @@ class SpeakingModel(PreTrainedModel):
         )  # fmt: skip
         ctx.memory, ctx.memory_mask = memory, None if memory_mask is None else memory_mask.bool()
         decoder = self.backbone.decoder
-        if decoder_head_mask is not None:
-            ctx.head_mask = expand_head_mask(decoder_head_mask, len(decoder.layers), self.dtype)
+        ctx.head_mask = expand_head_mask(decoder_head_mask, len(decoder.layers), self.dtype)
         x = decoder.embed(decoder_input_values, speaker_embeddings, ctx)
         out = decoder.run(x, ctx, None, flag(output_hidden_states, config.output_hidden_states))
         joined = joint_output(out, encoder_outputs)

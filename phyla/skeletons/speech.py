@@ -28,8 +28,7 @@ def listen(
     x, real = stack.embed(features.to(model.dtype) if features.is_floating_point() else features, mask)
     attentions = flag(attentions, model.config.output_attentions)
     ctx = context_for(model, x.shape[:2], x.device, real, None, None, attentions, False)
-    if head_mask is not None:
-        ctx.head_mask = expand_head_mask(head_mask, len(stack.layers), model.dtype)
+    ctx.head_mask = expand_head_mask(head_mask, len(stack.layers), model.dtype)
     out = stack.run(x, ctx, None, flag(states, model.config.output_hidden_states))
     return BaseModelOutput(out.last_hidden_state, out.hidden_states, out.attentions)
 

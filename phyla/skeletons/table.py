@@ -44,8 +44,7 @@ class TableModel(PreTrainedModel):
             self, given.shape[:2], given.device, attention_mask, position_ids, None,
             flag(output_attentions, config.output_attentions), False,
         )  # fmt: skip
-        if head_mask is not None:
-            ctx.head_mask = expand_head_mask(head_mask, len(self.backbone.layers), self.dtype)
+        ctx.head_mask = expand_head_mask(head_mask, len(self.backbone.layers), self.dtype)
         states = flag(output_hidden_states, config.output_hidden_states)
         out = self.backbone(ctx, input_ids, inputs_embeds, token_type_ids, states)
         call = TableCall(

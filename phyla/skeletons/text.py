@@ -1,11 +1,12 @@
 """The call of text stacks."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from phyla.blocks.context import Context
-from phyla.blocks.stack import Stack
 from phyla.errors import ArgumentError
 from phyla.heads.base import Call
 from phyla.model import PreTrainedModel
@@ -22,9 +23,46 @@ from phyla.skeletons.base import (
     take_cache,
 )
 
+# Names that a cache has in outputs.
+CACHES = frozenset(("past_key_values", "past_buckets_states", "cache_params", "state"))
+
+
+@dataclass
+class Text:
+    """What a text stack reads in one call, as its arguments name it, and options; None where not given.
+
+    vectors: inputs_embeds; memory: encoder states, with their mask; past: a cache; notes: what else some
+    layers read, as `ctx.notes`.
+    """
+
+    ids: Tensor | None
+    vectors: Tensor | None
+    mask: Tensor | None
+    types: Tensor | None
+    positions: Tensor | None
+    head_mask: Tensor | None
+    memory: Tensor | None
+    memory_mask: Tensor | None
+    past: Any
+    use_cache: bool | None
+    attentions: bool | None
+    states: bool | None
+    router_logits: bool | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def fold(self) -> int:
+        """Make each choice a row of its own, and say how many there are."""
+        choices = only_one(self.ids, self.vectors).shape[1]
+        tokenwise = (self.ids, self.mask, self.types, self.positions)
+        self.ids, self.mask, self.types, self.positions = fold_choices(tokenwise)
+        self.vectors = fold_vectors(self.vectors)
+        return choices
+
 
 class TextModel(PreTrainedModel):
     """Token ids to states: encoders, decoders, state-space models, and decoders with cross-attention."""
+
+    steps_by_ids = True
 
     def forward(
         self,
@@ -66,85 +104,72 @@ class TextModel(PreTrainedModel):
 
         Raises ArgumentError for wrong shapes and dtypes.
         """
-        config = self.config
-        choices = 0
-        given = only_one(input_ids, inputs_embeds)
-        task, grouped = self.head_spec.task, given.dim() == (3 if input_ids is not None else 4)
-        if task == "multiple-choice" or (task == "double-heads" and grouped):
-            choices = given.shape[1]
-            input_ids, attention_mask, token_type_ids, position_ids = fold_choices(
-                (input_ids, attention_mask, token_type_ids, position_ids)
-            )
-            if task == "double-heads":
-                (labels,) = fold_choices((labels,))
-            inputs_embeds = fold_vectors(inputs_embeds)
-        given = read_ids(input_ids, inputs_embeds)
-        batch, length = given.shape[:2]
-        backbone: Stack = self.backbone
-        if (
-            token_type_ids is not None
-            and backbone.embed.segment is None
-            and not backbone.embed.shares_segments
-        ):
-            if self.family.segments_required:
-                raise ArgumentError(f"{type(self).__name__} has no token types: leave token_type_ids out")
-            token_type_ids = None
         past = past_key_values if past_key_values is not None else cache_params
         if past is None and state is not None:
-            past = backbone.recall(take_cache(self, None, True, batch, length), state)
-        ctx = self._context(
-            given, attention_mask, position_ids, past, use_cache,
-            flag(output_attentions, config.output_attentions), head_mask, encoder_hidden_states,
-            encoder_attention_mask,
+            given = read_ids(input_ids, inputs_embeds)
+            past = self.backbone.recall(take_cache(self, None, True, *given.shape[:2]), state)
+        text = Text(
+            input_ids, inputs_embeds, attention_mask, token_type_ids, position_ids, head_mask,
+            encoder_hidden_states, encoder_attention_mask, past, use_cache, output_attentions,
+            output_hidden_states, output_router_logits,
         )  # fmt: skip
-        if flag(output_router_logits, config.__dict__.get("output_router_logits", self.head_spec.routed)):
-            ctx.router_logits = []
-        out = backbone(
-            ctx,
-            input_ids,
-            inputs_embeds,
-            token_type_ids,
-            flag(output_hidden_states, config.output_hidden_states),
-        )
-        out.cache_params = out.past_key_values
         call = Call(
-            config, input_ids, attention_mask, labels, start_positions, end_positions,
+            self.config, None, None, labels, start_positions, end_positions,
             sentence_order_label if next_sentence_label is None else next_sentence_label,
-            logits_to_keep=logits_to_keep, num_choices=choices, num_items_in_batch=num_items_in_batch,
+            logits_to_keep=logits_to_keep, num_items_in_batch=num_items_in_batch,
             mc_token_ids=mc_token_ids, mc_labels=mc_labels,
         )  # fmt: skip
+        return self._run(text, call, return_dict)
+
+    def _run(self, text: Text, call: Call, return_dict: bool | None) -> Any:
+        """The public output for a text; `call` is told what of the text the head reads."""
+        config, backbone = self.config, self.backbone
+        given = only_one(text.ids, text.vectors)
+        task, grouped = self.head_spec.task, given.dim() == (3 if text.ids is not None else 4)
+        if task == "multiple-choice" or (task == "double-heads" and grouped):
+            call.num_choices = text.fold()
+            if task == "double-heads":
+                (call.labels,) = fold_choices((call.labels,))
+        given = read_ids(text.ids, text.vectors)
+        call.input_ids, call.attention_mask = text.ids, text.mask
+        embed = backbone.embed
+        if text.types is not None and embed.segment is None and not embed.shares_segments:
+            if self.family.segments_required:
+                raise ArgumentError(f"{type(self).__name__} has no token types: leave token_type_ids out")
+            text.types = None
+        ctx = self._context(given, text)
+        if flag(text.router_logits, config.__dict__.get("output_router_logits", self.head_spec.routed)):
+            ctx.router_logits = []
+        states = flag(text.states, config.output_hidden_states)
+        out = backbone(ctx, text.ids, text.vectors, text.types, states)
+        self._tell(out, ctx)
         return conclude(self, out, call, return_dict)
 
-    def _context(
-        self,
-        given: Tensor,
-        mask: Tensor | None,
-        positions: Tensor | None,
-        past: Any,
-        use_cache: bool | None,
-        attentions: bool,
-        head_mask: Tensor | None,
-        memory: Tensor | None,
-        memory_mask: Tensor | None,
-    ) -> Context:
+    def _tell(self, out: Any, ctx: Context) -> None:
+        """Put into the backbone's output what has other names, or is in the context, where it is public."""
+        out.cache_params = out.past_key_values
+
+    def _context(self, given: Tensor, text: Text) -> Context:
         """The context of a call on ids (B, S) or vectors (B, S, D): masks, positions, cache, memory."""
         batch, length = given.shape[:2]
-        caching = self.caches_by_default if use_cache is None and not self.training else bool(use_cache)
-        cache = take_cache(self, past, caching, batch, length)
-        cross = memory is not None or self.config.add_cross_attention
-        ctx = context_for(self, (batch, length), given.device, mask, positions, cache, attentions, cross)
-        if head_mask is not None:
-            ctx.head_mask = expand_head_mask(head_mask, len(self.backbone.layers), self.dtype)
-        if memory is not None:
-            ctx.memory = memory
-            if memory_mask is not None:
-                ctx.memory_mask = memory_mask.bool()
+        by_default = text.use_cache is None and not self.training
+        caching = self.caches_by_default if by_default else bool(text.use_cache)
+        cache = take_cache(self, text.past, caching, batch, length)
+        cross = text.memory is not None or self.config.add_cross_attention
+        ctx = context_for(
+            self, (batch, length), given.device, text.mask, text.positions, cache,
+            flag(text.attentions, self.config.output_attentions), cross,
+        )  # fmt: skip
+        ctx.notes = text.notes
+        ctx.head_mask = expand_head_mask(text.head_mask, len(self.backbone.layers), self.dtype)
+        if text.memory is not None:
+            ctx.memory = text.memory
+            if text.memory_mask is not None:
+                ctx.memory_mask = text.memory_mask.bool()
         return ctx
 
     @property
     def caches_by_default(self) -> bool:
         """Whether a call without `use_cache` returns a cache: as config.use_cache says, for decoders."""
         fields = self.head_spec.output.__dataclass_fields__
-        return bool(self.config.__dict__.get("use_cache", False)) and (
-            "past_key_values" in fields or "cache_params" in fields or "state" in fields
-        )
+        return bool(self.config.__dict__.get("use_cache", False)) and not CACHES.isdisjoint(fields)

@@ -222,8 +222,7 @@ def see(
     x = stack.embed(pixels, hidden, interpolate)
     x, found = x if isinstance(x, tuple) else (x, {})
     ctx = context_for(model, x.shape[:2], x.device, None, None, None, attentions, False)
-    if head_mask is not None:
-        ctx.head_mask = expand_head_mask(head_mask, len(stack.layers), x.dtype)
+    ctx.head_mask = expand_head_mask(head_mask, len(stack.layers), x.dtype)
     ctx.memo.update(memo or {})
     ctx.memo["pixels"] = (pixels.shape[-2], pixels.shape[-1])
     out = stack.run(x, ctx, None, states)

@@ -155,6 +155,11 @@ class FlexibleModel(HeadMethods, PreTrainedModel):
         x = getattr(out, "last_hidden_state", None)
         if x is None:
             raise AdapterError(f"{type(self).__name__} has no states that a head could read")
+        if x.dim() == 2:
+            raise AdapterError(
+                f"{type(self).__name__} gives the vectors of all images in one line, where no head can tell "
+                "them apart"
+            )
         if (
             x.dim() == 4
         ):  # a map (B, D, Y, X) or channels beside each other (B, C, S, D): places are positions

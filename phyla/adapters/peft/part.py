@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from phyla.adapters.peft.targets import Piece, Target, dense
 from phyla.errors import AdapterError, MissingWeightsError, ShapeMismatchError
+from phyla.quantization.experts import PackedExperts
 
 
 def take(tensor: Tensor, rows: Any) -> Tensor:
@@ -191,7 +192,9 @@ class Overlay(nn.Module):
     def put(self) -> None:
         """Stand before the parameter."""
         module = self.module
-        if not isinstance(module._parameters.get(self.leaf), nn.Parameter):
+        packed = isinstance(module._modules.get(self.leaf), PackedExperts)
+        by_expert = packed and all(piece.expert is not None for piece in self.pieces)
+        if not by_expert and not isinstance(module._parameters.get(self.leaf), nn.Parameter):
             raise AdapterError(
                 f"{self.pieces[0].path}.{self.leaf} is quantised: PEFT adapters need it unquantised"
             )
@@ -232,5 +235,29 @@ class _Reader:
     def __init__(self, leaf: str) -> None:
         self.leaf = leaf
 
-    def __call__(self, module: Any) -> Tensor:
-        return module._overlays[self.leaf](module._parameters[self.leaf])
+    def __call__(self, module: Any) -> Any:
+        overlay, value = module._overlays[self.leaf], module._parameters.get(self.leaf)
+        return ChangedExperts(module._modules[self.leaf], overlay) if value is None else overlay(value)
+
+
+class ChangedExperts(nn.Module):
+    """Packed experts as an overlay changes them: each is expanded when tokens come to it."""
+
+    base: PackedExperts
+    overlay: Overlay
+
+    def __init__(self, base: PackedExperts, overlay: Overlay) -> None:
+        super().__init__()
+        # They are registered where they belong; this only looks at them.
+        self.__dict__.update(base=base, overlay=overlay)
+
+    def forward(self, x: Tensor, number: int) -> Tensor:
+        """x W^T for the changed matrix of one expert: x (N, in) -> (N, out)."""
+        pairs = zip(self.overlay.members, self.overlay.pieces, strict=True)
+        parts = [part for part, piece in pairs if piece.expert == number]
+        if not parts:
+            return self.base(x, number)
+        weight = self.base.expert(number, x.dtype)
+        for part in parts:
+            weight = part.merged(weight, None, None)[0]  # type: ignore[operator]
+        return F.linear(x, weight)

@@ -188,7 +188,7 @@ class Shift:
         for value in (*args, *named.values()):
             if isinstance(value, Context):
                 value.positions = value.positions + self.count
-                value.memo["ahead"] = self.count
+                value.notes = {**value.notes, "ahead": self.count}
                 value.counted = False
 
 

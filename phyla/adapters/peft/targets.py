@@ -10,7 +10,7 @@ from phyla.adapters.places import Survey
 from phyla.blocks.embed import Tokens
 from phyla.checkpoints.names import Line, NameMap
 from phyla.checkpoints.ops import Stack
-from phyla.checkpoints.state import BARE, Layout, layout_of, tensors_of
+from phyla.checkpoints.state import Layout, layout_of, saves_prefix, tensors_of
 from phyla.errors import AdapterError, nearest
 
 HEADS = ("classifier", "score")  # what PEFT leaves out of "all-linear" in classifiers, and trains with them
@@ -97,7 +97,7 @@ class Targets:
 def targets_of(model: Any) -> Targets:
     """Every module of a model that PEFT can name."""
     layout, tensors = _named(model)
-    prefixed = model.head_spec.task not in BARE or model.head_spec.prefix is not None
+    prefixed = saves_prefix(model)
     found = Targets(tensors=tensors, prefix=layout.prefix, model=model)
     lines = layout.lines(prefixed)
     if not prefixed:

@@ -165,10 +165,3 @@ def spectrogram(
             f"log_mel is 'log', 'log10' or (power 1 or 2) 'dB', but is {log_mel!r} with {power}"
         )
     return np.asarray(result, dtype)
-
-
-def spectrogram_batch(
-    waveform_list: list[np.ndarray], window: np.ndarray, frame_length: int, hop_length: int, **options: Any
-) -> list[np.ndarray]:
-    """The spectrograms of several waveforms; takes the options of `spectrogram`."""
-    return [spectrogram(one, window, frame_length, hop_length, **options) for one in waveform_list]

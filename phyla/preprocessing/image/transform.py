@@ -215,8 +215,3 @@ def pad_to(image: np.ndarray, size: tuple[int, int], layout: str, value: Any = 0
 def flip_channels(image: np.ndarray, layout: str) -> np.ndarray:
     """RGB to BGR, or back."""
     return image[..., ::-1] if layout == LAST else image[::-1]
-
-
-def is_scaled(image: np.ndarray) -> bool:
-    """Whether pixels look rescaled already."""
-    return image.dtype != np.uint8 and bool(image.min() >= 0 and image.max() <= 1)

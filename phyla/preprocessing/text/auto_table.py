@@ -50,6 +50,7 @@ TOKENIZER_NAMES: dict[str, tuple[str | None, str | None]] = {
     "deberta": ("DebertaTokenizer", "DebertaTokenizerFast"),
     "deberta-v2": ("DebertaV2Tokenizer", "DebertaV2TokenizerFast"),
     "diffllama": ("LlamaTokenizer", "LlamaTokenizerFast"),
+    "diffusion_gemma": ("GemmaTokenizer", "GemmaTokenizerFast"),
     "distilbert": ("DistilBertTokenizer", "DistilBertTokenizerFast"),
     "dpr": ("DPRQuestionEncoderTokenizer", "DPRQuestionEncoderTokenizerFast"),
     "electra": ("ElectraTokenizer", "ElectraTokenizerFast"),

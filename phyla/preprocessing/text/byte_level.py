@@ -41,14 +41,8 @@ def letter_bytes() -> dict[str, int]:
     return {letter: byte for byte, letter in byte_letters().items()}
 
 
-def to_letters(text: str) -> str:
-    """The UTF-8 bytes of a text as printable characters."""
-    letters = byte_letters()
-    return "".join(letters[byte] for byte in text.encode())
-
-
 def from_letters(text: str, errors: str = "replace") -> str:
-    """The text whose bytes `to_letters` wrote; characters that stand for no byte are kept."""
+    """The text whose UTF-8 bytes the characters stand for (`byte_letters`); others are kept."""
     table = letter_bytes()
     raw = bytearray()
     for char in text:
