@@ -59,6 +59,8 @@ _QUANTIZATION = (
     "GPTQConfig", "HqqConfig", "Mxfp4Config", "QuantoConfig", "TorchAoConfig",
 )  # fmt: skip
 _CORE = {
+    "ALL_ATTENTION_FUNCTIONS": "phyla.fast.interface",
+    "AttentionInterface": "phyla.fast.interface",
     "Cache": "phyla.blocks.cache",
     "ModelOutput": "phyla.outputs",
     "PreTrainedModel": "phyla.model",
@@ -88,6 +90,8 @@ def _all_names() -> dict[str, str]:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__all__":  # `from phyla import *`, asked of it alone: it loads every family
+        return sorted(_all_names())
     module = _NAMES.get(name)
     if module is None and not name.startswith("_"):
         if importlib.util.find_spec(f"phyla.{name}") is not None:  # a package of ours

@@ -67,6 +67,8 @@ class PretrainedConfig:
     DEFAULTS: ClassVar[dict[str, Any]] = {}
     LABELS: ClassVar[int] = 2
     _fields: ClassVar[dict[str, Any]] = {}
+    # The name asked for, set on instances and never in files; without annotation, for it is no key.
+    _attn_implementation = typing.cast(Any, None)
 
     def __init_subclass__(cls) -> None:
         hints = typing.get_type_hints(cls)
@@ -447,7 +449,8 @@ def _take_rope(keys: dict[str, Any], names: list[str]) -> None:
     local = dict(given.get(_ROPE_LOCAL) or {})
     for found, places in ((whole, (base,)), (local, _ROPE_LOCAL_BASES)):
         _put(keys, names, places, found.pop("rope_theta", None))
-    _put(keys, names, _ROPE_SHARES, whole.pop("partial_rotary_factor", None))
+    if whole.get("rope_type") != "proportional":  # whose share is of the angles, not of the head
+        _put(keys, names, _ROPE_SHARES, whole.pop("partial_rotary_factor", None))
     if whole.get("rope_type", "default") != "default":
         _put(keys, names, ("rope_scaling",), whole)
 

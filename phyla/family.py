@@ -17,6 +17,14 @@ from phyla.registry import load_family, model_class
 
 
 @dataclass(frozen=True)
+class HeadsAhead:
+    """Heads that guess further tokens: a description of each (blocks/ahead.py), and their public names."""
+
+    depths: Sequence[Any]
+    names: NameMap
+
+
+@dataclass(frozen=True)
 class Family:
     """All that phyla knows of one public model_type.
 
@@ -24,7 +32,8 @@ class Family:
     it. heads: public class name -> head. skeleton: the call signature. width: config -> elements of a state.
     shifts_inputs: decoder inputs default to the shifted encoder inputs (BART). wraps_start: they begin with
     the last token of their row, not with a start token (mBART). segments_required:
-    token_type_ids given to a model without segments are an error rather than ignored.
+    token_type_ids given to a model without segments are an error rather than ignored. ahead: config -> the
+    heads that guess further tokens, which files hold beside the model; they are read when they are needed.
     """
 
     model_type: str
@@ -38,6 +47,7 @@ class Family:
     segments_required: bool = True
     wraps_start: bool = False
     inside: str = ""
+    ahead: Callable[[Any], HeadsAhead] | None = None
 
     def table(self, config: PretrainedConfig, head: Head) -> NameMap:
         """The name map of the backbone of one class."""
@@ -153,6 +163,7 @@ def family(
     wraps_start: bool = False,
     inside: str = "",
     bases: Sequence[str] = (),
+    ahead: Callable[[Any], HeadsAhead] | None = None,
 ) -> Family:
     """Make the public classes of a family and put them into its module.
 
@@ -165,7 +176,7 @@ def family(
     _rename(config, f"{public}Config", module)
     made = Family(
         model_type, config, build, names, heads, skeleton, width, shifts_inputs, segments_required,
-        wraps_start, inside,
+        wraps_start, inside, ahead,
     )  # fmt: skip
     ancestor = _base(made, public, bases, module)
     for name, head in heads.items():

@@ -1,5 +1,6 @@
 """The public face of every model: construction, devices, dtypes, and names of what is on higher floors."""
 
+import copy
 import functools
 import importlib
 import inspect
@@ -34,6 +35,7 @@ LAZY_METHODS: dict[str, tuple[str, str]] = {
     "_divide": ("phyla.fast.shard", "divide_for_loading"),
     "_install_packed": ("phyla.fast.install", "install_packed"),
     "_install_quantized": ("phyla.quantization.install", "install_quantized"),
+    "set_attn_implementation": ("phyla.fast.interface", "set_attn_implementation"),
     "dequantize": ("phyla.quantization.plan", "dequantize"),
     "_read_generation_config": ("phyla.generation.config", "read_for_model"),
     "describe": ("phyla.describe", "describe_model"),
@@ -91,16 +93,13 @@ ADAPTER_ARGUMENTS = (
 
 # Tasks whose heads score next tokens.
 GENERATING = (
-    "causal-lm", "double-heads", "seq2seq-lm", "image-text-to-text", "speech-seq2seq", "text-to-waveform",
+    "block-diffusion", "causal-lm", "double-heads", "image-text-to-text", "seq2seq-lm", "speech-seq2seq",
+    "text-to-waveform",
 )  # fmt: skip
 
-# Public attention names -> ours. The fused call picks the flash kernel by itself wherever there is one.
-IMPLEMENTATIONS = {
-    "eager": "eager",
-    "sdpa": "sdpa",
-    "flash_attention_2": "flash",
-    "flex_attention": "sdpa",
-}
+# Ways to compute attention that are there without more; phyla/fast/interface.py knows all public names. The
+# fused call picks the flash kernel by itself wherever there is one.
+IMPLEMENTATIONS = ("eager", "sdpa")
 
 
 class Lazy:
@@ -141,6 +140,8 @@ class PreTrainedModel(nn.Module):
     family: ClassVar["Family"]
     head_spec: ClassVar[Head]
     main_input_name: ClassVar[str] = "input_ids"
+    # Whether token ids, their positions and a cache are all that a step of a text decoder reads.
+    steps_by_ids: ClassVar[bool] = False
     config: PretrainedConfig
     _pooled = True
 
@@ -202,14 +203,13 @@ class PreTrainedModel(nn.Module):
                 f"{type(config).__name__}; to read a checkpoint use from_pretrained"
             )
         self.config = config
-        asked = getattr(config, "_attn_implementation", None) or "sdpa"
+        asked = getattr(config, "_attn_implementation", None)
+        if isinstance(asked, dict):  # of names by part: see phyla/fast/interface.py
+            asked = asked.get("")
+        asked = asked or "sdpa"
         if asked not in IMPLEMENTATIONS:
-            raise ConfigError(
-                f"attn_implementation must be one of {sorted(IMPLEMENTATIONS)}, but is {asked!r}"
-            )
-        self.implementation = IMPLEMENTATIONS[asked]
-        if self.implementation == "flash":
-            importlib.import_module("phyla.fast.flash").enable()
+            asked = importlib.import_module("phyla.fast.interface").enabled(asked)
+        self.implementation = asked
 
     def _assemble(self, config: PretrainedConfig) -> None:
         """Build the module tree on the meta device."""
@@ -227,6 +227,14 @@ class PreTrainedModel(nn.Module):
         if self.head is not None:
             self.head.tie(self.backbone)
         number_slots(self)
+        asked = [c.__dict__.get("_attn_implementation") for c in self._part_configs()]
+        if any(asked) or isinstance(getattr(config, "_attn_implementation", None), dict):
+            importlib.import_module("phyla.fast.interface").settle(self)
+
+    def _part_configs(self) -> list[PretrainedConfig]:
+        """The configurations of the parts that a model of several has."""
+        found = [self.config.__dict__.get(name) for name in type(self.config).PARTS]
+        return [c for c in found if isinstance(c, PretrainedConfig)]
 
     def more_names(self) -> dict[str, Any]:
         """The name maps, by part, of what hangs beside `backbone` and `head` of a model put together."""
@@ -346,13 +354,16 @@ class PreTrainedModel(nn.Module):
                 module.gradient_checkpointing = value
 
     @classmethod
-    def from_config(cls, config: PretrainedConfig, **options: Any) -> "PreTrainedModel":
+    def from_config(
+        cls, config: PretrainedConfig, attn_implementation: str | dict | None = None, **options: Any
+    ) -> "PreTrainedModel":
         """A model of this configuration with fresh random weights."""
+        if attn_implementation is not None:
+            config = copy.deepcopy(config)  # which other models may share
+            config._attn_implementation = attn_implementation
         return cls(config, **options)
 
-    @classmethod
-    def _from_config(cls, config: PretrainedConfig, **options: Any) -> "PreTrainedModel":
-        return cls(config, **options)
+    _from_config = from_config
 
     def can_generate(self) -> bool:
         """Whether the head scores next tokens."""

@@ -36,6 +36,10 @@ NOT_PLAIN = {
     "length-dependent": (
         "LlamaForCausalLM", "LlamaConfig", {**GROUPED, **DYNAMIC}
     ),
+    "languages": (
+        "XmodForCausalLM", "XmodConfig",
+        {**SIZES, "is_decoder": True, "languages": ["de_DE", "en_XX"], "default_language": "en_XX"},
+    ),
     "encoder-decoder": (
         "T5ForConditionalGeneration", "T5Config",
         {"d_model": 32, "d_ff": 48, "d_kv": 8, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 2},
@@ -221,7 +225,8 @@ def test_flash_attention_is_taken_where_it_is_installed(monkeypatch):
     from phyla.blocks import attention
     from phyla.fast import flash
 
-    monkeypatch.setattr(attention, "kernels", {})
+    monkeypatch.setattr(attention, "kernels", table := {})
+    monkeypatch.setattr(flash, "kernels", table)
     monkeypatch.setitem(sys.modules, "flash_attn", None)
     config = phyla.LlamaConfig(vocab_size=60, **GROUPED, attn_implementation="flash_attention_2")
     with pytest.raises(phyla.errors.MissingExtraError, match=r"phyla\[flash\]"):

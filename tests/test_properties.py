@@ -294,6 +294,8 @@ ROUNDING_CHOOSES = {
     "grounding-dino": "scores choose which places become queries; a map of one place is normed to rounding",
     "superglue": "scores choose which points there are: others, and another number of them",
     "jamba": "four routers in eight layers; the reference departs by 0.110 in the same test, phyla by 0.107",
+    "diffusion_gemma": "routers in four layers; the reference departs by 0.546, phyla by 0.521",
+    "diffusion_gemma_text": "routers in four layers; the reference departs by 0.343, phyla by 0.335",
     "udop": "boxes are rounded too, and words move to other patches; with exact boxes it departs by 0.011",
     "switch_transformers": "nine of 76 recorded tokens go to another expert, and to no second one",
 }

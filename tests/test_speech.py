@@ -103,6 +103,20 @@ def test_a_hotter_try_replaces_a_bad_one() -> None:
     assert found["sequences"].tolist() != cold["sequences"].tolist()
 
 
+def test_several_texts_for_a_sound() -> None:
+    """A decoder's prompt is one for each sound, and so are the encoder's states."""
+    model = hearing()
+    sounds = torch.randn(2, 8, 60, generator=torch.Generator().manual_seed(1))
+    start = torch.tensor([[model.generation_config.decoder_start_token_id, 5]] * 2)
+    out = model.generate(
+        sounds, decoder_input_ids=start, do_sample=True, num_return_sequences=3, max_new_tokens=3,
+        return_dict_in_generate=True, output_hidden_states=True, return_timestamps=False,
+    )  # fmt: skip
+    assert out.sequences.shape[0] == 6
+    assert torch.equal(out.sequences[:, :2], start.repeat_interleave(3, 0))
+    assert {x.shape[0] for x in out.encoder_hidden_states} == {2}
+
+
 def test_long_sounds_need_time_stamps() -> None:
     features = torch.zeros(1, 8, 200)
     with pytest.raises(ArgumentError, match="return_timestamps"):

@@ -4,11 +4,14 @@
 
 The interpreter has the reference installed; PYTHONPATH names this repository. Weights follow from names and
 shapes (phyla.testing.seeded), matrices times `factor`. tests/test_generation_strategies.py replays
-tests/goldens/generation.json.xz.
+tests/goldens/generation.json.xz, tests/test_generation_drawn.py calls of settings drawn by chance,
+tests/goldens/generation_drawn.json.xz (`--drawn` records those alone).
 """
 
 import json
 import lzma
+import random
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from phyla.testing.seeded import seeded_weight
 
 TARGET = Path(__file__).resolve().parent.parent / "tests" / "goldens" / "generation.json.xz"
+DRAWN = TARGET.with_name("generation_drawn.json.xz")
 DECODER = {
     "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 6,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 96, "bos_token_id": 1,
@@ -148,6 +152,58 @@ def cases() -> Any:
         yield f"decoder-guided-{scale}", "decoder", None, call
 
 
+# what a drawn call may set, by strategy; criteria are pairs (name of the class, argument)
+WAYS: dict[str, dict] = {
+    "greedy": {},
+    "beam": {
+        "num_beams": [2, 3, 5], "length_penalty": [0.0, 0.4, -1.0, 2.0], "num_return_sequences": [1, 2],
+        "early_stopping": [True, False, "never"],
+    },
+    "group": {"num_beams": [4], "num_beam_groups": [2, 4], "diversity_penalty": [0.2, 1.5]},
+    "contrast": {"penalty_alpha": [0.3, 0.7], "top_k": [3, 5]},
+}  # fmt: skip
+MANY = list(range(5, 61, 6))
+SETTINGS: dict[str, list] = {
+    "repetition_penalty": [1.3, 0.8], "no_repeat_ngram_size": [1, 2], "encoder_repetition_penalty": [1.4],
+    "encoder_no_repeat_ngram_size": [1, 2], "min_length": [4, 12], "min_new_tokens": [3],
+    "bad_words_ids": [[[7]], [[x] for x in range(5, 40, 3)]],
+    "sequence_bias": [[[[20], 6.0], [[20, 21], 5.0]]],
+    "suppress_tokens": [list(range(5, 50, 2))], "begin_suppress_tokens": [list(range(20, 55))],
+    "forced_bos_token_id": [11], "forced_eos_token_id": [2, [2, 9]], "remove_invalid_values": [True],
+    "renormalize_logits": [True], "use_cache": [False], "cache_implementation": ["static"],
+    "watermark": [{"bias": 3.0}], "eos_token_id": [MANY, 9, [2, 9]],
+    "criteria": [["MaxLengthCriteria", 11], ["MaxLengthCriteria", 25], ["EosTokenCriteria", MANY]],
+}  # fmt: skip
+
+
+def drawn(count: int = 90) -> Any:
+    """(name, model, draft or None, arguments) of calls drawn by chance, the same at every run."""
+    chance = random.Random(11)
+    for number in range(count):
+        model, way = chance.choice(KINDS), chance.choice(list(WAYS))
+        call: dict[str, Any] = dict(ONE if way == "beam" else prompts(model))
+        call |= {name: chance.choice(values) for name, values in WAYS[way].items()}
+        names = chance.sample(list(SETTINGS), chance.choice([1, 2, 2, 3]))
+        call |= {name: chance.choice(SETTINGS[name]) for name in names}
+        if way == "beam":
+            call["pad_token_id"] = 4  # 0 counts as none there, and room is made for max_new_tokens alone
+            call.pop("criteria", None)
+        if way != "greedy":
+            call.pop("encoder_repetition_penalty", None)  # reaches the first rows alone there
+        if "attention_mask" in call:
+            for name in ("repetition_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size",
+                         "encoder_repetition_penalty"):  # fmt: skip
+                call.pop(name, None)  # padding counts there
+        if way == "contrast":
+            for name in ("use_cache", "cache_implementation"):
+                call.pop(name, None)  # it must be its own cache there
+        if way == "group":
+            for name in ("criteria", "eos_token_id"):
+                call.pop(name, None)  # the end there is that of the whole search
+        call["max_new_tokens"] = chance.choice([1, 5, 9])
+        yield f"{number}-{model}-{way}", model, None, {**call, **FIELDS}
+
+
 def weights(tensors: list, factor: float) -> dict[str, torch.Tensor]:
     """The weights of a model by names and shapes."""
     made = {}
@@ -204,6 +260,9 @@ def record(key: str, draft: str | None, call: dict) -> dict:
     if mark is not None:
         kind = "SynthIDTextWatermarkingConfig" if "keys" in mark else "WatermarkingConfig"
         given["watermarking_config"] = getattr(transformers, kind)(**mark)
+    criterion = given.pop("criteria", None)
+    if criterion is not None:
+        given["stopping_criteria"] = [getattr(transformers, criterion[0])(criterion[1])]
     drafting = given.pop("draft", {})
     if draft is not None:
         given["assistant_model"] = build(draft)[0]
@@ -259,6 +318,12 @@ def main() -> None:
     import transformers
 
     transformers.logging.set_verbosity_error()
+    calls = {name: record(*case) for name, *case in drawn()}
+    text = json.dumps({"reference": "transformers 4.50.3", "cases": calls}, separators=(",", ":"))
+    DRAWN.write_bytes(lzma.compress(text.encode(), preset=9))
+    print(f"{DRAWN.name}: {len(calls)} cases, {DRAWN.stat().st_size} bytes")
+    if "--drawn" in sys.argv:
+        return
     models = {key: build(key)[1] for key in MODELS}
     made = {name: record(*case) for name, *case in cases()}
     whole = {"reference": "transformers 4.50.3", "models": models, "cases": made, "marks": marks()}

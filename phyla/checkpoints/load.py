@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from phyla.checkpoints.ahead import SOURCE as READ_FROM
 from phyla.checkpoints.arena import Arena
 from phyla.checkpoints.configs import make_config, read_config
 from phyla.checkpoints.names import Line, modern
@@ -45,7 +46,7 @@ def from_pretrained(
     torch_dtype: torch.dtype | str | None = None,
     dtype: torch.dtype | str | None = None,
     device_map: Any = None,
-    attn_implementation: str | None = None,
+    attn_implementation: str | dict[str, Any] | None = None,
     quantized: bool = False,
     quantization_config: Any = None,
     strict: bool = False,
@@ -136,6 +137,8 @@ def from_pretrained(
     _give_back()
     _judge(model, layout, report, named, strict, allow_missing)
     config.torch_dtype = str(wanted).removeprefix("torch.")
+    if not cls.is_own() and cls.family.ahead is not None:
+        model.__dict__[READ_FROM] = path  # for the heads that are read when they are needed
     if model.can_generate():
         model._read_generation_config(path if path.is_dir() else path.parent)
     return (model, report.public()) if output_loading_info else model
@@ -245,7 +248,9 @@ def fill(
     _find_unexpected(weights, layout, lines, reads, report, done)
     report.names = [n for line in lines for n in line.theirs]
     waiting: dict[tuple[str, ...], dict[str, Tensor]] = {}
-    arena = _arena(tensors, reads, dtype, device)
+    # Tensors that a module keeps in float32 whatever the dtype of the model.
+    exact = {f"{path}.{n}" for path, module in model.named_modules() for n in getattr(module, "exact", ())}
+    arena = _arena({p: t for p, t in tensors.items() if p not in exact}, reads, dtype, device)
     plain = {
         name: arena.places[id(tensors[line.ours[0]])]
         for name, line in reads.items()
@@ -285,9 +290,8 @@ def fill(
                 new = spans[path].cut(new).clone()
             place = arena.take(id(old))
             if place is None:
-                new = new.to(
-                    device=device, dtype=dtype if old.is_floating_point() else new.dtype
-                ).contiguous()
+                wide = torch.float32 if path in exact else dtype
+                new = new.to(device=device, dtype=wide if old.is_floating_point() else new.dtype).contiguous()
             elif place.data_ptr() != new.data_ptr():
                 new = place.copy_(new)
             assign(places, old, new)
@@ -302,8 +306,12 @@ def _arena(
 ) -> Arena:
     """Places on the CPU for the floating tensors that the file holds, in the order of the model."""
     wanted = {path for line in reads.values() for path in line.ours}
-    floating = {id(t): t for path, t in tensors.items() if path in wanted and t.is_floating_point()}
-    return Arena((k, tuple(t.shape), dtype) for k, t in floating.items() if device.type == "cpu")
+    # What one module joins (q, k, v; gate, up) is two names above its weight.
+    floating = {
+        id(t): (t, path.rsplit(".", 2)[0])
+        for path, t in tensors.items() if path in wanted and t.is_floating_point()
+    }  # fmt: skip
+    return Arena((k, tuple(t.shape), dtype, o) for k, (t, o) in floating.items() if device.type == "cpu")
 
 
 def _is_computed(model: nn.Module, path: str) -> bool:

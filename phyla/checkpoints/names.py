@@ -12,6 +12,8 @@ from phyla.errors import NameMapError, nearest
 
 _HOLE = re.compile(r"\{(\w+)\}")
 _LEGACY = {"gamma": "weight", "beta": "bias"}
+_LAYER = "layers.{i}."
+_AHEAD = {"embed_norm": "enorm", "state_norm": "hnorm", "join": "eh_proj", "norm": "shared_head.norm"}
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,25 @@ def split(path: str, groups: int = 1, transpose: bool = False, joint: str = ".")
 def stack(path: str) -> To:
     """One of ours is stored as one public tensor for each `{e}` of the path; see ops.Stack."""
     return To(path, Stack())
+
+
+def names_ahead(table: NameMap, first: int, count: int) -> NameMap:
+    """Names of `count` heads ahead (blocks/ahead.py) that files hold as layers from number `first` on.
+
+    Their layers are named as the model's own; beside them stand the norms and the projection of DeepSeek-V3.
+    """
+    lines: dict[str, str | To] = {}
+    for depth in range(count):
+        number = {"i": first + depth}
+        for ours, theirs in table.lines.items():
+            if not ours.startswith(_LAYER):
+                continue
+            path = filled(theirs if isinstance(theirs, str) else theirs.path, number)
+            mine = f"{depth}.layer.{ours.removeprefix(_LAYER)}"
+            lines[mine] = path if isinstance(theirs, str) else replace(theirs, path=path)
+        for mine, public in _AHEAD.items():
+            lines[f"{depth}.{mine}"] = f"layers.{first + depth}.{public}"
+    return NameMap(lines, prefix=table.prefix)
 
 
 def modern(name: str) -> str:

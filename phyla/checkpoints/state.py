@@ -10,6 +10,7 @@ from phyla.checkpoints.names import Line, NameMap, filled
 from phyla.checkpoints.ops import Same
 from phyla.checkpoints.spans import spans_of
 from phyla.model import PreTrainedModel
+from phyla.quantization.experts import PackedExperts
 from phyla.quantization.linear import PackedParts, QuantizedLinear
 
 BARE = ("base-model", "backbone")  # tasks of classes that save the backbone's names without a prefix
@@ -48,6 +49,8 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
         seen.add(module)
         if isinstance(module, QuantizedLinear):
             rest[ahead + "weight"] = module.outline
+        elif isinstance(module, PackedExperts):
+            rest[path] = module.outline
         elif (whole := module._modules.get("packed")) is not None:
             rest[ahead + "weight"] = whole.outline  # blocks of a GGUF file, expanded when they are saved
         for name, buffer in module._buffers.items():
@@ -166,6 +169,12 @@ def public_tensors(model: PreTrainedModel, on_first: bool = False) -> dict[str, 
             stem = line.theirs[0].removesuffix("weight")
             result.update({stem + leaf: part for leaf, part in owner.packed.parts.items()})
             continue
+        experts = owner._modules.get(line.ours[0].rpartition(".")[2])
+        if isinstance(experts, PackedExperts) and experts.held:
+            for name, held in zip(line.theirs, experts.held, strict=True):
+                stem = name.removesuffix("weight")
+                result.update({stem + leaf: part for leaf, part in held.parts.items()})
+            continue
         ours = [_expanded(model, p, tensors[p], spans.get(p)) for p in line.ours]
         if on_first and any(p in spans for p in line.ours):
             if spans[next(p for p in line.ours if p in spans)].ranks.rank:
@@ -185,4 +194,5 @@ def _expanded(model: PreTrainedModel, path: str, tensor: Tensor, span: Any) -> T
     if not tensor.is_meta:
         return tensor.detach() if span is None else span.joined(tensor.detach())
     owner, _, leaf = path.rpartition(".")
-    return getattr(model.get_submodule(owner), leaf).detach()
+    found = getattr(model.get_submodule(owner), leaf)
+    return found.dense() if isinstance(found, PackedExperts) else found.detach()

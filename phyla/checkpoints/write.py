@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from phyla.checkpoints.ahead import public_ahead
 from phyla.checkpoints.save import save_weights
 from phyla.checkpoints.spans import ranks_of
 from phyla.checkpoints.state import public_tensors
@@ -55,6 +56,8 @@ def save_pretrained(
         return
     with _bare(self):
         config, tensors = self.config.to_dict(), state_dict or public_tensors(self, on_first=True)
+    if state_dict is None and not self.is_own() and self.family.ahead is not None:
+        tensors = {**tensors, **public_ahead(self)}
     config["architectures"] = [type(self).__name__]
     config["torch_dtype"] = str(self.dtype).removeprefix("torch.")
     config.pop("quantization_config", None)

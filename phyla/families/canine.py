@@ -206,7 +206,8 @@ class CharacterEncoder(Block):
         first = self.chars(around, ids, vectors, segment_ids, record_states)
         x = self.down(first.last_hidden_state)  # (B, S / rate, D)
         slots = torch.arange(x.shape[1], device=x.device)[None]
-        inner = replace(ctx, positions=slots, length=x.shape[1], attention_mask=self.down.mask(mask), memo={})
+        mask = self.down.mask(around.attention_mask)  # prompts of an adapter have made the rows longer
+        inner = replace(ctx, positions=slots, length=x.shape[1], attention_mask=mask, memo={})
         deep = self.deep.run(x, inner, None, record_states)
         x = self.up(first.last_hidden_state, deep.last_hidden_state)
         final = self.final.run(x, around, None, record_states)

@@ -60,8 +60,8 @@ class Seeing(GatedFFN):
     divides = True
 
     def mix(self, x: Tensor, ctx: Context) -> Tensor:
-        y, sees = super().mix(x, ctx), ctx.memo.get("sees")
-        return y if sees is None else y * sees.to(y)
+        y, sees = super().mix(x, ctx), ctx.notes.get("sees")
+        return y if sees is None else y * sees.values.to(y)
 
 
 def build(c: PretrainedConfig) -> Decoder:

@@ -81,7 +81,7 @@ class Languages(Block):
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         h = x if self.pre_norm is None else self.pre_norm(x)
-        y = self._chosen(h, ctx.languages)
+        y = self._chosen(h, ctx.notes.get("languages"))
         if self.training and self.dropout_prob:
             y = F.dropout(y, self.dropout_prob)
         x = x + y

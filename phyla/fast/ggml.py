@@ -5,11 +5,12 @@ values exactly. The others are expanded and coded anew with 8 bits a value and a
 moves a value by at most 1/510 of the range of its 32.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from phyla.blocks.memory import Room
 from phyla.checkpoints.gguf_quants import dequantize
 from phyla.checkpoints.weights import PackedTensor
 from phyla.errors import ShapeMismatchError
@@ -23,8 +24,8 @@ Affine = tuple[Tensor, Tensor, Tensor | None]
 _ROWS = 4096
 
 
-def code_matrix(packed: PackedTensor) -> CodeMatrix:
-    """The matrix (N, K) of a quantised tensor.
+def code_matrix(packed: PackedTensor, rooms: Mapping[str, Room] | None = None) -> CodeMatrix:
+    """The matrix (N, K) of a quantised tensor, its parts in their rooms.
 
     Raises ShapeMismatchError where the tensor is no matrix of whole groups of 32.
     """
@@ -43,7 +44,8 @@ def code_matrix(packed: PackedTensor) -> CodeMatrix:
     zero = torch.cat(offsets) if offsets else None
     width = packed.shape[1]
     table = None if values is None else torch.tensor([*values], dtype=torch.float32)
-    return CodeMatrix.build(Numbers(codes, scale, width // scale.shape[1], table, zero, relative=False))
+    numbers = Numbers(codes, scale, width // scale.shape[1], table, zero, relative=False)
+    return CodeMatrix.build(numbers, rooms)
 
 
 def _half(blocks: Tensor, at: int) -> Tensor:

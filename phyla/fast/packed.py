@@ -1,5 +1,6 @@
 """Modules that hold quantised weights: a linear map, and a token table that an output head can share."""
 
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from phyla.blocks.memory import Room
 from phyla.checkpoints.weights import PackedTensor
 from phyla.fast.codes import BY_TABLE, CodeMatrix
 from phyla.fast.ggml import code_matrix
@@ -25,9 +27,9 @@ class PackedWeight(OwnDtypes):
         self.look_at(matrix)
 
     @classmethod
-    def from_ggml(cls, packed: PackedTensor) -> "PackedWeight":
+    def from_ggml(cls, packed: PackedTensor, rooms: Mapping[str, Room] | None = None) -> "PackedWeight":
         """From the blocks of a GGUF file; ggml.LOSSLESS names the types that keep their values exactly."""
-        return cls(code_matrix(packed))
+        return cls(code_matrix(packed, rooms))
 
     def look_at(self, matrix: CodeMatrix) -> None:
         """Take the memory of `matrix` for this weight's own."""
@@ -52,7 +54,9 @@ class PackedWeight(OwnDtypes):
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_matrix": replace(self.matrix)}  # without what the kernel is told
+        # Without what the kernel is told, and without what else lies in the same memory.
+        tensors = {k: None if t is None else t.clone() for k, t in self._buffers.items()}
+        return {**self.__dict__, "_buffers": tensors, "_matrix": _over(self.matrix, tensors)}
 
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The expanded weights, (N, K), in memory of their own."""

@@ -74,17 +74,21 @@ class AssistedCandidateGenerator(CandidateGenerator):
         _one_row(input_ids)
         self.assistant_model, self.generation_config = assistant_model, generation_config
         own = getattr(assistant_model, "generation_config", None) or GenerationConfig()
-        schedule = explicit(assistant_model, own, ())
-        task = Task(
-            ids=input_ids, given=input_ids, start=0, limit=0, repeats=1, pad_id=pad_token(generation_config),
-            eos=end_tokens(generation_config, input_ids.device),
+        self.schedule = explicit(assistant_model, own, ())
+        self.task = Task(
+            ids=input_ids, given=input_ids, start=input_ids.shape[1], limit=0, repeats=1,
+            pad_id=pad_token(generation_config), eos=end_tokens(generation_config, input_ids.device),
             processors=LogitsProcessorList(logits_processor or []),
             do_sample=bool(generation_config.do_sample),
         )  # fmt: skip
-        forward = self._forward(assistant_model, input_ids, model_kwargs, inputs_tensor)
-        self.draft = ModelDraft(forward, task, schedule, _words(assistant_model))
-        self.draft.lanes, self.draft.held = Lanes(forward, False), [0]
+        self.draft: Any = self._draft(model_kwargs, inputs_tensor)
         self.drafted = 0
+
+    def _draft(self, kwargs: dict[str, Any], source: Tensor | None) -> Any:
+        forward = self._forward(self.assistant_model, self.task.ids, kwargs, source)
+        draft = ModelDraft(forward, self.task, self.schedule, _words(self.assistant_model))
+        draft.lanes, draft.held = Lanes(forward, False), [0]
+        return draft
 
     def _forward(
         self, model: nn.Module, ids: Tensor, kwargs: dict[str, Any], source: Tensor | None
@@ -106,15 +110,15 @@ class AssistedCandidateGenerator(CandidateGenerator):
     def get_candidates(self, input_ids: Tensor) -> tuple[Tensor, Tensor | None]:
         """As CandidateGenerator."""
         _one_row(input_ids)
-        length = input_ids.shape[1]
-        most = int(self.num_assistant_tokens)
+        length, most = input_ids.shape[1], int(self.num_assistant_tokens)
         if self.generation_config.max_new_tokens is None and self.generation_config.max_length:
             most = min(most, self.generation_config.max_length - length - 1)
-        if most < 1:
+        found = None
+        if most > 0:
+            with torch.no_grad():
+                found = self.draft.propose(input_ids, [length], [True], [most])
+        if found is None:
             return input_ids, None
-        with torch.no_grad():
-            found = self.draft.propose(input_ids, [length], [True], [most])
-        assert found is not None
         self.drafted = found.counts[0]
         chances = None if found.chances is None else found.chances.log()
         return torch.cat([input_ids, found.ids], 1), chances
@@ -138,7 +142,7 @@ class EarlyExitCandidateGenerator(AssistedCandidateGenerator):
         )  # fmt: skip
 
 
-class AssistedCandidateGeneratorDifferentTokenizers(CandidateGenerator):
+class AssistedCandidateGeneratorDifferentTokenizers(AssistedCandidateGenerator):
     """What a smaller model with another vocabulary writes, by way of the text."""
 
     def __init__(
@@ -146,47 +150,16 @@ class AssistedCandidateGeneratorDifferentTokenizers(CandidateGenerator):
         generation_config: GenerationConfig, model_kwargs: dict[str, Any],
         inputs_tensor: Tensor | None = None, logits_processor: LogitsProcessorList | None = None,
     ):  # fmt: skip
-        _one_row(input_ids)
-        self.assistant_model, self.generation_config = assistant_model, generation_config
-        own = getattr(assistant_model, "generation_config", None) or GenerationConfig()
-        self.schedule = explicit(assistant_model, own, ())
-        self.task = Task(
-            ids=input_ids, given=input_ids, start=input_ids.shape[1], limit=0, repeats=1,
-            pad_id=pad_token(generation_config), eos=end_tokens(generation_config, input_ids.device),
-            processors=LogitsProcessorList(logits_processor or []),
-            do_sample=bool(generation_config.do_sample),
+        self.target_tokenizer, self.assistant_tokenizer = target_tokenizer, assistant_tokenizer
+        super().__init__(
+            input_ids, assistant_model, generation_config, model_kwargs, inputs_tensor, logits_processor
+        )
+
+    def _draft(self, kwargs: dict[str, Any], source: Tensor | None) -> Any:
+        return RetoldDraft(
+            self.assistant_model, self.target_tokenizer, self.assistant_tokenizer, self.task, self.schedule,
+            kwargs.get("attention_mask"),
         )  # fmt: skip
-        mask = model_kwargs.get("attention_mask")
-        self.draft: Any = self._draft((target_tokenizer, assistant_tokenizer), mask)
-        self.drafted = 0
-
-    def _draft(self, tokenizers: tuple[Any, Any], mask: Tensor | None) -> Any:
-        return RetoldDraft(self.assistant_model, *tokenizers, self.task, self.schedule, mask)
-
-    @property
-    def num_assistant_tokens(self) -> float:
-        """How many tokens are drafted at most."""
-        return self.draft.schedules.first.count
-
-    def get_candidates(self, input_ids: Tensor) -> tuple[Tensor, Tensor | None]:
-        """As CandidateGenerator."""
-        _one_row(input_ids)
-        length, most = input_ids.shape[1], int(self.num_assistant_tokens)
-        if self.generation_config.max_new_tokens is None and self.generation_config.max_length:
-            most = min(most, self.generation_config.max_length - length - 1)
-        found = None
-        if most > 0:
-            with torch.no_grad():
-                found = self.draft.propose(input_ids, [length], [True], [most])
-        if found is None:
-            return input_ids, None
-        self.drafted = found.counts[0]
-        scores = None if found.chances is None else found.chances.log()
-        return torch.cat([input_ids, found.ids], 1), scores
-
-    def update_candidate_strategy(self, input_ids: Tensor, scores: Tensor, num_matches: int) -> None:
-        """Draft more after a success, less after a failure, where the draft's schedule is a heuristic."""
-        self.draft.learn([self.drafted], [int(num_matches)], [True])
 
 
 class UniversalSpeculativeDecodingGenerator(AssistedCandidateGeneratorDifferentTokenizers):
@@ -206,8 +179,11 @@ class UniversalSpeculativeDecodingGenerator(AssistedCandidateGeneratorDifferentT
             model_kwargs, inputs_tensor, logits_processor,
         )  # fmt: skip
 
-    def _draft(self, tokenizers: tuple[Any, Any], mask: Tensor | None) -> Any:
-        return MappedDraft(self.assistant_model, *tokenizers, self.task, self.schedule, mask, self.vocabulary)
+    def _draft(self, kwargs: dict[str, Any], source: Tensor | None) -> Any:
+        return MappedDraft(
+            self.assistant_model, self.target_tokenizer, self.assistant_tokenizer, self.task, self.schedule,
+            kwargs.get("attention_mask"), self.vocabulary,
+        )  # fmt: skip
 
 
 class AssistantToTargetTranslator:

@@ -20,7 +20,8 @@ from phyla.blocks.cache import Cache, KVCache
 from phyla.blocks.mask import Causal
 from phyla.blocks.matmul import is_watched
 from phyla.blocks.position import Rotary
-from phyla.skeletons.text import TextModel
+from phyla.generation.compiled import compiler, tag
+from phyla.generation.config import CompileConfig
 
 log = logging.getLogger("phyla.generation.captured")
 
@@ -142,7 +143,8 @@ class CapturedStep(RecordedStep):
             self.place = torch.zeros(1, dtype=torch.long, device=device)
             self.seen = torch.ones(rows, slots[0].capacity, dtype=torch.bool, device=device)
             self.slots = [FixedKV(slot, self.place) for slot in slots]
-            self.cache = FixedCache(self.slots, self.seen, self.place)
+            fixed = FixedCache(self.slots, self.seen, self.place)
+            self.cache, self.numbers = fixed, fixed.numbers
         # nothing that is kept is written: the place is one that the first real step fills
         self.place.fill_(cache.length)
         with torch.cuda.device_of(self.ids):
@@ -155,6 +157,12 @@ class CapturedStep(RecordedStep):
             slot.keys is own.keys and slot.values is own.values
             for slot, own in zip(slots, self.slots, strict=True)
         )
+
+    def buffers(self) -> list[Tensor]:
+        """All that stays where it is from step to step."""
+        kept = [t for slot in self.slots for t in (slot.keys, slot.values)]
+        own = [self.ids, self.positions, self.place, self.seen, self.numbers, *kept]
+        return own if self.logits is None else [*own, self.logits]
 
     def look_at(self, mask: Tensor | None) -> None:
         """Take the padding of a call: mask (rows, positions), 1 at real ones, or None."""
@@ -180,7 +188,10 @@ class CapturedStep(RecordedStep):
 
 
 def marks(model: Any) -> tuple[Any, ...]:
-    """What a recorded step depends on beside its buffers: where the weights lie, what modules there are."""
+    """What a recorded step depends on beside its buffers: where the weights lie, what modules there are.
+
+    The last are the hooks of these: with any, somebody may want to see each step, or change it.
+    """
     found: dict[int, Any] = {}
     waiting = [model]
     while waiting:  # by hand: the engine asks at each step, and named walks take four times as long
@@ -189,17 +200,26 @@ def marks(model: Any) -> tuple[Any, ...]:
             found[id(module)] = module
             waiting += module._modules.values()
     places = [p.data_ptr() for m in found.values() for p in m._parameters.values() if p is not None]
-    return model.training, model.implementation, tuple(found), tuple(places)
+    hooks = [key for m in found.values() for key in _hooks_of(m)]
+    return model.training, model.implementation, tuple(found), tuple(places), tuple(hooks)
+
+
+def _hooks_of(module: Any) -> tuple[Any, ...]:
+    if not (module._forward_hooks or module._forward_pre_hooks):
+        return ()
+    return (*module._forward_hooks, *module._forward_pre_hooks)
+
+
+def _steps_by_ids(model: Any) -> bool:
+    return getattr(model, "steps_by_ids", False)  # models from outside do not say
 
 
 def is_plain(model: Any) -> bool:
     """Whether a step of the model has the same work at every length: a text decoder of plain attention.
 
-    Nobody may want to see each step either (hooks), and all weights lie on one device.
+    All its weights lie on one device.
     """
-    if not isinstance(model, TextModel) or hasattr(model, "next_inputs") or model.training or is_watched():
-        return False
-    if any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()):
+    if not _steps_by_ids(model) or hasattr(model, "next_inputs") or model.training or is_watched():
         return False
     if len({p.device for p in model.parameters()}) != 1:
         return False
@@ -224,14 +244,15 @@ class Steps:
     """The captured step of one call of `generate`: found, recorded when it is first needed, given back.
 
     `cache` is the call's memory, still empty; it gets the room that the step needs.
+    tag: what tells its recorder from others.
     """
 
-    def __init__(self, model: Any, cache: Cache, length: int, recorder: Recorder) -> None:
-        self.model, self.cache, self.recorder = model, cache, recorder
+    def __init__(self, model: Any, cache: Cache, length: int, recorder: Recorder, tag: Any = ()) -> None:
+        self.model, self.cache, self.recorder, self.tag = model, cache, recorder, tag
         self.step: CapturedStep | None = None
         self.begun = self.failed = False
         room = -(-length // ROOM) * ROOM
-        self.key = (cache.batch, room)
+        self.key = (cache.batch, room, tag)
         self._find()
         for number, slot in enumerate(cache.slots):
             slot.capacity = room
@@ -270,7 +291,7 @@ class Steps:
             self.step = CapturedStep(self.model, self.cache, self.recorder)
         except Exception as error:
             self.failed, self.step = True, None
-            _refused[self.model] = marks(self.model)
+            _refused[self.model] = (self.tag, marks(self.model))
             log.debug("the decode step of %s was not recorded: %s", type(self.model).__name__, error)
 
     def close(self, keep: bool = True) -> None:
@@ -285,18 +306,27 @@ class Steps:
         del kept[:-KEPT]
 
 
-def steps_for(model: Any, cache: Any, length: int, new: int) -> Steps | None:
+def steps_for(
+    model: Any, cache: Any, length: int, new: int, settings: CompileConfig | None = None
+) -> Steps | None:
     """What captures the steps of a call with a memory of `length` positions, still empty, and `new` tokens.
 
     None where its device has no recorder, its model is not plain, or its memory is of another kind.
+    settings: steps are compiled so, on every device, in place of being recorded.
     """
-    recorder = RECORDERS.get(model.device.type) if isinstance(model, TextModel) else None
+    if not _steps_by_ids(model):
+        return None
+    recorder = RECORDERS.get(model.device.type)
+    if settings is not None:
+        recorder, new = compiler(settings), LEAST
     if recorder is None or new < LEAST or os.environ.get("PHYLA_CAPTURE") == "0" or not is_plain(model):
+        return None
+    if any(_hooks_of(module) for module in model.modules()):
         return None
     if not isinstance(cache, Cache) or any(type(slot) is not KVCache for slot in cache.slots):
         return None
     if any(slot.window is not None and slot.window < length for slot in cache.slots):
         return None  # layers that slide would have to keep all
-    if model in _refused and _refused[model] == marks(model):
+    if model in _refused and _refused[model] == (tag(settings), marks(model)):
         return None
-    return Steps(model, cache, length, recorder)
+    return Steps(model, cache, length, recorder, tag(settings))

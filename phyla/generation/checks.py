@@ -104,6 +104,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "xtc_threshold": _FRACTION, "top_n_sigma": _number(0, open_low=True),
     "top_h": _number(0, 1, open_low=True), "max_cache_len": _POSITIVE,
     "assistant_ensemble_weight": _number(0, 1, open_low=True, open_high=True),
+    "use_mtp": _FLAG, "speculation_type": (lambda v: v == "dflash", '"dflash"'),
     "mirostat_tau": _number(0, open_low=True), "mirostat_eta": _number(0, 1, open_low=True),
     "num_assistant_tokens": _number(1), "prompt_lookup_num_tokens": _POSITIVE,
     "prefill_chunk_size": _POSITIVE, "max_matching_ngram_size": _POSITIVE, "assistant_early_exit": _POSITIVE,
@@ -122,12 +123,41 @@ _HINTS = {
 }
 
 
+def plain_number(value: Any) -> Any:
+    """A number that came as a tensor or an array without axes, as a plain one; anything else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+
+
 def check_field(name: str, value: Any) -> None:
     """Raise GenerationError unless `value` (None means unset) is in the range of the field."""
     if value is None or name not in _RULES:
         return
     holds, wanted = _RULES[name]
     if not holds(value):
+        raise GenerationError(f"{name} must be {wanted}, but is {value!r}{_HINTS.get(name, '')}")
+
+
+# what the classes of processors and criteria take beside fields
+_ARGUMENTS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "ngram_size": _POSITIVE, "encoder_ngram_size": _POSITIVE, "ngram_len": _POSITIVE,
+    "prompt_length_to_skip": _COUNT, "begin_index": _COUNT, "context_history_size": _COUNT,
+    "input_start_len": _COUNT, "semantic_vocab_size": _COUNT, "codebook_size": _POSITIVE,
+    "sampling_table_size": _POSITIVE, "sampling_table_seed": _number(-math.inf, whole=True),
+    "hashing_key": _number(-math.inf, whole=True), "context_width": _POSITIVE, "bias": _number(-math.inf),
+    "greenlist_ratio": _number(0, 1, open_low=True, open_high=True), "temperature": _number(0, open_low=True),
+    "typical_p": _number(0, 1, open_low=True, open_high=True), "penalty": _number(0, open_low=True),
+    "epsilon_cutoff": _number(0, 1, open_low=True, open_high=True),
+    "eta_cutoff": _number(0, 1, open_low=True, open_high=True), "guidance_scale": _number(1, open_low=True),
+    "min_eos_p": _number(0, open_low=True), "num_beam_groups": _number(2, whole=True),
+    "diversity_penalty": _number(0, open_low=True),
+    "min_tokens_to_keep": _POSITIVE, "prefix_allowed_tokens_fn": (callable, "a function"),
+}  # fmt: skip
+
+
+def check_argument(name: str, value: Any) -> None:
+    """Raise GenerationError unless the argument of a class is in its range; None is out of it."""
+    holds, wanted = _ARGUMENTS[name] if name in _ARGUMENTS else _RULES[name]
+    if value is None or not holds(value):
         raise GenerationError(f"{name} must be {wanted}, but is {value!r}{_HINTS.get(name, '')}")
 
 

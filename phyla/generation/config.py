@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phyla.errors import ArgumentError, UnknownArgumentError, nearest
-from phyla.generation.checks import check_field, check_relations
+from phyla.generation.checks import check_field, check_relations, plain_number
+
+if TYPE_CHECKING:
+    from phyla.generation.modes import GenerationMode
 
 FILE_NAME = "generation_config.json"
 FORMAT_VERSION = "4.50.3"  # the release of the reference whose file format and defaults these are
@@ -47,7 +50,8 @@ DEFAULTS: dict[str, Any] = {
     "presence_penalty": 0.0, "frequency_penalty": 0.0, "dry_multiplier": 0.0, "dry_base": 1.75,
     "dry_allowed_length": 2, "dry_sequence_breakers": None, "dry_range": 0, "xtc_probability": 0.0,
     "xtc_threshold": 0.1, "top_n_sigma": None, "mirostat_tau": None, "mirostat_eta": 0.1,
-    "top_h": None, "assistant_ensemble_weight": None, "max_cache_len": None,
+    "top_h": None, "assistant_ensemble_weight": None, "max_cache_len": None, "use_mtp": None,
+    "speculation_type": None,
     # performance, and what the reference keeps beside
     "compile_config": None, "disable_compile": False, "generation_kwargs": {},
 }  # fmt: skip
@@ -55,12 +59,18 @@ DEFAULTS: dict[str, Any] = {
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 _METADATA = ("_from_model_config", "_commit_hash", "transformers_version")
 _NOT_SAVED = ("_commit_hash", "compile_config")
+_OF_THE_CALL = (
+    "logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "synced_gpus", "assistant_model",
+    "streamer", "negative_prompt_ids", "negative_prompt_attention_mask",
+)  # fmt: skip
 _EXTRA_OUTPUTS = ("output_attentions", "output_hidden_states", "output_scores", "output_logits")
 
 
 @dataclass
 class CompileConfig:
-    """How the reference compiles its steps (`compile_config`); read and kept, but without effect in phyla."""
+    """How decode steps are compiled where a static cache is asked for (`compile_config`); see
+    phyla/generation/compiled.py.
+    """
 
     fullgraph: bool = True
     dynamic: bool | None = None
@@ -96,7 +106,7 @@ class GenerationConfig:
                 continue
             if checked:
                 if name in DEFAULTS:
-                    check_field(name, value)
+                    check_field(name, plain_number(value))
                 else:
                     _refuse_misspelt(name)
             # settings that a model's own config carries are taken only where generation knows them
@@ -106,6 +116,7 @@ class GenerationConfig:
     def __setattr__(self, name: str, value: Any) -> None:
         if name in DEFAULTS:
             self._given.add(name)
+            value = plain_number(value)
         object.__setattr__(self, name, value)
 
     def __eq__(self, other: object) -> bool:
@@ -127,6 +138,16 @@ class GenerationConfig:
         """Whether a field was set on purpose, be it to its default value."""
         return name in self._given
 
+    def knows(self, name: str) -> bool:
+        """Whether a name is a field, of all configurations or of this one."""
+        return name in DEFAULTS or (name in self.__dict__ and not name.startswith("_"))
+
+    def get_generation_mode(self, assistant_model: Any = None) -> "GenerationMode":
+        """The strategy that the fields select; a GenerationError where they contradict each other."""
+        from phyla.generation.modes import generation_mode
+
+        return generation_mode(self, assistant_model)
+
     def validate(self) -> None:
         """Check every field and how they go together; raises GenerationError."""
         for name in DEFAULTS:
@@ -135,10 +156,10 @@ class GenerationConfig:
 
     def update(self, **fields: Any) -> dict[str, Any]:
         """Set the fields that exist, check the result, and return the arguments that are no fields."""
-        known = {name: value for name, value in fields.items() if name in DEFAULTS or hasattr(self, name)}
+        known = {name: value for name, value in fields.items() if self.knows(name)}
         for name, value in known.items():
             if name in DEFAULTS:
-                check_field(name, value)
+                check_field(name, plain_number(value))
             setattr(self, name, value)
         check_relations(self)
         return {name: value for name, value in fields.items() if name not in known}
@@ -148,20 +169,21 @@ class GenerationConfig:
         return copy.deepcopy(self)
 
     @classmethod
-    def from_dict(cls, fields: dict[str, Any], **changes: Any) -> "GenerationConfig":
+    def from_dict(cls, config_dict: dict[str, Any], *, return_unused_kwargs: bool = False,
+                  **changes: Any) -> Any:  # fmt: skip
         """A configuration from the content of a file; unknown fields are kept, `changes` override it and are
-        checked.
+        checked. With return_unused_kwargs a pair: it, and a dict of what it has no use for, which is empty.
         """
         config = cls.__new__(cls)
         object.__setattr__(config, "_given", set())
-        config._fill(fields, checked=False)
+        config._fill(config_dict, checked=False)
         for name, value in changes.items():
             if name in DEFAULTS:
-                check_field(name, value)
+                check_field(name, plain_number(value))
             else:
                 _refuse_misspelt(name)
             setattr(config, name, value)
-        return config
+        return (config, {}) if return_unused_kwargs else config
 
     @classmethod
     def from_model_config(cls, config: Any) -> "GenerationConfig":
@@ -184,7 +206,7 @@ class GenerationConfig:
     def from_pretrained(cls, pretrained_model_name: str | os.PathLike, config_file_name: str | None = None, *,
                         cache_dir: str | os.PathLike | None = None, local_files_only: bool = False,
                         token: str | bool | None = None, revision: str | None = None, subfolder: str = "",
-                        **changes: Any) -> "GenerationConfig":  # fmt: skip
+                        return_unused_kwargs: bool = False, **changes: Any) -> Any:  # fmt: skip
         """Read `generation_config.json` of a folder, hub id or weight package; `changes` are fields to
         override.
         """
@@ -193,7 +215,9 @@ class GenerationConfig:
 
         folder = resolve(pretrained_model_name, revision=revision, cache_dir=cache_dir, weights=False,
                          local_files_only=local_files_only, token=token, subfolder=subfolder)  # fmt: skip
-        return cls.from_dict(read_json(Path(folder) / (config_file_name or FILE_NAME)), **changes)
+        fields = read_json(Path(folder) / (config_file_name or FILE_NAME))
+        made = cls.from_dict(fields, **changes)
+        return (made, {}) if return_unused_kwargs else made
 
     def save_pretrained(self, save_directory: str | os.PathLike, config_file_name: str | None = None) -> None:
         """Write the fields that differ from the defaults, as the reference writes and reads them."""
@@ -204,6 +228,12 @@ class GenerationConfig:
             raise ArgumentError(f"save_directory must be a folder, but {str(folder)!r} is a file")
         folder.mkdir(parents=True, exist_ok=True)
         atomic_write(folder / (config_file_name or FILE_NAME), self.to_json_string().encode())
+
+    def to_json_file(self, json_file_path: str | os.PathLike, use_diff: bool = True) -> None:
+        """Write `to_json_string`."""
+        from phyla.checkpoints.atomic import atomic_write
+
+        atomic_write(Path(json_file_path), self.to_json_string(use_diff).encode())
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, the unknown ones too."""
@@ -230,17 +260,28 @@ def of_model(model: Any) -> GenerationConfig | None:
     """
     if not model.can_generate():
         return None
-    model.generation_config = GenerationConfig.from_model_config(model.config)
+    model.generation_config = kind_for(model).from_model_config(model.config)
     return model.generation_config
+
+
+def kind_for(model: Any) -> type[GenerationConfig]:
+    """The class of a model's settings: one of their own for text that is written from noise."""
+    if getattr(getattr(model, "head_spec", None), "denoising", None) is None:
+        return GenerationConfig
+    from phyla.generation.denoising_config import DiffusionGemmaGenerationConfig
+
+    return DiffusionGemmaGenerationConfig
 
 
 def read_for_model(model: Any, folder: Path) -> None:
     """Give a model the generation_config.json of its checkpoint, where there is one."""
     if os.path.lexists(folder / FILE_NAME):
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+        model.generation_config = kind_for(model).from_pretrained(folder)
 
 
 def _refuse_misspelt(name: str) -> None:
+    if name in _OF_THE_CALL:
+        raise UnknownArgumentError(f"{name!r} is no field of GenerationConfig: pass it to generate")
     # fields of single checkpoints are welcome, unless one is so near a known name that it is a slip
     if difflib.get_close_matches(name, DEFAULTS, n=1, cutoff=0.82):
         raise UnknownArgumentError(f"GenerationConfig has no field {name!r}.{nearest(name, DEFAULTS)}")

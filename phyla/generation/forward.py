@@ -4,6 +4,7 @@ strategies.
 
 import copy
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from phyla.errors import GenerationError
 from phyla.generation.caches import new_cache
 from phyla.generation.captured import Steps, steps_for
+from phyla.generation.config import CompileConfig
 from phyla.generation.prompt import ALONG_ROWS, Prompt, accepted, vocabulary_size
 
 # inputs that a recorded step has buffers for, or that change nothing in it
@@ -44,6 +46,7 @@ class Forward:
         self.fed = 0  # ids that the cache holds
         self.length = length
         self.steps: Steps | None = None
+        self.ears: Any = None  # a context around each call of the model, for who reads its states
         self.cache = None
         if use_cache:
             self.cache = prompt.cache if prompt.cache is not None else self._new_cache(length)
@@ -115,7 +118,8 @@ class Forward:
             inputs["logits_to_keep"] = keep
         out = self._replayed(inputs)
         if out is None:
-            out = self.model(**self.complete(inputs))
+            with self.ears or nullcontext():
+                out = self.model(**self.complete(inputs))
         if self.cache is not None:
             self.fed = ids.shape[1]
             self._after_first(inputs)
@@ -123,9 +127,12 @@ class Forward:
             self._grow(inputs)
         return out
 
-    def capture(self, new: int) -> None:
-        """Let steps of one new id a row be recorded where that works; `new` ids at most are to come."""
-        self.steps = steps_for(self.model, self.cache, self.length, new)
+    def capture(self, new: int, settings: CompileConfig | None = None) -> None:
+        """Let steps of one new id a row be recorded where that works; `new` ids at most are to come.
+
+        settings: let them be compiled so.
+        """
+        self.steps = steps_for(self.model, self.cache, self.length, new, settings)
 
     def close(self, keep: bool = True) -> None:
         """The call is over; `keep`: nobody has its memory, so that later calls may use it."""

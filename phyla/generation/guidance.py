@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from phyla.errors import ArgumentError, GenerationError
+from phyla.generation.checks import check_argument
 from phyla.generation.config import GenerationConfig
 from phyla.generation.forward import Forward
 from phyla.generation.logits import LogitsProcessor
@@ -18,8 +19,7 @@ class ClassifierFreeGuidanceLogitsProcessor(LogitsProcessor):
     """
 
     def __init__(self, guidance_scale: float):
-        if not guidance_scale > 1:
-            raise GenerationError(f"guidance_scale must be above 1, but is {guidance_scale!r}")
+        check_argument("guidance_scale", guidance_scale)
         self.guidance_scale = guidance_scale
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -105,8 +105,8 @@ def guidance_processor(model: nn.Module, config: GenerationConfig, negative: Ten
                        mask: Tensor | None) -> LogitsProcessor | None:  # fmt: skip
     """The processor that guidance_scale asks for, or None."""
     if config.guidance_scale is None or config.guidance_scale == 1:
-        if negative is not None:
-            raise GenerationError("negative_prompt_ids need a guidance_scale other than 1, but none is set")
+        if negative is not None and config.guidance_scale is None:
+            raise GenerationError("negative_prompt_ids need a guidance_scale, but none is set")
         return None
     return UnbatchedClassifierFreeGuidanceLogitsProcessor(
         config.guidance_scale, model, negative, mask, config.use_cache

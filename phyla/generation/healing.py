@@ -55,7 +55,7 @@ def healed_inputs(
 ) -> tuple[Any, dict[str, Any]]:
     """The call's prompt with its tokens healed, and the mask that goes with it."""
     ids = named.get("input_ids") if inputs is None else inputs
-    if not isinstance(ids, Tensor):
+    if not isinstance(ids, Tensor) or named.get("inputs_embeds") is not None:
         raise GenerationError("token_healing needs a prompt of token ids")
     healed = heal_tokens(model, ids, tokenizer)
     named = {k: v for k, v in named.items() if k not in ("input_ids", "attention_mask")}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from phyla.errors import ArgumentError, GenerationError
-from phyla.generation.checks import check_field
+from phyla.generation.checks import check_argument, check_field
 
 NEVER = -math.inf
 
@@ -57,7 +57,10 @@ def id_list(ids: int | Iterable[int] | Tensor) -> list[int]:
     """Token ids given as a number, a list or a tensor, as a list."""
     if isinstance(ids, Tensor):
         return ids.flatten().tolist()
-    return [int(i) for i in ids] if isinstance(ids, Iterable) else [int(ids)]
+    try:
+        return [int(i) for i in ids] if isinstance(ids, Iterable) else [int(ids)]
+    except (TypeError, ValueError):
+        raise GenerationError(f"token ids must be a number or a list of numbers, but are {ids!r}") from None
 
 
 class Columns:
@@ -82,7 +85,7 @@ class MinLengthLogitsProcessor(LogitsProcessor):
     """No end token before the sequence, prompt included, has `min_length` tokens."""
 
     def __init__(self, min_length: int, eos_token_id: int | list[int] | Tensor, device: str = "cpu"):
-        check_field("min_length", min_length)
+        check_argument("min_length", min_length)
         self.min_length = min_length
         self.eos = Columns(eos_token_id)
 
@@ -104,7 +107,8 @@ class MinNewTokensLengthLogitsProcessor(MinLengthLogitsProcessor):
         eos_token_id: int | list[int] | Tensor,
         device: str = "cpu",
     ):
-        check_field("min_new_tokens", min_new_tokens)
+        check_argument("prompt_length_to_skip", prompt_length_to_skip)
+        check_argument("min_new_tokens", min_new_tokens)
         super().__init__(prompt_length_to_skip + min_new_tokens, eos_token_id)
 
 
@@ -116,7 +120,7 @@ class RepetitionPenaltyLogitsProcessor(LogitsProcessor):
     """
 
     def __init__(self, penalty: float, prompt_mask: Tensor | None = None):
-        check_field("repetition_penalty", penalty)
+        check_argument("repetition_penalty", penalty)
         self.penalty = penalty
         self.prompt_mask = prompt_mask
 
@@ -130,7 +134,7 @@ class EncoderRepetitionPenaltyLogitsProcessor(LogitsProcessor):
     """Favour (penalty above 1) or disfavour (below 1) the tokens of the encoder's input (rows, length)."""
 
     def __init__(self, penalty: float, encoder_input_ids: Tensor, prompt_mask: Tensor | None = None):
-        check_field("encoder_repetition_penalty", penalty)
+        check_argument("encoder_repetition_penalty", penalty)
         self.penalty = 1 / penalty
         self.seen = encoder_input_ids
         if prompt_mask is not None:
@@ -170,8 +174,7 @@ class NoRepeatNGramLogitsProcessor(LogitsProcessor):
     """
 
     def __init__(self, ngram_size: int, prompt_mask: Tensor | None = None):
-        if ngram_size < 1:
-            raise GenerationError(f"ngram_size must be an integer at least 1, but is {ngram_size!r}")
+        check_argument("ngram_size", ngram_size)
         self.ngram_size = ngram_size
         self.prompt_mask = prompt_mask
 
@@ -191,10 +194,7 @@ class EncoderNoRepeatNGramLogitsProcessor(LogitsProcessor):
     """No n-gram of `encoder_ngram_size` tokens of the encoder's input (rows, length) occurs in the output."""
 
     def __init__(self, encoder_ngram_size: int, encoder_input_ids: Tensor, prompt_mask: Tensor | None = None):
-        if encoder_ngram_size < 1:
-            raise GenerationError(
-                f"encoder_ngram_size must be an integer at least 1, but is {encoder_ngram_size!r}"
-            )
+        check_argument("encoder_ngram_size", encoder_ngram_size)
         self.ngram_size = encoder_ngram_size
         ids = encoder_input_ids if encoder_input_ids.ndim == 2 else encoder_input_ids[None]
         self.windows = self.real = None
@@ -286,6 +286,8 @@ class PrefixConstrainedLogitsProcessor(LogitsProcessor):
     """Only tokens that `prefix_allowed_tokens_fn(row, ids so far)` lists may follow (De Cao et al. 2020)."""
 
     def __init__(self, prefix_allowed_tokens_fn: Callable[[int, Tensor], list[int]], num_beams: int = 1):
+        check_argument("prefix_allowed_tokens_fn", prefix_allowed_tokens_fn)
+        check_argument("num_beams", num_beams)
         self.allowed = prefix_allowed_tokens_fn
         self.num_beams = num_beams
 
@@ -306,11 +308,17 @@ class ForcedBOSTokenLogitsProcessor(LogitsProcessor):
     """The first token after a prompt of one token is `bos_token_id`."""
 
     def __init__(self, bos_token_id: int):
+        check_argument("forced_bos_token_id", bos_token_id)
         self.bos_token_id = bos_token_id
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if input_ids.shape[1] != 1:
             return scores
+        if self.bos_token_id >= scores.shape[-1]:
+            raise GenerationError(
+                f"forced_bos_token_id must be below the vocabulary size {scores.shape[-1]}, but is "
+                f"{self.bos_token_id}"
+            )
         forced = torch.full_like(scores, NEVER)
         forced[:, self.bos_token_id] = 0
         return forced
@@ -320,7 +328,8 @@ class ForcedEOSTokenLogitsProcessor(LogitsProcessor):
     """The last token, where the sequence reaches `max_length`, is (one of) `eos_token_id`."""
 
     def __init__(self, max_length: int, eos_token_id: int | list[int] | Tensor, device: str = "cpu"):
-        check_field("forced_eos_token_id", eos_token_id)
+        check_argument("max_length", max_length)
+        check_argument("forced_eos_token_id", eos_token_id)
         self.max_length = max_length
         self.eos = Columns(eos_token_id)
 
@@ -346,7 +355,7 @@ class ExponentialDecayLengthPenalty(LogitsProcessor):
         eos_token_id: int | list[int] | Tensor,
         input_ids_seq_length: int,
     ):
-        check_field("exponential_decay_length_penalty", exponential_decay_length_penalty)
+        check_argument("exponential_decay_length_penalty", exponential_decay_length_penalty)
         self.start = exponential_decay_length_penalty[0] + input_ids_seq_length
         self.factor = exponential_decay_length_penalty[1]
         self.eos = Columns(eos_token_id)
@@ -402,6 +411,7 @@ class SuppressTokensAtBeginLogitsProcessor(SuppressTokensLogitsProcessor):
 
     def __init__(self, begin_suppress_tokens: Iterable[int], begin_index: int, device: str = "cpu"):
         super().__init__(begin_suppress_tokens)
+        check_argument("begin_index", begin_index)
         self.begin_index = begin_index
 
     def set_begin_index(self, begin_index: int) -> None:
@@ -418,8 +428,9 @@ class HammingDiversityLogitsProcessor(LogitsProcessor):
     """
 
     def __init__(self, diversity_penalty: float, num_beams: int, num_beam_groups: int):
-        if not diversity_penalty > 0:
-            raise GenerationError(f"diversity_penalty must be above 0, but is {diversity_penalty!r}")
+        check_argument("diversity_penalty", diversity_penalty)
+        check_argument("num_beams", num_beams)
+        check_argument("num_beam_groups", num_beam_groups)
         if not 2 <= num_beam_groups <= num_beams:
             raise GenerationError(
                 f"num_beam_groups must be 2 to num_beams ({num_beams}), but is {num_beam_groups!r}"

@@ -43,10 +43,9 @@ def generation_mode(config: GenerationConfig, assistant_model: Any = None) -> Ge
     else:
         mode = GenerationMode.CONTRASTIVE_SEARCH if contrastive else GenerationMode.GREEDY_SEARCH
     drafts = (assistant_model, config.prompt_lookup_num_tokens, config.assistant_early_exit)
-    if any(d is not None for d in drafts):
-        return _extended(
-            mode, GenerationMode.ASSISTED_GENERATION, "a draft (assistant_model, prompt lookup, early exit)"
-        )
+    if any(d is not None for d in drafts) or config.use_mtp:
+        why = "a draft (assistant_model, prompt lookup, early exit, use_mtp)"
+        return _extended(mode, GenerationMode.ASSISTED_GENERATION, why)
     if config.dola_layers is not None:
         return _extended(mode, GenerationMode.DOLA_GENERATION, "dola_layers")
     return mode

@@ -72,6 +72,19 @@ class GenerateBeamEncoderDecoderOutput(ModelOutput):
     past_key_values: Any = None
 
 
+class DiffusionGemmaGenerationOutput(ModelOutput):
+    """Text written from noise; tokens_per_forward (rows,) counts without padding. The last block is not in
+    the cache. logits, scores and hidden_states stay None.
+    """
+
+    sequences: Tensor | None = None
+    tokens_per_forward: Tensor | None = None
+    past_key_values: Any = None
+    logits: Steps = None
+    scores: Steps = None
+    hidden_states: LayerSteps = None
+
+
 # older public names of the same outputs
 GreedySearchDecoderOnlyOutput = SampleDecoderOnlyOutput = GenerateDecoderOnlyOutput
 ContrastiveSearchDecoderOnlyOutput = GenerateDecoderOnlyOutput

@@ -1,6 +1,7 @@
 """From settings to what the decoding loop runs with: lengths, logits processors, stopping criteria."""
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -36,7 +37,13 @@ from phyla.generation.logits import (
 )
 from phyla.generation.prompt import Prompt
 from phyla.generation.rows import row_configs, row_processors
-from phyla.generation.stopping import MaxTimeCriteria, StoppingCriteriaList, StopStringCriteria
+from phyla.generation.stopping import (
+    EosTokenCriteria,
+    MaxLengthCriteria,
+    MaxTimeCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
 from phyla.generation.watermark import read_watermark
 
 
@@ -139,16 +146,16 @@ def build_processors(model: nn.Module, config: GenerationConfig, prompt: Prompt,
                 config.diversity_penalty, config.num_beams, config.num_beam_groups
             )
         )
-    if _set(config.encoder_repetition_penalty, 1.0):
-        source = _source(prompt, "encoder_repetition_penalty")
+    source = _source(prompt, "encoder_repetition_penalty", config, 1.0)
+    if source is not None:
         steps.append(EncoderRepetitionPenaltyLogitsProcessor(config.encoder_repetition_penalty, *source))
     if _set(config.repetition_penalty, 1.0):
         steps.append(RepetitionPenaltyLogitsProcessor(config.repetition_penalty, mask))
     steps += _added_penalties(config, length, mask)
     if _set(config.no_repeat_ngram_size, 0):
         steps.append(NoRepeatNGramLogitsProcessor(config.no_repeat_ngram_size, mask))
-    if _set(config.encoder_no_repeat_ngram_size, 0):
-        source = _source(prompt, "encoder_no_repeat_ngram_size")
+    source = _source(prompt, "encoder_no_repeat_ngram_size", config, 0)
+    if source is not None:
         steps.append(EncoderNoRepeatNGramLogitsProcessor(config.encoder_no_repeat_ngram_size, *source))
     if config.bad_words_ids is not None:
         steps.append(NoBadWordsLogitsProcessor(config.bad_words_ids, eos))
@@ -273,8 +280,32 @@ def set_rows(model: nn.Module, config: GenerationConfig, prompt: Prompt, max_len
     task.do_sample = any(own.do_sample for own in configs)
 
 
+def steps_of(name: str, given: Any) -> list:
+    """The caller's own processors or criteria, as a list."""
+    if given is None:
+        return []
+    if not isinstance(given, (list, tuple)) or not all(map(callable, given)):
+        raise ArgumentError(f"{name} must be a list of functions of ids and scores, but is {given!r}")
+    return list(given)
+
+
+def told_limit(custom: list, limit: int, prompt: Prompt, context: int | None) -> int:
+    """How many tokens may come at most: a MaxLengthCriteria of the caller's own goes before `limit`."""
+    told = next((c.max_length for c in custom if type(c) is MaxLengthCriteria), None)
+    if told is None:
+        return limit
+    asked = GenerationConfig(max_new_tokens=max(1, told - prompt.ids.shape[1]))
+    return new_token_limit(asked, prompt, context, given=True)
+
+
+def told_ends(custom: list) -> bool:
+    """Whether the caller's own criteria say which tokens end a text."""
+    return any(type(c) is EosTokenCriteria for c in custom)
+
+
 def build_criteria(config: GenerationConfig, custom: list, tokenizer: Any) -> StoppingCriteriaList:
     """The criteria beside length and end tokens, which the loop itself watches."""
+    custom = [c for c in custom if type(c) is not MaxLengthCriteria]
     criteria: list = []
     if config.max_time is not None:
         criteria.append(MaxTimeCriteria(config.max_time))
@@ -306,9 +337,15 @@ def _vocabulary(model: Any) -> int:
     return config.vocab_size
 
 
-def _source(prompt: Prompt, name: str) -> tuple[Tensor, Tensor | None]:
+def _source(
+    prompt: Prompt, name: str, config: GenerationConfig, off: float
+) -> tuple[Tensor, Tensor | None] | None:
+    """What a setting that is not `off` looks at: the ids that were read, and which are real."""
+    if not _set(getattr(config, name), off):
+        return None
     if prompt.source_ids is None:
-        raise GenerationError(f"{name} needs a prompt of token ids, but the prompt has none")
+        warnings.warn(f"{name} has no effect: the prompt has no token ids", stacklevel=2)
+        return None
     return prompt.source_ids, prompt.source_mask
 
 

@@ -14,7 +14,7 @@ from phyla.generation.config import DEFAULTS, GenerationConfig
 from phyla.generation.logits import id_list
 
 # inputs that have one entry a position, and so move with the ids when a row is aligned to the right
-_ALONG = ("token_type_ids", "position_ids", "decoder_position_ids", "inputs_embeds")
+_ALONG = ("token_type_ids", "mm_token_type_ids", "position_ids", "decoder_position_ids", "inputs_embeds")
 # likewise, with the positions on their second axis; a new token sees there what the last one saw
 ALONG_ROWS = ("cross_attention_mask",)
 # inputs that hold for the whole call rather than for the prompt
@@ -210,6 +210,8 @@ def _cache(past: Any) -> Any:
     """The caller's cache; a tuple of each layer's keys and values becomes one."""
     if isinstance(past, tuple | list) and past and isinstance(past[0], tuple | list):
         return Cache.from_legacy_cache(past)
+    if past is not None and not hasattr(past, "length"):
+        raise ArgumentError(f"past_key_values must be a cache, but is a {type(past).__name__}")
     return past
 
 
@@ -245,6 +247,8 @@ def _decoder_start(model: nn.Module, ids: Any, mask: Tensor | None, rows: int, c
     if ids is None:
         return first, mask
     ids = _checked_ids(ids, "decoder_input_ids", device, model)
+    if len(ids) != rows:
+        raise ArgumentError(f"decoder_input_ids must have a row for each of {rows}, but has {len(ids)}")
     free = getattr(model, "free_decoder_start", False)  # decoder prompts that begin as they like
     if first is None or free or bool((ids[:, :1] == first).any()):
         return ids, mask

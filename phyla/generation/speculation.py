@@ -18,12 +18,12 @@ from phyla.generation.logits import NEVER
 from phyla.generation.rewind import Lanes
 from phyla.generation.rows import all_processed, together
 from phyla.generation.search import check_finite, deliver, draw, finished, repeat
-from phyla.generation.task import Task
+from phyla.generation.task import Steps, Task
 
 
 def speculate(
     forward: Forward, task: Task, draft: Draft, parting: bool = True, room: int | None = None
-) -> int:
+) -> Steps[int]:
     """Fill `task.ids` with tokens that the draft proposes and the model accepts; returns the length.
 
     parting: whether rows may go on by numbers of their own. room: positions that the models have behind the
@@ -37,6 +37,7 @@ def speculate(
     run.commit(out, None, lanes.ragged)
     del out
     while run.goes_on():
+        yield
         most = run.most(room)
         proposal = draft.propose(task.ids, run.lengths, run.going, most) if any(most) else None
         fresh = run.newest()

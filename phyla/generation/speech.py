@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from phyla.errors import GenerationError
-from phyla.generation.checks import check_field
+from phyla.generation.checks import check_argument
 from phyla.generation.logits import NEVER, Columns, LogitsProcessor
 
 
@@ -113,10 +113,9 @@ class AlternatingCodebooksLogitsProcessor(LogitsProcessor):
     """Bark's coarse tokens: first and second codebook take turns behind a prompt of `input_start_len`."""
 
     def __init__(self, input_start_len: int, semantic_vocab_size: int, codebook_size: int):
-        if not isinstance(input_start_len, int) or input_start_len < 0:
-            raise GenerationError(
-                f"input_start_len must be an integer at least 0, but is {input_start_len!r}"
-            )
+        check_argument("input_start_len", input_start_len)
+        check_argument("semantic_vocab_size", semantic_vocab_size)
+        check_argument("codebook_size", codebook_size)
         self.input_start_len = input_start_len
         self.first = semantic_vocab_size
         self.second = semantic_vocab_size + codebook_size
@@ -132,9 +131,9 @@ class BarkEosPrioritizerLogitsProcessor(LogitsProcessor):
     """End as soon as an end token is likelier than `min_eos_p`."""
 
     def __init__(self, eos_token_id: int | list[int] | Tensor, min_eos_p: float | None, device: str = "cpu"):
-        check_field("eos_token_id", eos_token_id)
-        if min_eos_p is not None and not min_eos_p > 0:
-            raise GenerationError(f"min_eos_p must be above 0, but is {min_eos_p!r}")
+        check_argument("eos_token_id", eos_token_id)
+        if min_eos_p is not None:
+            check_argument("min_eos_p", min_eos_p)
         self.eos, self.min_eos_p = Columns(eos_token_id), min_eos_p
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from phyla.errors import GenerationError
-from phyla.generation.checks import check_field
+from phyla.generation.checks import check_argument
 from phyla.generation.logits import id_list
 
 
@@ -45,7 +45,7 @@ class MaxLengthCriteria(StoppingCriteria):
     """Stop when the sequence, prompt included, has `max_length` tokens."""
 
     def __init__(self, max_length: int, max_position_embeddings: int | None = None):
-        check_field("max_length", max_length)
+        check_argument("max_length", max_length)
         self.max_length = max_length
         self.max_position_embeddings = max_position_embeddings
 
@@ -57,7 +57,7 @@ class MaxTimeCriteria(StoppingCriteria):
     """Stop when more than `max_time` seconds have passed since `initial_timestamp` (default: now)."""
 
     def __init__(self, max_time: float, initial_timestamp: float | None = None):
-        check_field("max_time", max_time)
+        check_argument("max_time", max_time)
         self.max_time = max_time
         # a given start is wall-clock time; without one, a clock that nobody sets back
         self.clock = time.monotonic if initial_timestamp is None else time.time
@@ -71,7 +71,7 @@ class EosTokenCriteria(StoppingCriteria):
     """Stop a row at any of the end tokens."""
 
     def __init__(self, eos_token_id: int | list[int] | Tensor):
-        check_field("eos_token_id", eos_token_id)
+        check_argument("eos_token_id", eos_token_id)
         self.eos_token_id = torch.tensor(id_list(eos_token_id), dtype=torch.long)
 
     def __call__(self, input_ids: Tensor, scores: Any, **extra: Any) -> Tensor:
@@ -87,7 +87,7 @@ class StopStringCriteria(StoppingCriteria):
     """
 
     def __init__(self, tokenizer: Any, stop_strings: str | list[str]):
-        check_field("stop_strings", stop_strings)
+        check_argument("stop_strings", stop_strings)
         if not callable(getattr(tokenizer, "decode", None)):
             raise GenerationError(
                 "stop_strings need the model's tokenizer: pass tokenizer=... to generate, or leave them out"

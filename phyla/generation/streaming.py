@@ -6,6 +6,7 @@ end.
 
 import asyncio
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from queue import Empty, Queue
 from typing import Any
@@ -186,6 +187,62 @@ class TextStreamer(BaseStreamer):
         return bool(
             getattr(self.tokenizer, "clean_up_tokenization_spaces", False) if asked is None else asked
         )
+
+
+class TextDiffusionStreamer(TextStreamer):
+    """Print text that is written from noise: what a block says at each step, as a draft in yellow that the
+    next one takes the place of, and the block when it is finished.
+
+    sleep_time: seconds to wait behind each draft. Subclasses override `on_draft_text`, or set `_takes_logits`
+    to be given the scores (rows, C, V) as `logits` in place of ids. A terminal is needed for drafts to go.
+    """
+
+    def __init__(
+        self, tokenizer: Any, skip_prompt: bool = False, sleep_time: float | None = None,
+        **decode_kwargs: Any,
+    ):  # fmt: skip
+        super().__init__(tokenizer, skip_prompt, **decode_kwargs)
+        self.sleep_time = sleep_time
+        self._takes_logits = False
+        self._has_draft = False
+
+    def put_draft(self, value: Any = None, **others: Any) -> None:
+        """Take the ids (rows, C) or (C,) of an unfinished block."""
+        rows = value.tolist()
+        rows = rows if value.ndim == 2 else [rows]
+        self._clear_draft()
+        self.on_draft_text([self._decode(ids) for ids in rows])
+        if self.sleep_time is not None:
+            time.sleep(self.sleep_time)
+
+    def on_draft_text(self, texts: list[str]) -> None:
+        """Take what each row of an unfinished block says."""
+        lines = texts if len(texts) == 1 else [f"[{row}] {text}" for row, text in enumerate(texts)]
+        # remember the place of the cursor, then write in yellow
+        sys.stdout.write("\0337\033[33m" + "\n".join(lines) + "\033[0m")
+        sys.stdout.flush()
+        self._has_draft = True
+
+    def put(self, value: Any) -> None:
+        """Take the prompt, then finished blocks (rows, C), in place of the draft."""
+        self._clear_draft()
+        super().put(value)
+
+    def end(self) -> None:
+        """Give out the rest of all rows."""
+        self._clear_draft()
+        super().end()
+
+    def fail(self, error: BaseException) -> None:
+        """Forget the draft and what was held back."""
+        self._clear_draft()
+        super().fail(error)
+
+    def _clear_draft(self) -> None:
+        if self._has_draft:
+            sys.stdout.write("\0338\033[J")  # back to the place of the cursor; nothing stays behind it
+            sys.stdout.flush()
+            self._has_draft = False
 
 
 class _Failure:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from phyla.errors import ArgumentError, GenerationError
+from phyla.generation.checks import check_argument
 from phyla.generation.logits import LogitsProcessor
 from phyla.generation.watermark import BaseWatermarkingConfig
 
@@ -72,6 +73,10 @@ class SynthIDTextWatermarkLogitsProcessor(LogitsProcessor):
         skip_first_ngram_calls: bool = False,
         debug_mode: bool = False,
     ):
+        check_argument("ngram_len", ngram_len)
+        check_argument("sampling_table_size", sampling_table_size)
+        check_argument("sampling_table_seed", sampling_table_seed)
+        check_argument("context_history_size", context_history_size)
         self.ngram_len = ngram_len
         self.keys = torch.tensor(keys, device=device)
         generator = torch.Generator(device).manual_seed(sampling_table_seed)
@@ -94,7 +99,7 @@ class SynthIDTextWatermarkLogitsProcessor(LogitsProcessor):
         history = torch.nn.functional.pad(new, (self.ngram_len - 1, 0))
         contexts = history.unfold(1, self.ngram_len - 1, 1)[:, skipped:]  # one a call, (rows, calls, n - 1)
         contexts = contexts[:, -self.context_history_size - 1 :]
-        hashes = accumulate(torch.ones_like(contexts[..., 0]), contexts)  # (rows, calls)
+        hashes = accumulate(contexts.new_ones(contexts.shape[:-1]), contexts)  # (rows, calls)
         seen = (hashes[:, :-1] == hashes[:, -1:]).any(1, keepdim=True)
         tokens = torch.arange(scores.shape[1], device=scores.device)
         flips = self.sample_g_values(self._keyed(accumulate(hashes[:, -1:], tokens[None, :, None])))
@@ -132,7 +137,7 @@ class SynthIDTextWatermarkLogitsProcessor(LogitsProcessor):
         """False (rows, length - ngram_len + 1) where the context was there shortly before."""
         self._check(input_ids)
         contexts = input_ids[:, :-1].unfold(1, self.ngram_len - 1, 1)
-        hashes = accumulate(torch.ones_like(contexts[..., 0]), contexts)
+        hashes = accumulate(contexts.new_ones(contexts.shape[:-1]), contexts)
         place = torch.arange(hashes.shape[1], device=hashes.device)
         gap = place[:, None] - place
         near = (gap > 0) & (gap <= self.context_history_size)

@@ -1,13 +1,13 @@
 """What a decoding strategy works on, and what it keeps for the caller."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
-from phyla.errors import ArgumentError
+from phyla.errors import ArgumentError, GenerationError
 from phyla.generation.config import GenerationConfig
 from phyla.generation.forward import Forward
 from phyla.generation.logits import LogitsProcessorList
@@ -20,6 +20,10 @@ from phyla.generation.outputs import (
 from phyla.generation.plan import end_tokens, pad_token
 from phyla.generation.prompt import Prompt
 from phyla.generation.stopping import StoppingCriteriaList
+
+Found = TypeVar("Found")
+# a strategy: it stops before each step of the model but the first, and returns what it found
+Steps: TypeAlias = Generator[None, None, Found]
 
 
 @dataclass
@@ -49,6 +53,13 @@ class Task:
     settled: Any = None
     ensemble: float | None = None
 
+    def still_open(self, rows: list[bool], counts: list[int], limits: list[int], token: Tensor) -> list[bool]:
+        """Which of the open `rows` a draft may go on with behind its newest token (rows,)."""
+        ended = [False] * len(rows)
+        if self.eos is not None:
+            ended = (token[:, None] == self.eos).any(1).tolist()
+        return [on and n < most and not e for on, n, most, e in zip(rows, counts, limits, ended, strict=True)]
+
 
 class Record:
     """What a call asked to get back beside the ids, step by step."""
@@ -76,6 +87,9 @@ class Record:
             self.scores.append(scores.clone() if scores is logits else scores)
         for name, steps in self.fields.items():
             if steps is not None:
+                if not hasattr(out, name):
+                    kind = "hidden_states" if name.endswith("hidden_states") else "attentions"
+                    raise GenerationError(f"this model has no {kind}: leave output_{kind}=True out")
                 steps.append(getattr(out, name))
 
     def output(self, sequences: Tensor, forward: Forward, beams: dict[str, Any] | None = None) -> Any:
@@ -125,12 +139,15 @@ def make_task(
     return Task(
         ids=buffer, given=given, start=start, limit=limit, repeats=repeats, pad_id=pad_id,
         eos=end_tokens(config, ids.device), do_sample=bool(config.do_sample),
-        allow_nonfinite=bool(config.remove_invalid_values), generators=_generators(seed, rows, ids.device),
+        allow_nonfinite=bool(config.remove_invalid_values), generators=row_generators(seed, rows, ids.device),
         record=record,
     )  # fmt: skip
 
 
-def _generators(seed: int | Sequence[int] | None, rows: int, device: torch.device) -> list[torch.Generator]:
+def row_generators(
+    seed: int | Sequence[int] | None, rows: int, device: torch.device
+) -> list[torch.Generator]:
+    """None, one for the call, or one for each row, as `seed` says."""
     if seed is None:
         return []
     many = isinstance(seed, Sequence) and not isinstance(seed, str)

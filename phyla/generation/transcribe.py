@@ -140,7 +140,11 @@ def transcribe(
     segments = [row[1:] if prompted else row for row in speaker.segments]
     single = force_unique_generate_call or (short and not return_timestamps)
     if wanted and single:
-        return speaker.last_output()
+        output = speaker.last_output()
+        for name in ("encoder_attentions", "encoder_hidden_states") if copies > 1 else ():
+            if output.get(name) is not None:  # one row a sound
+                output[name] = tuple(x[::copies] for x in output[name])
+        return output
     if force_unique_generate_call:
         ids = torch.stack([_sequence(row[0]["result"]) for row in segments])
         times = torch.stack([r[0]["result"]["token_timestamps"] for r in segments]) if speaker.align else None
@@ -256,7 +260,7 @@ class Speaker:
         """Decoder ids (rows, n) of a window, and their mask where some are padding."""
         given = self.extra.pop("decoder_input_ids", None)
         if given is not None:
-            return given, None
+            return given.repeat_interleave(max(1, len(self.first) // len(given)), 0)[active], None
         first, pad = self.first[active], self.config.pad_token_id
         if any(self.conditioned) and self.segments[0]:
             opener = first.new_empty(0) if self.previous is None else first.new_tensor([self.previous])

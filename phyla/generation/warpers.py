@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from phyla.errors import GenerationError
-from phyla.generation.checks import check_field
+from phyla.generation.checks import check_argument
 from phyla.generation.logits import NEVER, LogitsProcessor
 
 _SHORTLIST = 256  # top-p looks here first: a whole vocabulary takes milliseconds to sort on a CPU
@@ -16,12 +16,7 @@ class TemperatureLogitsWarper(LogitsProcessor):
     """Divide the scores by `temperature` (above 0)."""
 
     def __init__(self, temperature: float):
-        check_field("temperature", temperature)
-        if not temperature > 0:
-            raise GenerationError(
-                f"temperature must be above 0, but is {temperature!r}; for greedy decoding leave "
-                "do_sample=False"
-            )
+        check_argument("temperature", temperature)
         self.temperature = temperature
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -32,10 +27,7 @@ class _Filter(LogitsProcessor):
     """A warper that gives `filter_value` to the tokens it drops, but keeps at least `min_tokens_to_keep`."""
 
     def __init__(self, filter_value: float, min_tokens_to_keep: int):
-        if not isinstance(min_tokens_to_keep, int) or min_tokens_to_keep < 1:
-            raise GenerationError(
-                f"min_tokens_to_keep must be an integer at least 1, but is {min_tokens_to_keep!r}"
-            )
+        check_argument("min_tokens_to_keep", min_tokens_to_keep)
         self.filter_value = filter_value
         self.min_tokens_to_keep = min_tokens_to_keep
 
@@ -93,7 +85,7 @@ class TopPLogitsWarper(_Filter):
 
     def __init__(self, top_p: float, filter_value: float = NEVER, min_tokens_to_keep: int = 1):
         super().__init__(filter_value, min_tokens_to_keep)
-        check_field("top_p", top_p)
+        check_argument("top_p", top_p)
         self.top_p = float(top_p)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -124,7 +116,7 @@ class MinPLogitsWarper(_Filter):
 
     def __init__(self, min_p: float, filter_value: float = NEVER, min_tokens_to_keep: int = 1):
         super().__init__(filter_value, min_tokens_to_keep)
-        check_field("min_p", min_p)
+        check_argument("min_p", min_p)
         self.min_p = min_p
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -137,8 +129,7 @@ class TypicalLogitsWarper(_Filter):
 
     def __init__(self, mass: float = 0.9, filter_value: float = NEVER, min_tokens_to_keep: int = 1):
         super().__init__(filter_value, min_tokens_to_keep)
-        if not 0 < mass < 1:
-            raise GenerationError(f"typical_p must be above 0 and below 1, but is {mass!r}")
+        check_argument("typical_p", mass)
         self.mass = float(mass)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -157,8 +148,7 @@ class EpsilonLogitsWarper(_Filter):
 
     def __init__(self, epsilon: float, filter_value: float = NEVER, min_tokens_to_keep: int = 1):
         super().__init__(filter_value, min_tokens_to_keep)
-        if not 0 < epsilon < 1:
-            raise GenerationError(f"epsilon_cutoff must be above 0 and below 1, but is {epsilon!r}")
+        check_argument("epsilon_cutoff", epsilon)
         self.epsilon = float(epsilon)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -172,8 +162,7 @@ class EtaLogitsWarper(_Filter):
         self, epsilon: float, filter_value: float = NEVER, min_tokens_to_keep: int = 1, device: str = "cpu"
     ):
         super().__init__(filter_value, min_tokens_to_keep)
-        if not 0 < epsilon < 1:
-            raise GenerationError(f"eta_cutoff must be above 0 and below 1, but is {epsilon!r}")
+        check_argument("eta_cutoff", epsilon)
         self.epsilon = float(epsilon)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:

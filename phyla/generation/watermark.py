@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from phyla.errors import ArgumentError, GenerationError, UnknownArgumentError, nearest
+from phyla.generation.checks import check_argument
 from phyla.generation.logits import LogitsProcessor
 
 _TABLE = 1_000_003
@@ -109,12 +110,8 @@ class WatermarkingConfig(BaseWatermarkingConfig):
         """Raise GenerationError for settings out of range."""
         if self.seeding_scheme not in _SCHEMES:
             raise GenerationError(f"seeding_scheme must be one of {_SCHEMES}, but is {self.seeding_scheme!r}")
-        if not 0 < self.greenlist_ratio < 1:
-            raise GenerationError(
-                f"greenlist_ratio must be above 0 and below 1, but is {self.greenlist_ratio!r}"
-            )
-        if not self.context_width >= 1:
-            raise GenerationError(f"context_width must be at least 1, but is {self.context_width!r}")
+        for name in ("greenlist_ratio", "bias", "hashing_key", "context_width"):
+            check_argument(name, getattr(self, name))
 
     def construct_processor(self, vocab_size: int, device: Any) -> "WatermarkLogitsProcessor":
         """The processor that marks the text."""

@@ -38,7 +38,9 @@ _NAMES = {
     "multimodal": (
         "BaseModelOutputWithAttentionMask", "Blip2ForConditionalGenerationModelOutput",
         "Blip2ImageTextMatchingModelOutput", "Blip2TextModelOutput", "Blip2VisionModelOutput",
-        "CLIPOutput", "CLIPTextModelOutput", "CLIPVisionModelOutput", "Gemma3CausalLMOutputWithPast",
+        "CLIPOutput", "CLIPTextModelOutput", "CLIPVisionModelOutput",
+        "DiffusionGemmaBlockDiffusionOutputWithPast", "DiffusionGemmaModelOutputWithPast",
+        "Gemma3CausalLMOutputWithPast",
         "LlavaCausalLMOutputWithPast",
         "LlavaNextCausalLMOutputWithPast", "PaliGemmaCausalLMOutputWithPast",
         "Qwen2VLCausalLMOutputWithPast", "ViltForImagesAndTextClassificationOutput",

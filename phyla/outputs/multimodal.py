@@ -50,6 +50,27 @@ class LlavaNextCausalLMOutputWithPast(LlavaCausalLMOutputWithPast):
     """Next-token scores (B, S, V) of a text with images in tiles, and the images' vectors."""
 
 
+class DiffusionGemmaModelOutputWithPast(ModelOutput):
+    """States (B, C, D) of a canvas, the cache of the text before it, and its states, where it was read."""
+
+    last_hidden_state: One = None
+    past_key_values: Any = None
+    hidden_states: Many = None
+    attentions: Many = None
+    encoder_last_hidden_state: One = None
+
+
+class DiffusionGemmaBlockDiffusionOutputWithPast(ModelOutput):
+    """Scores (B, C, V) of all tokens of a canvas."""
+
+    loss: One = None
+    logits: One = None
+    past_key_values: Any = None
+    hidden_states: Many = None
+    attentions: Many = None
+    encoder_last_hidden_state: One = None
+
+
 class PaliGemmaCausalLMOutputWithPast(LlavaCausalLMOutputWithPast):
     """Next-token scores (B, S, V) of a text with images, and the images' vectors."""
 
