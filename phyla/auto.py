@@ -100,7 +100,7 @@ def _auto(name: str, *tasks: str) -> type:
 
 
 AutoModel = _auto("AutoModel", "base-model", "text-to-waveform", "mask-generation")
-AutoModelForCausalLM = _auto("AutoModelForCausalLM", "causal-lm")
+AutoModelForCausalLM = _auto("AutoModelForCausalLM", "causal-lm", "token-drafting")
 AutoModelForMaskedLM = _auto("AutoModelForMaskedLM", "masked-lm")
 AutoModelForSeq2SeqLM = _auto("AutoModelForSeq2SeqLM", "seq2seq-lm")
 AutoModelForSequenceClassification = _auto("AutoModelForSequenceClassification", "sequence-classification")
@@ -129,7 +129,9 @@ AutoModelForDocumentQuestionAnswering = _auto(
     "AutoModelForDocumentQuestionAnswering", "document-question-answering"
 )
 AutoModelForImageSegmentation = _auto("AutoModelForImageSegmentation", "image-segmentation")
-AutoModelForImageTextToText = _auto("AutoModelForImageTextToText", "image-text-to-text", "vision2seq")
+AutoModelForImageTextToText = _auto(
+    "AutoModelForImageTextToText", "image-text-to-text", "vision2seq", "block-diffusion"
+)
 AutoModelForImageToImage = _auto("AutoModelForImageToImage", "image-to-image")
 AutoModelForInstanceSegmentation = _auto(
     "AutoModelForInstanceSegmentation", "instance-segmentation", "universal-segmentation"

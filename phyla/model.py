@@ -227,6 +227,9 @@ class PreTrainedModel(nn.Module):
         if self.head is not None:
             self.head.tie(self.backbone)
         number_slots(self)
+        for inner in self.modules() if self.implementation != "sdpa" else ():
+            if isinstance(inner, PreTrainedModel) and inner is not self:
+                inner.implementation = self.implementation
         asked = [c.__dict__.get("_attn_implementation") for c in self._part_configs()]
         if any(asked) or isinstance(getattr(config, "_attn_implementation", None), dict):
             importlib.import_module("phyla.fast.interface").settle(self)

@@ -170,6 +170,22 @@ def test_masks_of_a_memory_may_change_between_layers(openly) -> None:
     assert len(openly) == 3
 
 
+@torch.no_grad()
+def test_windows_by_position_reach_flex_attention(openly) -> None:
+    """A draft's windows go by the positions that its caller knows, not by slots."""
+    said = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"], "block_size": 4,
+            "target_layer_ids": [0, 1], **{k: v for k, v in SIZES.items() if k != "vocab_size"}}  # fmt: skip
+    torch.manual_seed(0)
+    draft = phyla.MuseGlimmerAssistantModel(phyla.MuseGlimmerAssistantConfig(**said)).eval()
+    blanks, states = torch.randn(2, 4, 32), torch.randn(2, 7, 64)
+    places = torch.tensor([[-1, -1, 0, 1, 2, 3, 4, 7, 8, 9, 10], [*range(11)]])
+    wanted = draft.fill(blanks, states, places, places >= 0, None)
+    draft.set_attn_implementation("flex_attention")
+    found = draft.fill(blanks, states, places, places >= 0, None)
+    assert len(openly) == 2
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_calls_that_flex_attention_cannot_take_say_so(openly, caplog) -> None:
     caplog.set_level(logging.DEBUG, "phyla.fast.flex")
     model = tiny("Gemma2", sliding_window=6, attn_logit_softcapping=2.0, attention_dropout=0.5)
@@ -397,6 +413,24 @@ def test_parts_of_a_model_have_names_of_their_own(openly) -> None:
     assert len(openly) == 4
     with pytest.raises(ConfigError, match=r"sound_config.*text_config"):
         model.set_attn_implementation({"sound_config": "eager"})
+
+
+@pytest.mark.parametrize(
+    ("asked", "parts"),
+    [
+        ("eager", {"generator": "eager", "question_encoder": "eager"}),
+        ({"generator": "eager"}, {"generator": "eager", "question_encoder": "sdpa"}),
+        ("eager", {"encoder": "eager", "decoder": "eager"}),
+        ({"encoder": "eager", "": "sdpa"}, {"encoder": "eager", "decoder": "sdpa"}),
+    ],
+)
+def test_models_within_a_model_are_told_when_it_is_loaded(asked, parts) -> None:
+    family, name = ("rag", "RagModel") if "generator" in parts else ("encoder-decoder", "EncoderDecoderModel")
+    golden = next(g for g in read_pack(PACKS / f"{family}.tar.xz") if g.class_name == name)
+    with tempfile.TemporaryDirectory() as folder:
+        golden.write_checkpoint(Path(folder))
+        model = getattr(phyla, name).from_pretrained(folder, attn_implementation=asked)
+    assert {part: getattr(model.backbone, part).implementation for part in parts} == parts
 
 
 def test_flash_attention_with_windows_and_caps(monkeypatch) -> None:

@@ -259,7 +259,7 @@ def test_text_comes_to_another_thread_while_the_engine_runs(capsys):
         assert capsys.readouterr().out.strip() == want
         empty = Kept()
         engine.submit(prompt, max_new_tokens=0, streamer=empty).result()
-        assert (empty.told, empty.ended) == ([], 1)
+        assert (empty.told, empty.ended) == ([[prompt]], 1)
 
 
 def boom(*_):

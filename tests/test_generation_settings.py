@@ -109,6 +109,18 @@ def test_an_encoder_is_called_alone(family):
         )
 
 
+def test_what_is_done_to_an_encoder_counts_in_the_model():
+    model, calls = tiny("t5"), []
+    handle = model.get_encoder().register_forward_hook(lambda *_: calls.append(1))
+    model(input_ids=IDS, decoder_input_ids=IDS)
+    model.get_encoder()(IDS)
+    handle.remove()
+    model(input_ids=IDS, decoder_input_ids=IDS)
+    assert len(calls) == 2
+    model.get_encoder().gradient_checkpointing = True
+    assert model.backbone.encoder.gradient_checkpointing
+
+
 def test_a_decoders_prompt_has_a_row_for_each():
     with pytest.raises(ArgumentError, match="a row for each of 2"):
         tiny("t5").generate(IDS, decoder_input_ids=torch.tensor([[0, 5]]), max_new_tokens=2)

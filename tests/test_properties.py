@@ -21,7 +21,7 @@ GOLDENS = Path(__file__).with_name("goldens")
 BASE = ("base-model", "causal-lm", "seq2seq-lm", "text-encoding", "masked-lm")
 
 
-ALL = ("text", "multimodal", "vision", "audio", "time-series", "trajectory", "graph")
+ALL = ("text", "multimodal", "vision", "audio", "time-series", "trajectory", "graph", "draft")
 
 
 def cases(tasks: tuple[str, ...], modality: tuple[str, ...] = ALL) -> list:

@@ -1,12 +1,13 @@
 """Where weights lie: large pages, rooms, and matrices that are joined side by side."""
 
+import gc
 import sys
 
 import pytest
 import torch
 
 from phyla.blocks import memory as places
-from phyla.blocks.memory import PAGE, Room, memory, side_by_side
+from phyla.blocks.memory import PAGE, Room, cut, memory, side_by_side
 from phyla.checkpoints import arena
 from phyla.checkpoints.arena import Arena
 
@@ -58,3 +59,26 @@ def test_what_is_joined_stays_in_one_block(monkeypatch) -> None:
             taken = [made.take(f"{i}.{name}") for name in pair]
             assert side_by_side(taken) is not None  # 5120 bytes, more than a block
     assert made.take("0.q") is None
+
+
+def test_pieces_of_a_block_have_storages_of_their_own() -> None:
+    count = len(places._blocks)
+    block = memory(256)
+    pieces = [cut(block, begin, 64) for begin in (0, 64, 192)]
+    assert [p.untyped_storage().nbytes() for p in pieces] == [64] * 3 and cut(block, 0, 0).shape == (0,)
+    for i in range(3):
+        pieces[i].fill_(i)
+    assert block[::64].tolist()[:2] == [0, 1] and block[255] == 2
+    parts = [piece.view(torch.float32).view(4, 4) for piece in pieces]
+    whole = side_by_side(parts[:2])
+    assert whole is not None and whole.data_ptr() == block.data_ptr() and whole.shape == (8, 4)
+    assert side_by_side(parts[1:]) is None and side_by_side(parts[1::-1]) is None
+    del block, parts
+    gc.collect()
+    assert len(places._blocks) == count + 1 and pieces[2].sum() == 128
+    del pieces
+    gc.collect()
+    assert whole.view(torch.uint8).sum() == 64  # the memory lives as long as what looks at it
+    del whole
+    gc.collect()
+    assert len(places._blocks) == count

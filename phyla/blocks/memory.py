@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -24,9 +25,9 @@ def memory(size: int, beside: int = 0) -> Tensor:
     """
     ask = _advise()
     if size < PAGE or ask is None or free_large_pages() < size + beside:
-        return torch.empty(size, dtype=torch.uint8)
+        return torch.empty(size, dtype=torch.uint8, device="cpu")
     # Pages that are never touched cost nothing.
-    whole = torch.empty(size + 2 * PAGE, dtype=torch.uint8)
+    whole = torch.empty(size + 2 * PAGE, dtype=torch.uint8, device="cpu")
     begin = -whole.data_ptr() % PAGE
     ask(whole.data_ptr() + begin, -(-size // PAGE) * PAGE, _HUGE)
     return whole[begin : begin + size]
@@ -36,7 +37,7 @@ class Room:
     """Places in blocks of `memory`, one behind the other: tensors in turn lie side by side."""
 
     def __init__(self) -> None:
-        self.block = torch.empty(0, dtype=torch.uint8)
+        self.block = torch.empty(0, dtype=torch.uint8, device="cpu")
         self.used = 0
 
     def copy(self, t: Tensor) -> Tensor:
@@ -49,15 +50,39 @@ class Room:
         return place.copy_(t)
 
 
+# Blocks that were cut, by where they begin, as long as a piece lives.
+_blocks: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
+
+
+def cut(block: Tensor, begin: int, size: int) -> Tensor:
+    """Some bytes of a block of `memory`, in a storage of their own: a pickle of them holds no others.
+
+    The block lives as long as one of its pieces.
+    """
+    if not size:
+        return torch.empty(0, dtype=torch.uint8, device="cpu")
+    _blocks[block.data_ptr()] = block
+    piece = (ctypes.c_ubyte * size).from_address(block.data_ptr() + begin)
+    piece.block = block  # type: ignore[attr-defined]
+    return torch.frombuffer(piece, dtype=torch.uint8)
+
+
 def side_by_side(tensors: Sequence[Tensor]) -> Tensor | None:
-    """Tensors (n, ...) as one along the first dimension; None unless they follow each other in a storage."""
+    """Tensors (n, ...) as one along the first dimension; None unless they follow each other in a storage or
+    as pieces of a block."""
     first = tensors[0]
-    storage, at = first.untyped_storage().data_ptr(), first.data_ptr()
+    storages, at = {t.untyped_storage().data_ptr() for t in tensors}, first.data_ptr()
     for t in tensors:
-        if t.data_ptr() != at or not t.is_contiguous() or t.untyped_storage().data_ptr() != storage:
+        if t.data_ptr() != at or not t.is_contiguous():
             return None
         at += t.numel() * t.element_size()
-    return first.as_strided((sum(len(t) for t in tensors), *first.shape[1:]), first.stride())
+    shape = (sum(len(t) for t in tensors), *first.shape[1:])
+    if len(storages) == 1:
+        return first.as_strided(shape, first.stride())
+    for begin, block in list(_blocks.items()) if first.is_cpu else ():
+        if begin <= first.data_ptr() and at <= begin + len(block):
+            return block[first.data_ptr() - begin : at - begin].view(first.dtype).view(shape)
+    return None
 
 
 def free_large_pages() -> int:

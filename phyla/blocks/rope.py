@@ -103,7 +103,7 @@ def _yarn(width: int, base: float, scaling: dict, max_positions: int, original: 
             gain = _yarn_gain(factor, mscale) / _yarn_gain(factor, mscale_all)
         else:
             gain = _yarn_gain(factor, 1.0)
-    fast, slow = _number(scaling, "beta_fast", 32), _number(scaling, "beta_slow", 1)
+    fast, slow = _number(scaling, "beta_fast", 32.0), _number(scaling, "beta_slow", 1.0)
 
     def dimension(rotations: float) -> float:
         return width * math.log(trained / (rotations * 2 * math.pi)) / (2 * math.log(base))

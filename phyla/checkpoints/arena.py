@@ -10,7 +10,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from phyla.blocks.memory import memory
+from phyla.blocks.memory import cut, memory
 
 BLOCK = 1 << 26  # a block is given back only when nothing in it lives any more
 LINE = 64
@@ -40,7 +40,7 @@ class Arena:
             block, offset = memory(total, beside=sum(sizes[:at])), 0
             for key, shape, dtype, _ in chain.from_iterable(runs[at:end]):
                 length = prod(shape) * dtype.itemsize
-                self.places[key] = block[offset : offset + length].view(dtype).view(shape)
+                self.places[key] = cut(block, offset, length).view(dtype).view(shape)
                 offset += _size(shape, dtype)
             at = end
 

@@ -205,8 +205,9 @@ def attention(c: Config) -> Spec:
     rotary = Rotary(width, c.rope_theta, c.rope_scaling, c.max_position_embeddings, layout=layout)
     yarn, scale = c.rope_scaling or {}, (width + c.qk_nope_head_dim) ** -0.5
     kind, weight = yarn.get("rope_type", yarn.get("type", "default")), yarn.get("mscale_all_dim", 0)
-    if kind != "default" and weight and yarn["factor"] > 1:
-        scale *= (0.1 * weight * math.log(yarn["factor"]) + 1.0) ** 2
+    factor = yarn.get("factor") or 1.0  # the rotary refuses rules that need one and have none
+    if kind != "default" and weight and factor > 1:
+        scale *= (0.1 * weight * math.log(factor) + 1.0) ** 2
     return LatentAttention(
         c.hidden_size, c.num_attention_heads, (width, c.qk_nope_head_dim, c.v_head_dim),
         (c.q_lora_rank, c.kv_lora_rank), rotary, bias=c.attention_bias, scale=scale,

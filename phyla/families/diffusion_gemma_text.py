@@ -84,11 +84,25 @@ class Config(PretrainedConfig):
                 f"{self.use_bidirectional_attention!r} (in a {self.model_type} config)"
             )
         values["rope_parameters"] = self.rope_parameters or {kind: dict(said) for kind, said in ROPE.items()}
+        said: dict[str, Any] = values["rope_parameters"]
+        lacking = [kind for kind in {*self.layer_types} if not isinstance(said.get(kind), dict)]
+        if lacking:
+            raise ConfigError(
+                f"rope_parameters must be an object for each kind of layer, but has none for {lacking} (in a "
+                f"{self.model_type} config)"
+            )
         width, shared = values.pop("global_head_dim", 512), values.pop("num_global_key_value_heads", None)
         if self.per_layer_config is None:
             other = {"head_dim": width} | ({} if shared is None else {"num_key_value_heads": shared})
             full = [i for i, kind in enumerate(self.layer_types) if kind == FULL]
             self.per_layer_config = {str(i): dict(other) for i in full}
+        changes = {"head_dim", "num_key_value_heads"}
+        wrong = {k: v for k, v in self.per_layer_config.items() if not {*v} <= changes}
+        if wrong:
+            raise ConfigError(
+                f"per_layer_config may change {sorted(changes)} of a layer, but has {wrong} (in a "
+                f"{self.model_type} config)"
+            )
 
     def heads(self, layer: int) -> Heads:
         """The heads of a layer: the configuration's, with what per_layer_config changes."""
@@ -192,19 +206,21 @@ class ScaledLayer(Layer):
         return True
 
 
+def experts(c: PretrainedConfig) -> Spec:
+    """The experts of a layer."""
+    count, chosen, inner = c.num_experts, c.top_k_experts, c.moe_intermediate_size
+    if not (count and chosen and inner and 0 < chosen <= count):
+        raise ConfigError(
+            "num_experts, top_k_experts (no more of them) and moe_intermediate_size must be set, but are "
+            f"{(count, chosen, inner)} (in a {c.model_type} config)"
+        )
+    return NormedExperts(c.hidden_size, inner, count, chosen, c.hidden_activation, c.rms_norm_eps)
+
+
 def build(c: Config, roles: tuple[str, ...] = ("text",)) -> Decoder:
     """The stack; `roles` says what its layers do: read finished text, refine a canvas, or both."""
-    if not (c.num_experts and c.top_k_experts and c.moe_intermediate_size):
-        raise ConfigError(
-            "num_experts, top_k_experts and moe_intermediate_size must be set, but are "
-            f"{(c.num_experts, c.top_k_experts, c.moe_intermediate_size)} (in a {c.model_type} config)"
-        )
     norm = RMSNorm(c.hidden_size, eps=c.rms_norm_eps, cast="late")
-    experts = NormedExperts(
-        c.hidden_size, c.moe_intermediate_size, c.num_experts, c.top_k_experts, c.hidden_activation,
-        c.rms_norm_eps,
-    )  # fmt: skip
-    ffn = SparseAndDense(c.hidden_size, c.intermediate_size, c.hidden_activation, norm, experts)
+    ffn = SparseAndDense(c.hidden_size, c.intermediate_size, c.hidden_activation, norm, experts(c))
     both_sides = c.use_bidirectional_attention == "all"
     kinds: list[str] = c.layer_types or []
     turns: dict[str, dict[str, Any]] = c.rope_parameters or ROPE

@@ -25,7 +25,7 @@ from phyla.checkpoints.names import NameMap
 from phyla.config import PretrainedConfig
 from phyla.errors import ArgumentError, ConfigError
 from phyla.families import diffusion_gemma_text as relative
-from phyla.families.diffusion_gemma_text import NormedExperts, ScaledLayer, SparseAndDense
+from phyla.families.diffusion_gemma_text import ROPE, ScaledLayer, SparseAndDense
 from phyla.families.gemma3_text import ScaledEmbed
 from phyla.families.gemma4_vision import UnitAttention
 from phyla.families.qwen3 import FULL
@@ -81,6 +81,11 @@ class Config(PretrainedConfig):
         if not self.attention_k_eq_v:
             self.__dict__.pop("num_global_key_value_heads", None)
         relative.Config.finish(self)  # type: ignore[arg-type]
+        if not 0 <= self.num_kv_shared_layers <= self.num_hidden_layers:
+            raise ConfigError(
+                f"num_kv_shared_layers must be 0 to {self.num_hidden_layers}, the layers, but is "
+                f"{self.num_kv_shared_layers} (in a {self.model_type} config)"
+            )
         makers = (self.layer_types or [])[: self.first_borrower]
         lacking = {*(self.layer_types or [])[: self.num_hidden_layers]} - {*makers}
         if lacking and self.first_borrower:
@@ -230,7 +235,7 @@ def build(c: Config) -> Decoder:
         mask: Any = Causal(reach)
         if both_sides:
             mask = Full() if reach is None else Window(reach - 1)
-        theta = said.pop("rope_theta")
+        theta = said.pop("rope_theta", ROPE[kind]["rope_theta"])
         rotary = Rotary(heads.width or c.head_dim, theta, said, c.max_position_embeddings)
         plain = (c.hidden_size, heads, rotary, mask, c.rms_norm_eps, c.attention_bias, c.attention_dropout)
         if index >= c.first_borrower:
@@ -243,14 +248,7 @@ def build(c: Config) -> Decoder:
         inner, act = c.intermediate_size * (2 if wide else 1), c.hidden_activation
         if not c.enable_moe_block:
             return residual(GatedFFN(c.hidden_size, inner, act=act), pre=norm, out=norm)
-        experts = NormedExperts(
-            c.hidden_size,
-            c.moe_intermediate_size or 0,
-            c.num_experts or 0,
-            c.top_k_experts or 0,
-            act,
-            c.rms_norm_eps,
-        )
+        experts = relative.experts(c)
         return residual(SparseAndDense(c.hidden_size, inner, act, norm, experts), out=norm)
 
     def layer(index: int) -> Layer:

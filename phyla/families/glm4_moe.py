@@ -50,6 +50,8 @@ class Config(PretrainedConfig):
     ALIASES = {"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"}
 
     def finish(self) -> None:
+        if self.head_dim is None:  # by default the heads do not fill the width
+            self.head_dim = self.hidden_size // max(self.num_attention_heads, 1)
         llama.fill_heads(self)
         deepseek_v3.check_groups(self)
 

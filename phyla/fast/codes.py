@@ -172,8 +172,8 @@ class CodeMatrix:
                 raise IndexError(f"rows must be in 0..{self.shape[0] - 1}, but are {int(low)}..{int(high)}")
         if native is not None and 0 < len(flat) <= _FEW_ROWS and self.zero is None is self.order:
             if native.expands(self, dtype) and not _seen(index):
-                room = torch.empty(ROWS, self.shape[1], dtype=dtype)
-                few = torch.empty(len(flat), self.shape[1], dtype=dtype)
+                room = torch.empty(ROWS, self.shape[1], dtype=dtype, device="cpu")
+                few = torch.empty(len(flat), self.shape[1], dtype=dtype, device="cpu")
                 for row, at in zip(few, flat.tolist(), strict=True):
                     native.expand(self, at // ROWS, 1, room)
                     row.copy_(room[at % ROWS])
@@ -270,9 +270,15 @@ class CodeMatrix:
             values = self._scaled(values, self.scale[blocks].transpose(1, 2), zero)
             yield values.to(dtype).view(-1, width)[:rows]
 
-    @cached_property
+    @property
     def struct(self) -> Any:
-        """What the kernel is told."""
+        """What the kernel is told; anew where the tensors were moved in their places (`share_memory`)."""
+        if self._struct.codes != self.codes.data_ptr():
+            self.__dict__.pop("_struct")
+        return self._struct
+
+    @cached_property
+    def _struct(self) -> Any:
         tensors = (self.codes, self.scale, self.zero, self.table, self.order)
         return _Codes(
             *(None if t is None else t.data_ptr() for t in tensors), *self.shape, self.group,

@@ -185,8 +185,9 @@ def mask_of(asked: Asked, keys: int) -> tuple[Any, Rule | None]:
         return _ready(asked, given if given is None else given[:, None, None], "memory")
     rule, given = mixer.rule, ctx.attention_mask
     whole = given is not None and given.dim() == 4
+    made_before = rule in ctx.memo  # perhaps by the caller, of more than slots and padding
     special = whole or ctx.blocks is not None or SLOTS in ctx.memo or getattr(ctx.cache, "fixed", False)
-    if special or type(rule) not in (Full, Causal, Window):
+    if special or made_before or type(rule) not in (Full, Causal, Window):
         return _ready(asked, self_mask(rule, ctx, asked.first, keys), rule)
     limits = rule.limits(ctx.start - asked.first, ctx.length, keys)
     if not limits and given is None:

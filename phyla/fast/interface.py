@@ -102,9 +102,6 @@ class AttentionInterface(MutableMapping[str, AttentionFunction]):
         "sdpa": sdpa_attention_forward,
     }
 
-    def __init__(self) -> None:
-        self.own: dict[str, AttentionFunction] = {}
-
     @classmethod
     def register(cls, key: str, value: AttentionFunction) -> None:
         """Let models compute attention by this function; ArgumentError for a name that is taken."""
@@ -127,7 +124,7 @@ class AttentionInterface(MutableMapping[str, AttentionFunction]):
         return self.get(attn_implementation, default)
 
     def __getitem__(self, key: str) -> AttentionFunction:
-        return self.own[key] if key in self.own else self.shared[key]
+        return self.shared[key]
 
     def __setitem__(self, key: str, value: AttentionFunction) -> None:
         self.register(key, value)
@@ -139,10 +136,10 @@ class AttentionInterface(MutableMapping[str, AttentionFunction]):
         kernels.pop(f"own:{key}", None)
 
     def __iter__(self) -> Iterator[str]:
-        return iter({**self.shared, **self.own})
+        return iter(self.shared)
 
     def __len__(self) -> int:
-        return len({**self.shared, **self.own})
+        return len(self.shared)
 
 
 ALL_ATTENTION_FUNCTIONS = AttentionInterface()

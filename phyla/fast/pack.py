@@ -42,7 +42,7 @@ def pack(model: nn.Module) -> nn.Module:
         else:
             continue
         if module.joined is None or not module.joined.whole():
-            module.joined = join(maps)
+            module.joined = join(maps, module._modules)
     return model
 
 
@@ -55,6 +55,15 @@ class Joined:
     def __init__(self, maps: Sequence[Map]) -> None:
         self.maps = tuple(maps)
         self.sizes = [m.out_features for m in maps]
+        self.table: dict[str, Any] = {}  # the modules among which the maps stand, under these names
+        self.names: tuple[str, ...] = ()
+        self.placed: list[Any] = []
+
+    def stand(self, table: dict[str, Any]) -> None:
+        """Hold only as long as the maps stand in this table of modules."""
+        self.table, maps = table, {id(m) for m in self.maps}
+        self.names = tuple(name for name, m in table.items() if id(m) in maps)
+        self.placed = [table[name] for name in self.names]
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         parts = self.product(x).split_with_sizes(self.sizes, -1)
@@ -65,21 +74,28 @@ class Joined:
         raise TypeError(f"{type(self).__name__} must define product(x)")
 
     def ready(self) -> bool:
-        """Whether the maps still look into the joined weight, and no gradient is wanted."""
+        """Whether the maps still look into the joined weight, and neither gradients nor hooks are wanted."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return False
-        return self.whole()
+        return self.whole() and not any(m._forward_hooks or m._forward_pre_hooks for m in self.maps)
 
     def bare(self) -> bool:
         """Whether the product alone is the maps' result: none has a bias or something at its site."""
         return all(m.bias is None and m.site is None for m in self.maps)
 
     def whole(self) -> bool:
-        """Whether the maps still look into the joined weight (`model.to(...)` takes them apart)."""
-        raise TypeError(f"{type(self).__name__} must define whole()")
+        """Whether the maps stand where they stood, and look into the joined weight, which `to` may end."""
+        return [*map(self.table.get, self.names)] == self.placed and self.looks()
+
+    def looks(self) -> bool:
+        """Whether the maps still look into the joined weight."""
+        raise TypeError(f"{type(self).__name__} must define looks()")
 
     def __deepcopy__(self, memo: dict) -> "Joined | None":
-        return join([deepcopy(m, memo) for m in self.maps])
+        return join([deepcopy(m, memo) for m in self.maps], deepcopy(self.table, memo))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return join, (self.maps, self.table)  # without the memory that the maps write by themselves
 
 
 class _JoinedDense(Joined):
@@ -104,7 +120,7 @@ class _JoinedDense(Joined):
     def product(self, x: Tensor) -> Tensor:
         return linear(x, self.weight)
 
-    def whole(self) -> bool:
+    def looks(self) -> bool:
         return all(m.weight.data_ptr() == place for m, place in zip(self.maps, self.places, strict=True))
 
 
@@ -117,7 +133,7 @@ class _JoinedPacked(Joined):
     def product(self, x: Tensor) -> Tensor:
         return self.matrix.matmul(x.reshape(-1, self.matrix.shape[1])).view(*x.shape[:-1], -1)
 
-    def whole(self) -> bool:
+    def looks(self) -> bool:
         pairs = zip(self.maps, self.weights, self.views, strict=True)
         return all(weight_of(m) is weight and weight.codes is view for m, weight, view in pairs)
 
@@ -127,8 +143,18 @@ def weight_of(linear: Map) -> PackedWeight | None:
     return linear.packed if isinstance(linear, PackedLinear) else getattr(linear, "coded", None)
 
 
-def join(maps: Sequence[Map]) -> Joined | None:
-    """The maps joined, or None where they differ in kind, input, dtype or device, or are one and the same."""
+def join(maps: Sequence[Map], table: dict[str, Any] | None = None) -> Joined | None:
+    """The maps joined, as long as they stand in a table of modules.
+
+    None where they differ in kind, input, dtype or device, or are one and the same.
+    """
+    joined = _joined(maps)
+    if joined is not None and table is not None:
+        joined.stand(table)
+    return joined
+
+
+def _joined(maps: Sequence[Map]) -> Joined | None:
     if len({m.in_features for m in maps}) != 1 or len({id(m) for m in maps}) != len(maps):
         return None
     # Subclasses may compute something else.

@@ -1,7 +1,6 @@
 """Modules that hold quantised weights: a linear map, and a token table that an output head can share."""
 
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -48,15 +47,17 @@ class PackedWeight(OwnDtypes):
             self._matrix = _over(self._matrix, now)
         return self._matrix
 
+    def _apart(self) -> CodeMatrix:
+        """A copy of the matrix without what else lies in the same memory."""
+        return _over(self.matrix, {k: None if t is None else t.clone() for k, t in self._buffers.items()})
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "PackedWeight":
-        tensors = {k: deepcopy(t, memo) for k, t in self._buffers.items()}
-        memo[id(self)] = twin = PackedWeight(_over(self.matrix, tensors))
+        memo[id(self)] = twin = PackedWeight(self._apart())
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        # Without what the kernel is told, and without what else lies in the same memory.
-        tensors = {k: None if t is None else t.clone() for k, t in self._buffers.items()}
-        return {**self.__dict__, "_buffers": tensors, "_matrix": _over(self.matrix, tensors)}
+        made = self._apart()  # without what the kernel is told, too
+        return {**self.__dict__, "_buffers": {n: getattr(made, n) for n in _BUFFERS}, "_matrix": made}
 
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The expanded weights, (N, K), in memory of their own."""

@@ -136,8 +136,16 @@ class Plan:
         self.matrices = [matrix for m in packed for matrix in matrices_of(m)]  # the kernel looks at them
         modules = [m for layer in layers for m in _modules_of(layer)]
         self.modules, self.kinds = modules, [*map(type, modules)]
+        self.children = _Entries(
+            (m._modules, name)
+            for m in (stack, stack.layers, *modules)
+            for name, child in m._modules.items() if child is not None
+        )  # fmt: skip
+        self.stood = self.children.now()
         self.hooks = [d for m in modules for d in (m._forward_hooks, m._forward_pre_hooks) if d is not None]
-        self.sites = _Entries((m._modules, n) for m in modules for n in SITES if n in m._modules)
+        sites = [(m._modules, n) for m in modules for n in SITES if n in m._modules]
+        lacking = [(m._parameters, n) for m in modules for n, p in m._parameters.items() if p is None]
+        self.sites = _Entries((*sites, *lacking))
         self.free = [None] * len(self.sites.names)
         self.places = _Entries(
             (m._parameters, name) for m in modules for name, p in m._parameters.items() if p is not None
@@ -156,11 +164,22 @@ class Plan:
         return [*map(Tensor.data_ptr, self.places.now()), *map(Tensor.data_ptr, self.codes.now())]
 
     def holds(self) -> bool:
-        """Whether parameters lie where they lay."""
-        return self.packed.now() == self.weights and self.now() == self.pointers
+        """Whether modules and parameters are those that they were, and lie where they lay."""
+        try:
+            same = self.children.now() == self.stood and self.packed.now() == self.weights
+            return same and self.now() == self.pointers
+        except (KeyError, TypeError):  # one was taken away
+            return False
+
+    def parts(self) -> Any:
+        """The layers for one call, whose tensors are written there: other threads may be at theirs."""
+        made = type(self.layers).from_buffer_copy(self.layers)
+        for part, own in zip(made, self.layers, strict=True) if self.crosses else ():
+            part.cross = ctypes.pointer(Cross.from_buffer_copy(own.cross.contents))
+        return made
 
     def busy(self) -> bool:
-        """Whether something is at a site, a hook or a parameter, and wants to be asked."""
+        """Whether something is at a site or a hook, or new among the parameters, and wants to be asked."""
         return any(self.hooks) or self.sites.now() != self.free or [*map(type, self.modules)] != self.kinds
 
     def _layer(self, layer: Any) -> LayerPart:

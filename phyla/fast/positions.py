@@ -37,5 +37,5 @@ class Positions:
             part.bias_row = bias.stride(0) if len(bias) > 1 else 0
 
     def _bias(self, position: Alibi | StackBias, scale: float, first: int, keys: int) -> Tensor:
-        like = torch.empty(0, 0, keys, 0)
+        like = torch.empty(0, 0, keys, 0, device="cpu")
         return position.bias(like, like, first, scale, self.ctx).contiguous()

@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from phyla.blocks.context import Context
 from phyla.blocks.matmul import is_watched
 from phyla.blocks.stack import Stack
 from phyla.fast.flat import pages_fit
-from phyla.fast.plan import Plan, Plans, address
+from phyla.fast.plan import Plan, Plans, StackPart, address
 from phyla.fast.positions import Positions
 from phyla.fast.wide import Wide
 
@@ -60,13 +61,15 @@ def runner_of(library: ctypes.CDLL, parallel: int, count: int, number: int) -> S
         few = x.shape[0] * x.shape[1] <= MOST_ROWS and ctx.cache is not None
         if few and all(slot.keys is not None for slot in slots):
             if not plan.by_query or x.shape[1] == 1:
-                return step(plan, slots, x, ctx) if _tell_memory(plan, x, ctx) else None
+                parts = plan.parts()
+                return step(plan, parts, slots, x, ctx) if _tell_memory(plan, parts, x, ctx) else None
         return None if plan.crosses or plan.by_query else wide(plan, slots, x, ctx)
 
-    def step(plan: Plan, slots: list[KVCache], x: Tensor, ctx: Context) -> Tensor | None:
+    def step(plan: Plan, parts: Any, slots: list[KVCache], x: Tensor, ctx: Context) -> Tensor | None:
         batch, length = x.shape[:2]
-        made, held = plan.stack, Positions(plan, ctx)
-        for layer, attn, slot in zip(plan.layers, plan.attns, slots, strict=True):
+        made, held = StackPart.from_buffer_copy(plan.stack), Positions(plan, ctx)
+        made.layer = parts
+        for layer, attn, slot in zip(parts, plan.attns, slots, strict=True):
             keys, values = slot.room(length)
             layer.keys, layer.values = keys.data_ptr(), values.data_ptr()
             layer.capacity, layer.used, layer.first = slot.capacity, slot.used, slot.first
@@ -86,14 +89,14 @@ def runner_of(library: ctypes.CDLL, parallel: int, count: int, number: int) -> S
     return run
 
 
-def _tell_memory(plan: Plan, x: Tensor, ctx: Context) -> bool:
-    """Whether the keys and values of an encoder's states are there, and the layers know where."""
+def _tell_memory(plan: Plan, parts: Any, x: Tensor, ctx: Context) -> bool:
+    """Whether the keys and values of an encoder's states are there, and the parts know where."""
     slots = [ctx.slot(cross.slot) for cross in plan.crosses]
     if any(type(slot) is not CrossCache or slot.keys is None for slot in slots):
         return False
     if any(slot.keys.dtype != plan.dtype or len(slot.keys) != len(x) for slot in slots):
         return False
-    for layer, slot in zip(plan.layers, slots, strict=bool(slots)):
+    for layer, slot in zip(parts, slots, strict=bool(slots)):
         slot.keys, slot.values = slot.keys.contiguous(), slot.values.contiguous()
         cross = layer.cross.contents
         cross.keys, cross.values = slot.keys.data_ptr(), slot.values.data_ptr()

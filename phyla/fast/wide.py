@@ -78,10 +78,10 @@ class Wide:
         normed = _Normed(is_bfloat16=half, rows=rows, width=width, x=x.data_ptr(), h=h.data_ptr())
         normed.pre = plan.layers[0].attn_pre
         self._run("norm", normed)
-        held = Positions(plan, ctx)
+        held, layers = Positions(plan, ctx), plan.parts()
         mask = None if ctx.attention_mask is None else ctx.attention_mask.contiguous()
         last = len(plan.attns) - 1
-        for i, (layer, attn, ffn) in enumerate(zip(plan.layers, plan.attns, plan.ffns, strict=True)):
+        for i, (layer, attn, ffn) in enumerate(zip(layers, plan.attns, plan.ffns, strict=True)):
             change = attn.o(self._attend(plan, layer, attn, slots[i], h, held, mask))
             if layer.attn_keeps:
                 x.copy_(h)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from phyla.errors import GenerationError
 from phyla.generation.forward import Forward, select_rows
+from phyla.generation.rewind import rewind, snapshot
 from phyla.generation.search import check_finite, deliver, finished
 from phyla.generation.task import Steps, Task
 
@@ -25,6 +26,7 @@ def contrastive_search(
             "contrastive search (penalty_alpha) needs use_cache=True and a model with a cache"
         )
     ids, length, rows = task.ids, task.start, task.ids.shape[0]
+    forward.chunk = None  # the states of all that is read are needed
     out = forward(forward.prompt_ids)
     states = last_states(forward, out)  # (rows, positions, width)
     unseen = None if forward.mask is None else forward.mask[:, : states.shape[1]] == 0
@@ -83,22 +85,23 @@ def _side_by_side(forward: Forward, ids: Tensor, tokens: Tensor, last: bool) -> 
     forward.select(torch.arange(rows, device=ids.device).repeat_interleave(k))
     wide = ids.repeat_interleave(k, 0)
     wide[:, -1] = tokens.flatten()
+    before = snapshot(forward) if last else None
     out = forward(wide)
     states = last_states(forward, out)[:, -1].unflatten(0, (rows, k))
-    if last:  # what is returned has a row for each text, without the candidate
-        forward.truncate(ids.shape[1] - 1)
+    if before is not None:  # what is returned has a row for each text, without the candidate
+        rewind(forward, wide, before)
         forward.select(torch.arange(rows, device=ids.device) * k)
     return out, states
 
 
 def _one_by_one(forward: Forward, ids: Tensor, tokens: Tensor, last: bool) -> tuple[Any, Tensor]:
     """As above, one candidate after another, each taken back."""
-    text, states, out = ids.clone(), [], None
+    text, states, out, before = ids.clone(), [], None, snapshot(forward)
     for column in tokens.unbind(1):
         text[:, -1] = column
         out = forward(text)
         states.append(last_states(forward, out)[:, -1])
-        forward.truncate(ids.shape[1] - 1)
+        rewind(forward, text, before)
     return out, torch.stack(states, 1)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from phyla.blocks.cache import StateCache
 from phyla.errors import ArgumentError, GenerationError
 from phyla.generation.checks import check_argument
 from phyla.generation.config import GenerationConfig
@@ -63,10 +64,10 @@ class UnbatchedClassifierFreeGuidanceLogitsProcessor(LogitsProcessor):
         if self.guidance_scale == 1:
             return scores
         if self.forward is None or self.ids is None:
-            prompt = self._prompt(input_ids)
-            self.begun, self.ids = input_ids.shape[1], prompt.ids
-            self.start = prompt.ids
-            self.forward = Forward(self.model, prompt, prompt.positions + 1, self.use_cache, pad_id=0)
+            self.prompt = self._prompt(input_ids)
+            self.begun, self.ids = input_ids.shape[1], self.prompt.ids
+            self.start = self.prompt.ids
+            self.forward = self._begin()
         else:
             ids = torch.cat([self.start, input_ids[:, self.begun :]], dim=1)
             self._return_to(ids)
@@ -82,8 +83,16 @@ class UnbatchedClassifierFreeGuidanceLogitsProcessor(LogitsProcessor):
             if torch.equal(self.ids, ids[:, :common]):
                 return
         same = (self.ids[:, :common] == ids[:, :common]).all(0).cumprod(0).sum()
-        if self.forward.fed > int(same):
+        if self.forward.fed <= int(same):
+            return
+        if any(isinstance(slot, StateCache) for slot in getattr(self.forward.cache, "slots", ())):
+            self.forward = self._begin()  # states cannot be cut back: all is read anew
+            self.forward(self.start)
+        else:
             self.forward.truncate(int(same))
+
+    def _begin(self) -> Forward:
+        return Forward(self.model, self.prompt, self.prompt.positions + 1, self.use_cache, pad_id=0)
 
     def _prompt(self, input_ids: Tensor) -> Prompt:
         ids = input_ids[:, -1:] if self.negative is None else self.negative

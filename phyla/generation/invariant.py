@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from phyla.errors import ArgumentError, GenerationError
-from phyla.generation.config import DEFAULTS, GenerationConfig
+from phyla.generation.config import GenerationConfig
 from phyla.generation.engine.engine import Engine
 from phyla.generation.engine.request import Row
 from phyla.generation.logits import NEVER
@@ -39,7 +39,7 @@ def generate_alike(
             "batch_invariant=True goes without a streamer: use phyla.Engine, and its stream"
         )
     config = merge_config(model, generation_config, use_model_defaults)
-    config.update(**{n: v for n, v in named.items() if n in DEFAULTS or hasattr(config, n)})
+    config.update(**{n: v for n, v in named.items() if config.knows(n)})
     if config.return_dict_in_generate and (config.output_attentions or config.output_hidden_states):
         raise GenerationError("batch_invariant=True gives no attentions and hidden states")
     main = main_input(model)

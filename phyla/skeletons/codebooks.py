@@ -132,10 +132,6 @@ class MusicModel(PreTrainedModel):
         if "backbone" in self._modules:
             self.text_encoder.implementation = self.decoder.implementation = value
 
-    def _assemble(self, config: PretrainedConfig) -> None:
-        super()._assemble(config)
-        self.implementation = self.implementation
-
     @property
     def text_encoder(self) -> PreTrainedModel:
         """The part that reads the text."""

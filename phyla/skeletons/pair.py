@@ -117,10 +117,6 @@ class PairModel(PreTrainedModel):
         self._assemble(config)
         self._join(encoder, decoder)
 
-    def _assemble(self, config: PretrainedConfig) -> None:
-        super()._assemble(config)
-        self.implementation = self.implementation
-
     def _join(self, encoder: PreTrainedModel, decoder: PreTrainedModel) -> None:
         """Put ready models into the places of the two sides; what stands between them starts afresh."""
         must_attend(decoder)

@@ -5,21 +5,34 @@ from typing import Any
 
 from torch import nn
 
+# What a side shares with its part: tensors and modules, and what would change the part.
+_TENSORS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+_CHANGES = (
+    "compile", "register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook",
+    "register_full_backward_pre_hook",
+)  # fmt: skip
+
 
 class Side(nn.Module):
-    """A part of a model that is called as its method `call`, with the weights, names and mode of the part."""
+    """A part of a model that is called as its method `call`, with the weights, names and mode of the part.
+
+    What is set or hooked here is the part's, and counts in calls of the whole model.
+    """
 
     part: nn.Module
     call: Callable[..., Any]
 
     def __init__(self, part: nn.Module, call: Callable[..., Any]) -> None:
         super().__init__()
-        shared = {name: getattr(part, name) for name in ("_parameters", "_buffers", "_modules")}
+        shared = {name: getattr(part, name) for name in (*_TENSORS, *_CHANGES)}
         for name, value in {**shared, "part": part, "call": call, "training": part.training}.items():
             object.__setattr__(self, name, value)  # as registered, the part would be a part of itself
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["part"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.__dict__["part"], name, value)
 
     def train(self, mode: bool = True) -> "Side":
         """As for any module."""

@@ -12,7 +12,7 @@ from phyla.generation.engine.request import Handle, Row
 from phyla.generation.engine.setups import Apart, Setup, check_paged, with_setup
 from phyla.generation.engine.teams import Beams, guide
 from phyla.generation.modes import GenerationMode
-from phyla.generation.plan import build_criteria, new_token_limit, told_ends, told_limit
+from phyla.generation.plan import build_criteria, new_token_limit, steps_of, told_ends, told_limit
 from phyla.generation.prompt import Prompt
 
 _OF_STATES = (GenerationMode.DOLA_GENERATION, GenerationMode.CONTRASTIVE_SEARCH)
@@ -31,20 +31,21 @@ def paged_request(engine: Any, asked: Asked) -> Handle:
         return read_request(model, asked, engine.context)
 
     setup, prompt = with_setup(model, asked.adapter_names, read)
-    limit = new_token_limit(config, prompt, engine.context, asked.has_length())
-    limit = told_limit(asked.stopping_criteria or [], limit, prompt, engine.context)
+    most = new_token_limit(config, prompt, engine.context, asked.has_length())
+    criteria = steps_of("stopping_criteria", asked.stopping_criteria)
+    limit = told_limit(criteria, most, prompt, engine.context)
     handle, row = _begun(engine, prompt, asked, limit, setup)
-    if told_ends(asked.stopping_criteria or []):
+    if told_ends(criteria):
         handle.ends = set()
     handle.mode = mode
     if row.given is not None and mode in _OF_STATES:
         raise Apart("states of a prompt that is read as a whole are not kept")
-    handle.criteria = build_criteria(config, asked.stopping_criteria or [], asked.tokenizer)
+    handle.criteria = build_criteria(config, criteria, asked.tokenizer)
     if config.do_sample:
         row.generator = generator_of(asked.seed, model.device)
     handle.prepare = partial(
-        prepare_row, model, custom=asked.logits_processor or [], allowed=asked.allowed,
-        grammar=asked.grammar, tokenizer=asked.tokenizer,
+        prepare_row, model, custom=steps_of("logits_processor", asked.logits_processor), most=most,
+        allowed=asked.allowed, grammar=asked.grammar, tokenizer=asked.tokenizer,
     )  # fmt: skip
     handle.prepare(row)
     row.draft = draft_of(engine, asked)

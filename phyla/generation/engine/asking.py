@@ -9,7 +9,7 @@ from torch import Tensor
 
 from phyla.blocks.fusion import ImageText
 from phyla.errors import ArgumentError, GenerationError
-from phyla.generation.config import DEFAULTS, GenerationConfig
+from phyla.generation.config import GenerationConfig
 from phyla.generation.drafts import check_assistant, early_exit, explicit
 from phyla.generation.engine.guesses import Draft, Lookup, Retold, Shadows, Told
 from phyla.generation.engine.picking import ELSEWHERE
@@ -114,7 +114,7 @@ def parted(
     for name, value in settings.items():
         if name in ELSEWHERE and value is not None:
             raise GenerationError(f"the engine has no {name}: {ELSEWHERE[name]}")
-    fields = {n: v for n, v in settings.items() if n in DEFAULTS or hasattr(config, n)}
+    fields = {n: v for n, v in settings.items() if config.knows(n)}
     rest = {n: v for n, v in settings.items() if n not in fields and n not in ELSEWHERE}
     return fields, split_inputs(model, rest)
 
@@ -262,8 +262,8 @@ def _words(model: Any) -> int:
 def negative_ids(config: GenerationConfig, ids: list[int], negative: Any, encoder: bool) -> list[int] | None:
     """The prompt of the unguided text, or None where nothing guides."""
     if config.guidance_scale is None or config.guidance_scale == 1:
-        if negative is not None:
-            raise GenerationError("negative_prompt_ids need a guidance_scale other than 1, but none is set")
+        if negative is not None and config.guidance_scale is None:
+            raise GenerationError("negative_prompt_ids need a guidance_scale, but none is set")
         return None
     if encoder:
         raise GenerationError("guidance_scale with a negative prompt works for decoder-only models alone")

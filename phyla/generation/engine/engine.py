@@ -52,8 +52,8 @@ class Engine:
         share_generated: bool = False,
     ) -> None:  # fmt: skip
         for name, value in (("max_batch_tokens", max_batch_tokens), ("max_requests", max_requests),
-                            ("page_size", page_size)):  # fmt: skip
-            if value < 1:
+                            ("page_size", page_size), ("max_queue_size", max_queue_size)):  # fmt: skip
+            if value is not None and value < 1:
                 raise ArgumentError(f"{name} must be at least 1, but is {value}")
         if not getattr(model, "can_generate", lambda: False)():
             raise GenerationError(
@@ -131,6 +131,7 @@ class Engine:
                     handle.rows.append(replace(handle.rows[0], number=number))
                 for row in handle.rows:
                     row.reason = "length"
+                handle.status = Status.RUNNING  # a streamer is told the prompt
                 self._end(handle, Status.FINISHED)
                 return handle
             for row in [*handle.rows[:1], *handle.shadows]:
@@ -245,11 +246,12 @@ class Engine:
         self.scheduler.waiting.appendleft(handle.rows[0])
 
     def _break_off(self, placed: list, error: BaseException) -> None:
-        """Undo what a step has begun for these; an error ends them, an interrupt lets them wait."""
+        """Undo what a step has begun for these; an error ends them, an interrupt those that it tore alone."""
         self.scheduler.undo([row for row, _ in placed])
-        if isinstance(error, Exception):
-            for handle in {row.handle for row, _ in placed}:
-                self._end(handle, Status.FAILED, error)
+        for row, _ in placed:
+            torn = row.team is not None and row.team.torn
+            if (torn or isinstance(error, Exception)) and not row.handle.finished:
+                self._end(row.handle, Status.FAILED, error)
 
     def _all(self, placed: list) -> tuple[Tensor, list[Row], Exception | None]:
         """As `_run`, of all setups of adapters at once or each in turn, and the first error.

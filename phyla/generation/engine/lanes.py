@@ -77,9 +77,10 @@ class Lane:
                 self.close()
 
     def close(self) -> None:
-        """Let go of the call's memory."""
+        """Let go of the call's memory; nothing where that is done."""
         self.left = True
-        if not self.running:  # a processor may cancel the request that it serves
+        # a processor may cancel the request that it serves, a streamer one that is ending
+        if not self.running and hasattr(self, "call"):
             self.call.steps.close()
             del self.call
 

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from phyla.errors import QueueFull
 from phyla.generation.engine.request import GenerationOutput, Handle
 
 
@@ -24,9 +25,11 @@ def in_order(
                 if more:
                     seed = None if seeds is None else seeds[number]
                     own = prompt if isinstance(prompt, Mapping) else {"prompt": prompt}
-                    waiting.append(engine.submit(**{"seed": seed, **each, **own}))
-            if not waiting:
+                    waiting.append(_submitted(engine, {"seed": seed, **each, **own}))
+            if not waiting and not more:
                 return
+            if not waiting:
+                _make_room(engine)
             while waiting and waiting[0].finished:
                 handle = waiting.popleft()
                 if handle.error is not None:
@@ -41,6 +44,26 @@ def in_order(
             engine.cancel(handle)
         if bar is not None:
             bar.close()
+
+
+def _submitted(engine: Any, given: dict[str, Any]) -> Handle:
+    """The request, as soon as there is a place: other threads may have taken the one that was seen."""
+    while True:
+        try:
+            return engine.submit(**given)
+        except QueueFull:
+            _make_room(engine)
+
+
+def _make_room(engine: Any) -> None:
+    """A step for the requests of others, which fill the queue; their callers are told of their errors."""
+    with engine.lock:
+        count = len(engine.open)
+        try:
+            engine.step()
+        except Exception:
+            if len(engine.open) == count:
+                raise
 
 
 class Progress:

@@ -23,6 +23,7 @@ ELSEWHERE = {
     "row_settings": "each request has its own settings",
     "custom_generate": "a loop of one's own runs in generate alone",
     "synced_gpus": "processes that share out a model take equal steps",
+    "negative_prompt_attention_mask": "negative_prompt_ids are one text, without padding",
 }
 
 
@@ -62,9 +63,12 @@ class Shown:
 
 
 def prepare_row(
-    model: Any, row: Row, custom: list, allowed: Any, grammar: Any = None, tokenizer: Any = None
+    model: Any, row: Row, custom: list, allowed: Any, most: int, grammar: Any = None, tokenizer: Any = None
 ) -> None:
-    """Give a row the processors that its settings ask for, and the one of its grammar."""
+    """Give a row the processors that its settings ask for, and the one of its grammar.
+
+    most: new tokens that the settings allow; a criterion of the caller's may let the text end elsewhere.
+    """
     ids = torch.tensor([row.seen], dtype=torch.long, device=model.device)
     start, source, handle = ids.shape[1], ids if row.seen else None, row.handle
     if handle.source is not None:
@@ -77,7 +81,7 @@ def prepare_row(
         limit = handle.limit
         custom = [*custom, grammar_processor(model, handle.config, grammar, tokenizer, 1, start, limit)]
     row.processors = build_processors(
-        model, handle.config, prompt, start + handle.limit, custom, allowed, None, generators
+        model, handle.config, prompt, start + most, custom, allowed, None, generators
     )
     if handle.mode == GenerationMode.DOLA_GENERATION:
         row.shown, row.watched = Shown(model), "layers"

@@ -25,6 +25,12 @@ class Team:
         self.held[row] = scores
         return len(self.held) == len(self.rows)
 
+    @property
+    def torn(self) -> bool:
+        """Whether a step broke off while the next tokens were chosen: the rows' scores are lost."""
+        lost = any(row.held and row not in self.held for row in self.rows)
+        return lost or len(self.held) == len(self.rows)
+
 
 class Guided(Team):
     """A text, and one of a negative prompt that goes on with the same tokens (arXiv:2306.17806)."""
