@@ -330,3 +330,12 @@ def test_many_rows_pass_on_what_is_not_finite(kernels, value):
             assert not y[3].isfinite().any()
             assert y[4:].eq(64).all()
             assert y[:3].eq(64).all()
+
+
+@pytest.mark.parametrize("kind", ["offloaded", "offloaded_static", "static", "hybrid", "quantized"])
+def test_every_kind_of_cache_gives_the_same_tokens(counted, monkeypatch, kind):
+    model = model_of("rotary, groups").eval()
+    ids, _ = case(2, 20)
+    found = model.generate(ids, max_new_tokens=8, cache_implementation=kind)
+    monkeypatch.setattr(stack, "native", None)
+    assert torch.equal(found, model.generate(ids, max_new_tokens=8))

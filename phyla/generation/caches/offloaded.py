@@ -123,8 +123,10 @@ class OffloadedKV(KVCache):
             slot.ring = ring
 
     def made(self, like: Tensor, shape: Sequence[int]) -> Tensor:
-        """Main memory for keys or values, which copies can run beside."""
-        pinned = self.device is not None and self.device.type == "cuda"
+        """Main memory for keys or values, which copies can run beside; as ever where nothing is copied."""
+        if self.device is None or self.device.type not in CARRIERS:
+            return super().made(like, shape)
+        pinned = self.device.type == "cuda"
         return _by_position(shape, like.dtype, torch.device("cpu"), pinned)
 
     def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, int]:
