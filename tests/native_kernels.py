@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+import phyla
 from phyla.blocks import flat, matmul, stack
 from phyla.fast import codes, native
 
@@ -38,3 +39,19 @@ def counted(kernels, monkeypatch):
     monkeypatch.setattr(stack, "native", run)
     monkeypatch.setattr(codes, "native", kernels.codes if BUILT else None)
     return taken
+
+
+def alone_as_together(model, given):
+    """The tokens and chances of each prompt from the engine, which are the same, to the bit, in any batch."""
+    asked = {"max_new_tokens": 8, "output_scores": True, "eos_token_id": None}
+
+    def found(order, **way):
+        with phyla.Engine(model, page_size=16, **way) as engine:
+            handles = {n: engine.submit(given[n], **asked) for n in order}
+            return {n: (h.result().generated_tokens, h.result().logprobs) for n, h in handles.items()}
+
+    count = len(given)
+    alone = {n: found([n])[n] for n in range(count)}
+    assert found(range(count)) == alone
+    assert found(reversed(range(count)), max_batch_tokens=33, max_requests=3) == alone
+    return alone

@@ -4,7 +4,6 @@ import itertools
 import json
 import logging
 from collections import Counter
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +16,6 @@ from phyla import generation
 from phyla.checkpoints.ahead import heads_ahead
 from phyla.errors import ArgumentError, GenerationError, MissingWeightsError
 from phyla.generation.ahead import HeadsDraft
-from phyla.generation.blanks import vectors_of
 from phyla.testing.goldens import read_pack
 from phyla.testing.seeded import seeded_weight
 
@@ -141,7 +139,7 @@ def test_candidates_are_the_references(tmp_path, name):
         asked["assistant_model"] = getattr(phyla, case["draft"]).from_pretrained(paths["draft"])
     if case["cls"].startswith("Gemma4"):
         look, config = (
-            partial(vectors_of, model.backbone.embed),
+            model.backbone.embed.vectors,
             phyla.GenerationConfig(num_assistant_tokens=3),
         )
         source = generation.SinglePositionMultiTokenCandidateGenerator(asked["assistant_model"], look, config)

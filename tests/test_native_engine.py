@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from native_kernels import BUILT, counted, kernels
+from native_kernels import BUILT, alone_as_together, counted, kernels
 from test_generation_engine import prompts
 from test_native_step import CONFIGS
 
@@ -44,16 +44,7 @@ def test_the_step_is_taken_and_right(counted, name):
 def test_bits_do_not_depend_on_neighbours(counted):
     model = made("rotary, groups", hidden_size=64, intermediate_size=128, num_attention_heads=4)
     given = prompts(8, seed=4, longest=60)
-    asked = {"max_new_tokens": 8, "output_scores": True, "eos_token_id": None}
-
-    def found(order, **way):
-        with phyla.Engine(model, page_size=16, **way) as engine:
-            handles = {n: engine.submit(given[n], **asked) for n in order}
-            return {n: (h.result().generated_tokens, h.result().logprobs) for n, h in handles.items()}
-
-    alone = {n: found([n])[n] for n in range(8)}
-    assert found(range(8)) == alone
-    assert found(reversed(range(8)), max_batch_tokens=33, max_requests=3) == alone
+    alone_as_together(model, given)
     assert any(counted) == BUILT
 
 

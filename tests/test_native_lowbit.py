@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native_kernels import BUILT, counted, kernels
+from native_kernels import BUILT, alone_as_together, counted, kernels
 from test_generation_engine import prompts
 from test_native_step import CHUNKS, CONFIGS, case, model_of, stepwise
 from test_quantization import (
@@ -389,16 +389,7 @@ def test_the_engine_gives_a_text_the_same_bits_in_any_batch(counted, tmp_path, k
         tmp_path / "m", quantization_config=MADE[kind]
     ).eval()  # fmt: skip
     given = prompts(8, seed=4, longest=60)
-    asked = {"max_new_tokens": 8, "output_scores": True, "eos_token_id": None}
-
-    def found(order, **way):
-        with phyla.Engine(model, page_size=16, **way) as engine:
-            handles = {n: engine.submit(given[n], **asked) for n in order}
-            return {n: (h.result().generated_tokens, h.result().logprobs) for n, h in handles.items()}
-
-    alone = {n: found([n])[n] for n in range(8)}
-    assert found(range(8)) == alone
-    assert found(reversed(range(8)), max_batch_tokens=33, max_requests=3) == alone
+    alone = alone_as_together(model, given)
     assert any(counted) == BUILT
     tokens = model.generate(torch.tensor([given[0]]), max_new_tokens=8, eos_token_id=None)
     assert tokens[0, len(given[0]) :].tolist() == alone[0][0]

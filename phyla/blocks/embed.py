@@ -74,6 +74,17 @@ class Embed(Block):
         """Token vectors (B, S, width) as a caller may give them in place of ids (B, S)."""
         return self.tokens(ids)
 
+    def vectors(self, ids: Tensor) -> Tensor:
+        """Token vectors (B, S, width) with the factor that they have, without positions and norms."""
+        return self._scaled(self.words(ids))
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        if self.scale is None:
+            return x
+        if self.scale_rounded:
+            return x * torch.full((), self.scale, dtype=x.dtype, device=x.device)
+        return x * self.scale
+
     def forward(
         self, ids: Tensor | None, vectors: Tensor | None, segment_ids: Tensor | None, ctx: Context
     ) -> Tensor:
@@ -82,12 +93,8 @@ class Embed(Block):
         if x is None:
             assert ids is not None
             x = self.words(ids)
-        if self.scale is not None and (vectors is None or self.scale_rounded):
-            x = x * (
-                torch.full((), self.scale, dtype=x.dtype, device=x.device)
-                if self.scale_rounded
-                else self.scale
-            )
+        if vectors is None or self.scale_rounded:
+            x = self._scaled(x)
         if self.project is not None:
             x = self.project(x)
         if self.shares_segments and segment_ids is not None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 PAGE = 1 << 21
-BLOCK = 1 << 26  # of a Room; given back only when nothing in it lives any more
+BLOCK = 1 << 26  # given back only when nothing in it lives any more
 LINE = 64
 _HUGE = 14  # MADV_HUGEPAGE
 

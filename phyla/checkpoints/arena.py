@@ -10,10 +10,8 @@ from math import prod
 import torch
 from torch import Tensor
 
-from phyla.blocks.memory import cut, memory
+from phyla.blocks.memory import BLOCK, LINE, cut, memory
 
-BLOCK = 1 << 26  # a block is given back only when nothing in it lives any more
-LINE = 64
 LEAST = 1 << 22  # smaller models gain nothing
 
 

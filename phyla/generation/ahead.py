@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from phyla.blocks.cache import Cache
 from phyla.blocks.context import Context
 from phyla.errors import GenerationError
-from phyla.generation.drafts import Proposal, draw_rows, fitted
+from phyla.generation.drafts import Guesses, Proposal, fitted, padding_in_front
 from phyla.generation.forward import Forward
-from phyla.generation.rows import processed
 from phyla.generation.task import Task
 
 
@@ -86,9 +85,7 @@ class HeadsDraft:
         self.tail: Tail | None = None
         device = task.ids.device
         self.seen = torch.zeros(rows, 0, dtype=torch.bool, device=device)  # what of the heads' memory is text
-        self.lead = torch.zeros(rows, 1, dtype=torch.long, device=device)  # padding in front of each row
-        if mask is not None:
-            self.lead = mask.argmax(1, keepdim=True).repeat_interleave(task.repeats, 0)
+        self.lead = padding_in_front(mask, task)
 
     @classmethod
     def beside(cls, forward: Forward, heads: nn.ModuleList, task: Task, vocabulary: int) -> "HeadsDraft":
@@ -103,7 +100,7 @@ class HeadsDraft:
         """At most one token a head, drawn or best, of each row until it ends."""
         if self.tail is None:
             self.tail = Tail(self.ears.take().repeat_interleave(self.task.repeats, 0))
-        task, rows, states = self.task, len(ids), self.tail.states
+        states = self.tail.states
         limits = [min(n, len(self.heads)) if on else 0 for n, on in zip(most, going, strict=True)]
         if not any(limits):
             return None
@@ -112,28 +109,17 @@ class HeadsDraft:
         at = ends - width + torch.arange(width, device=ids.device)  # of the token behind each state
         tokens = ids.gather(1, at.clamp(0, ids.shape[1] - 1))
         self.seen = torch.cat([self.seen, self.tail.real() & (at > self.lead)], 1)
-        text = nn.functional.pad(ids, (0, max(limits)), value=task.pad_id)
-        drawn: list[Tensor] = []
-        chances: list[Tensor] = []
-        counts, open_rows = [0] * rows, [n > 0 for n in limits]
+        guesses = Guesses(self.task, ids, lengths, limits)
         for depth, head in enumerate(self.heads):
             ctx = self._context(at - self.lead + depth, used)
             states = head(states, self.model.backbone.embed(tokens, None, None, ctx), ctx)
             if depth >= max(limits):  # what it has read stays, but its token is not asked for
                 tokens = nn.functional.pad(tokens[:, 1:], (0, 1))
                 continue
-            places = [n + depth for n in lengths]
-            scores = processed(task.processors, text, places, self._scores(states), open_rows)
-            token = draw_rows(task, scores, open_rows) if task.do_sample else scores.argmax(-1)
-            text[torch.arange(rows), torch.tensor(places).clamp(max=text.shape[1] - 1)] = token
-            drawn.append(token)
-            chances.append(scores.softmax(-1))
-            counts = [n + on for n, on in zip(counts, open_rows, strict=True)]
-            open_rows = task.still_open(open_rows, counts, limits, token)
+            token = guesses.add(self._scores(states))
             tokens = torch.cat([tokens[:, 1:], token[:, None]], 1)
         self._settle(used + width)
-        told = task.do_sample or task.ensemble is not None
-        return Proposal(torch.stack(drawn, 1), counts, torch.stack(chances, 1) if told else None)
+        return guesses.proposal()
 
     def learn(self, drafted: list[int], matched: list[int], going: list[bool]) -> None:
         """Take the model's states behind the last token and the candidates that were right."""

@@ -1,7 +1,6 @@
 """Drafts that fill a block of blanks behind the last token at once (DFlash)."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -10,9 +9,8 @@ from torch import Tensor, nn
 from phyla.blocks.cache import Cache
 from phyla.errors import ArgumentError, GenerationError
 from phyla.generation.ahead import Ears, Tail
-from phyla.generation.drafts import Proposal, draw_rows, fitted
+from phyla.generation.drafts import Guesses, Proposal, fitted, padding_in_front
 from phyla.generation.forward import Forward
-from phyla.generation.rows import processed
 from phyla.generation.task import Task
 
 Lookup = Callable[[Tensor], Tensor]
@@ -37,12 +35,9 @@ class BlanksDraft:
         self.cache: Cache = assistant.new_cache(rows, task.ids.shape[1] + self.block)
         self.tail: Tail | None = None
         self.seen = torch.zeros(rows, 0, dtype=torch.bool, device=device)  # what of its memory is text
-        self.places = torch.zeros(
-            rows, 0, dtype=torch.long, device=device
-        )  # and where that stands in its row
-        self.lead = torch.zeros(rows, 1, dtype=torch.long, device=device)  # padding in front of each row
-        if mask is not None:
-            self.lead = mask.argmax(1, keepdim=True).repeat_interleave(task.repeats, 0)
+        # and where that stands in its row
+        self.places = torch.zeros(rows, 0, dtype=torch.long, device=device)
+        self.lead = padding_in_front(mask, task)
 
     @classmethod
     def beside(cls, forward: Forward, assistant: Any, task: Task, vocabulary: int) -> "BlanksDraft":
@@ -51,8 +46,14 @@ class BlanksDraft:
             raise GenerationError('speculation_type="dflash" needs a prompt of token ids alone')
         model: Any = forward.model
         check_blanks(model, assistant)
-        look = partial(vectors_of, model.backbone.embed)
-        draft = cls(assistant, look, model.get_output_embeddings(), task, vocabulary, forward.mask)
+        draft = cls(
+            assistant,
+            model.backbone.embed.vectors,
+            model.get_output_embeddings(),
+            task,
+            vocabulary,
+            forward.mask,
+        )
         stack = model.backbone
         last = len(stack.layers) - 1  # whose states are normed, as in the model's hidden_states
         chosen = assistant.config.target_layer_ids
@@ -67,22 +68,10 @@ class BlanksDraft:
         if not any(limits):
             return None
         scores = self._scores(ids, lengths)[:, : max(limits)]
-        task, rows = self.task, len(ids)
-        text = nn.functional.pad(ids, (0, max(limits)), value=task.pad_id)
-        drawn: list[Tensor] = []
-        chances: list[Tensor] = []
-        counts, open_rows = [0] * rows, [n > 0 for n in limits]
+        guesses = Guesses(self.task, ids, lengths, limits)
         for blank in range(max(limits)):
-            places = [n + blank for n in lengths]
-            own = processed(task.processors, text, places, scores[:, blank], open_rows)
-            token = draw_rows(task, own, open_rows) if task.do_sample else own.argmax(-1)
-            text[torch.arange(rows), torch.tensor(places).clamp(max=text.shape[1] - 1)] = token
-            drawn.append(token)
-            chances.append(own.softmax(-1))
-            counts = [n + on for n, on in zip(counts, open_rows, strict=True)]
-            open_rows = task.still_open(open_rows, counts, limits, token)
-        told = task.do_sample or task.ensemble is not None
-        return Proposal(torch.stack(drawn, 1), counts, torch.stack(chances, 1) if told else None)
+            guesses.add(scores[:, blank])
+        return guesses.proposal()
 
     def learn(self, drafted: list[int], matched: list[int], going: list[bool]) -> None:
         """Take the model's states behind the last token and the candidates that were right."""
@@ -119,16 +108,6 @@ class BlanksDraft:
 def fitted_all(scores: Tensor, vocabulary: int) -> Tensor:
     """As `fitted`, of scores (rows, places, any)."""
     return fitted(scores.flatten(0, 1), vocabulary).unflatten(0, scores.shape[:2])
-
-
-def vectors_of(embed: Any, ids: Tensor) -> Tensor:
-    """Vectors (rows, places, D) of tokens, with the factor that the embedding has, if any."""
-    x = embed.words(ids)
-    if embed.scale is None:
-        return x
-    return x * (
-        torch.tensor(embed.scale, dtype=x.dtype, device=x.device) if embed.scale_rounded else embed.scale
-    )
 
 
 def check_blanks(model: Any, assistant: Any) -> None:

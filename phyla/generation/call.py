@@ -43,6 +43,7 @@ class Call:
     """
 
     steps: Steps[Any]
+    found: Any = None  # what the strategy returned
 
     def __init__(
         self, forward: Forward, task: Task, config: GenerationConfig, beams: BeamSettings | None, kept: bool
@@ -53,13 +54,18 @@ class Call:
     def run(self) -> Any:
         """All steps, and what they gave."""
         with self.mode():
-            while True:
-                try:
-                    next(self.steps)
-                except StopIteration as end:
-                    found = end.value
-                    break
-        return self.output(found)
+            while self.advance():
+                pass
+        return self.output()
+
+    def advance(self) -> bool:
+        """One step; whether there is more to come."""
+        try:
+            next(self.steps)
+        except StopIteration as end:
+            self.found = end.value
+            return False
+        return True
 
     def told(self, steps: Steps[Any]) -> Steps[Any]:
         """The steps of a strategy, with what the streamer gets before and behind them."""
@@ -84,9 +90,9 @@ class Call:
             streamer.end()
         return found
 
-    def output(self, found: Any) -> Any:
-        """What `generate` returns, from what the strategy returned."""
-        task, given = self.task, self._given()
+    def output(self) -> Any:
+        """What `generate` returns, once there are no more steps."""
+        task, given, found = self.task, self._given(), self.found
         if self.beams is None:
             sequences = torch.cat([given, task.ids[:, task.start : found]], dim=1)
             return sequences if task.record is None else task.record.output(sequences, self.forward)

@@ -95,12 +95,16 @@ class GenerationConfig:
         self._given: set[str] = set()
         self._fill(fields, checked=True)
 
-    def _fill(self, fields: dict[str, Any], checked: bool) -> None:
-        for name, default in DEFAULTS.items():
+    def _set_out(self, defaults: dict[str, Any], fields: dict[str, Any]) -> None:
+        """Every field at its default, and what is said of the file."""
+        for name, default in defaults.items():
             object.__setattr__(self, name, copy.copy(default))
         self._from_model_config = bool(fields.get("_from_model_config", False))
         self._commit_hash = fields.get("_commit_hash")
         self.transformers_version = fields.get("transformers_version", FORMAT_VERSION)
+
+    def _fill(self, fields: dict[str, Any], checked: bool) -> None:
+        self._set_out(DEFAULTS, fields)
         for name, value in fields.items():
             if name in _METADATA:
                 continue

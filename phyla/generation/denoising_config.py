@@ -5,7 +5,7 @@ from typing import Any
 
 from phyla.errors import GenerationError, UnknownArgumentError, nearest
 from phyla.generation.caches import IMPLEMENTATIONS
-from phyla.generation.config import DEFAULTS, FORMAT_VERSION, GenerationConfig
+from phyla.generation.config import DEFAULTS, GenerationConfig
 from phyla.generation.samplers import (
     SAMPLER_CONFIGS,
     EntropyBoundSamplerConfig,
@@ -37,11 +37,7 @@ class DiffusionGemmaGenerationConfig(GenerationConfig):
     sampler_config: Any
 
     def _fill(self, fields: dict[str, Any], checked: bool) -> None:
-        for name, default in FIELDS.items():
-            object.__setattr__(self, name, default)
-        self._from_model_config = bool(fields.get("_from_model_config", False))
-        self._commit_hash = fields.get("_commit_hash")
-        self.transformers_version = fields.get("transformers_version", FORMAT_VERSION)
+        self._set_out(FIELDS, fields)
         for name, value in fields.items():
             if name in _METADATA:
                 continue

@@ -116,6 +116,43 @@ class Schedule:
             self.count = self.count + 2 if matched == drafted else max(1.0, self.count - 1)
 
 
+class Guesses:
+    """The candidates of all rows as a draft makes them, one place behind the other, until no row is `open`.
+
+    ids (rows, any), of which the first lengths[r] are row r's text; limits: candidates a row may have.
+    """
+
+    def __init__(self, task: Task, ids: Tensor, lengths: list[int], limits: list[int]):
+        self.task, self.lengths, self.limits = task, lengths, limits
+        self.text = nn.functional.pad(ids, (0, max(limits)), value=task.pad_id)
+        self.tokens: list[Tensor] = []  # (rows,) each
+        self.chances: list[Tensor] = []  # (rows, vocabulary) each
+        self.counts, self.open = [0] * len(ids), [n > 0 for n in limits]
+
+    def add(self, scores: Tensor) -> Tensor:
+        """The next token (rows,) of each row, drawn or best, by the draft's scores (rows, vocabulary)."""
+        task, rows = self.task, len(self.text)
+        places = [n + len(self.tokens) for n in self.lengths]
+        scores = processed(task.processors, self.text, places, scores, self.open)
+        token = draw_rows(task, scores, self.open) if task.do_sample else scores.argmax(-1)
+        self.text[torch.arange(rows), torch.tensor(places).clamp(max=self.text.shape[1] - 1)] = token
+        self.tokens.append(token)
+        self.chances.append(scores.softmax(-1))
+        self.counts = [n + on for n, on in zip(self.counts, self.open, strict=True)]
+        ended = [False] * rows if task.eos is None else (token[:, None] == task.eos).any(1).tolist()
+        self.open = [
+            on and n < most and not end
+            for on, n, most, end in zip(self.open, self.counts, self.limits, ended, strict=True)
+        ]
+        return token
+
+    def proposal(self) -> Proposal:
+        """All of them; with their chances where the check needs these."""
+        told = self.task.do_sample or self.task.ensemble is not None
+        chances = torch.stack(self.chances, 1) if told else None
+        return Proposal(torch.stack(self.tokens, 1), self.counts, chances)
+
+
 class Schedules:
     """A schedule for each row, so that what is drafted for a row does not depend on the others."""
 
@@ -126,6 +163,12 @@ class Schedules:
     def first(self) -> Schedule:
         """That of the first row, which later calls go on with."""
         return self.rows[0]
+
+    def limits(self, most: list[int], going: list[bool]) -> list[int]:
+        """How many candidates each row may have, of `most` that there is room for."""
+        return [
+            min(n, int(own.count)) if on else 0 for n, own, on in zip(most, self.rows, going, strict=True)
+        ]
 
     def learn(self, drafted: list[int], matched: list[int], going: list[bool]) -> None:
         """Adapt those of the rows that were going on."""
@@ -185,44 +228,21 @@ class ModelDraft:
 
     def propose(self, ids: Tensor, lengths: list[int], going: list[bool], most: list[int]) -> Proposal | None:
         """Tokens of the draft, drawn or best, of each row until it is unsure."""
-        task, rows = self.task, len(ids)
-        limits = [
-            min(n, int(s.count)) if on else 0
-            for n, s, on in zip(most, self.schedules.rows, going, strict=True)
-        ]
         scores = self._caught_up(ids, lengths, going)
-        text = nn.functional.pad(ids, (0, max(limits)), value=task.pad_id)
-        drawn: list[Tensor] = []
-        chances: list[Tensor] = []
+        guesses = Guesses(self.task, ids, lengths, self.schedules.limits(most, going))
         sure: list[Tensor] = []
-        counts, open_rows = [0] * rows, [n > 0 for n in limits]
+        least = self.schedules.first.threshold
         assert self.lanes is not None
-        while any(open_rows):
-            places = [n + len(drawn) for n in lengths]
-            scores = processed(task.processors, text, places, fitted(scores, self.vocabulary), open_rows)
-            chance = scores.softmax(-1)
-            token = draw_rows(task, scores, open_rows) if task.do_sample else scores.argmax(-1)
-            text[torch.arange(rows), torch.tensor(places).clamp(max=text.shape[1] - 1)] = token
-            drawn.append(token)
-            chances.append(chance)
-            sure.append(chance.gather(1, token[:, None])[:, 0])
-            counts = [n + on for n, on in zip(counts, open_rows, strict=True)]
-            open_rows = self._still_sure(open_rows, counts, limits, token, sure[-1])
-            if any(open_rows):
+        while any(guesses.open):
+            token = guesses.add(fitted(scores, self.vocabulary))
+            sure.append(guesses.chances[-1].gather(1, token[:, None])[:, 0])
+            if least:
+                certain = (sure[-1] >= least).tolist()
+                guesses.open = [on and still for on, still in zip(guesses.open, certain, strict=True)]
+            if any(guesses.open):
                 scores = self.forward.logits(self.lanes.feed(token[:, None], keep=1))
         self.sure = torch.stack(sure, 1)
-        told = task.do_sample or task.ensemble is not None
-        return Proposal(torch.stack(drawn, 1), counts, torch.stack(chances, 1) if told else None)
-
-    def _still_sure(
-        self, rows: list[bool], counts: list[int], limits: list[int], token: Tensor, sure: Tensor
-    ) -> list[bool]:
-        least = self.schedules.first.threshold
-        on = sure >= least if least else torch.ones_like(sure, dtype=torch.bool)
-        if self.task.eos is not None:
-            on = on & ~(token[:, None] == self.task.eos).any(1)
-        more = [n < limit for n, limit in zip(counts, limits, strict=True)]
-        return [a and b and c for a, b, c in zip(rows, on.tolist(), more, strict=True)]
+        return guesses.proposal()
 
     def _caught_up(self, ids: Tensor, lengths: list[int], going: list[bool]) -> Tensor:
         """Scores (rows, vocabulary) behind the text of each row, which the draft has read then."""
@@ -298,6 +318,13 @@ def draw_rows(task: Task, scores: Tensor, going: list[bool]) -> Tensor:
         if on:
             tokens[row] = draw(scores[row : row + 1], task.generators[row : row + 1])[0]
     return tokens
+
+
+def padding_in_front(mask: Tensor | None, task: Task) -> Tensor:
+    """How many places of padding stand in front of each row (rows, 1), by a mask (prompts, positions)."""
+    if mask is None:
+        return torch.zeros(len(task.ids), 1, dtype=torch.long, device=task.ids.device)
+    return mask.argmax(1, keepdim=True).repeat_interleave(task.repeats, 0)
 
 
 def proposal_of(rows: list[list[int]], fill: int, device: torch.device) -> Proposal:

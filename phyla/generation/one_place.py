@@ -1,7 +1,6 @@
 """Drafts that guess all tokens from the place of the last one, over keys and values that the model keeps."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -9,10 +8,9 @@ from torch import Tensor
 
 from phyla.errors import ArgumentError, GenerationError
 from phyla.generation.ahead import Ears
-from phyla.generation.blanks import Lookup, vectors_of
-from phyla.generation.drafts import Proposal, Schedule, Schedules, draw_rows, fitted
+from phyla.generation.blanks import Lookup
+from phyla.generation.drafts import Guesses, Proposal, Schedule, Schedules, fitted, padding_in_front
 from phyla.generation.forward import Forward
-from phyla.generation.rows import processed
 from phyla.generation.task import Task
 
 Shared = dict[str, tuple[Tensor, Tensor]]
@@ -40,7 +38,7 @@ class OnePlaceDraft:
         self.schedules = Schedules(schedule, len(task.ids))
         self.ears = Ears(())
         self.states: Tensor | None = None  # (rows, 1, D) before the last token
-        self.lead = torch.zeros(len(task.ids), 1, dtype=torch.long, device=task.ids.device)
+        self.lead = padding_in_front(None, task)
 
     @classmethod
     def beside(
@@ -55,9 +53,8 @@ class OnePlaceDraft:
             mask = None if forward.mask is None else forward.mask[:, : forward.fed]
             return {kind: slots[layer.attn.slot].read() for kind, layer in layers.items()}, mask
 
-        draft = cls(assistant, partial(vectors_of, stack.embed), keys, task, schedule, vocabulary)
-        if forward.mask is not None:  # padding in front of each row
-            draft.lead = forward.mask.argmax(1, keepdim=True).repeat_interleave(task.repeats, 0)
+        draft = cls(assistant, stack.embed.vectors, keys, task, schedule, vocabulary)
+        draft.lead = padding_in_front(forward.mask, task)
         forward.ears = draft.ears = Ears([stack])
         return draft
 
@@ -65,38 +62,21 @@ class OnePlaceDraft:
         """Tokens of the draft, drawn or best, of each row until it ends."""
         if self.states is None:
             self.states = self.ears.take()[:, -1:].repeat_interleave(self.task.repeats, 0)
-        task, rows, states = self.task, len(ids), self.states
-        limits = [
-            min(n, int(s.count)) if on else 0
-            for n, s, on in zip(most, self.schedules.rows, going, strict=True)
-        ]
+        states = self.states
+        guesses = Guesses(self.task, ids, lengths, self.schedules.limits(most, going))
         ends = torch.tensor(lengths, device=ids.device)[:, None]
         shared, mask = self.keys()
         dtype = self.assistant.dtype
         shared = {kind: (k.to(dtype), v.to(dtype)) for kind, (k, v) in shared.items()}
         token = ids.gather(1, ends - 1)[:, 0]
-        text = torch.nn.functional.pad(ids, (0, max(limits)), value=task.pad_id)
-        drawn: list[Tensor] = []
-        chances: list[Tensor] = []
-        counts, open_rows = [0] * rows, [n > 0 for n in limits]
-        while any(open_rows):
+        while any(guesses.open):
             out = self.assistant(
                 inputs_embeds=torch.cat((self.look(token[:, None]), states), -1).to(dtype),
                 position_ids=ends - 1 - self.lead, attention_mask=mask, shared_kv_states=shared,
             )  # fmt: skip
-            states, places = out.last_hidden_state.to(states.dtype), [n + len(drawn) for n in lengths]
-            scores = fitted(out.logits[:, -1].float(), self.vocabulary)
-            scores = processed(task.processors, text, places, scores, open_rows)
-            token = draw_rows(task, scores, open_rows) if task.do_sample else scores.argmax(-1)
-            text[torch.arange(rows), torch.tensor(places).clamp(max=text.shape[1] - 1)] = token
-            drawn.append(token)
-            chances.append(scores.softmax(-1))
-            counts = [n + on for n, on in zip(counts, open_rows, strict=True)]
-            open_rows = task.still_open(open_rows, counts, limits, token)
-        if not drawn:
-            return None
-        told = task.do_sample or task.ensemble is not None
-        return Proposal(torch.stack(drawn, 1), counts, torch.stack(chances, 1) if told else None)
+            states = out.last_hidden_state.to(states.dtype)
+            token = guesses.add(fitted(out.logits[:, -1].float(), self.vocabulary))
+        return guesses.proposal() if guesses.tokens else None
 
     def learn(self, drafted: list[int], matched: list[int], going: list[bool]) -> None:
         """Take the model's states before each row's newest token, and adapt the schedule."""

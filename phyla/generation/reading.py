@@ -38,16 +38,21 @@ class ReadingCandidateGenerator(CandidateGenerator):
         _one_row(input_ids)
         if is_first_iteration:
             return input_ids, None
-        states, length = self.states(model_outputs), input_ids.shape[1]
-        if self.draft.tail is None:
-            self.draft.tail = Tail(states[:, : length - 1])
-        else:
-            self.draft.take(states, [int(n_last_matches)], [True])
+        length = input_ids.shape[1]
+        self._hear(model_outputs, length, int(n_last_matches))
         with torch.no_grad():
             found = self.draft.propose(input_ids, [length], [True], [self.most])
         assert found is not None
         count = found.counts[0]
         return torch.cat([input_ids, found.ids[:, :count]], 1), found.chances[:, :count].log()
+
+    def _hear(self, outputs: Any, length: int, matched: int) -> None:
+        """Give the draft what the model's output says of a text of `length` tokens."""
+        states = self.states(outputs)
+        if self.draft.tail is None:
+            self.draft.tail = Tail(states[:, : length - 1])
+        else:
+            self.draft.take(states, [matched], [True])
 
     def states(self, outputs: Any) -> Tensor:
         """What of the model's output the draft reads, (1, positions, ...)."""
@@ -94,47 +99,30 @@ class DFlashTokenCandidateGenerator(ReadingCandidateGenerator):
         return torch.cat([states_of(outputs)[i + 1] for i in self.target_layer_ids], -1)
 
 
-class SinglePositionMultiTokenCandidateGenerator(CandidateGenerator):
+class SinglePositionMultiTokenCandidateGenerator(ReadingCandidateGenerator):
     """What a smaller model guesses from the place of the last token, over keys that the model keeps.
 
     The model's outputs must have hidden_states, and shared_kv_states: keys and values (1, G, K, E) of the
     last layer of each kind, of the text without its last token.
     """
 
-    requires_model_outputs: ClassVar[bool] = True
-    model_kwargs_overrides: ClassVar[dict[str, Any]] = {"output_hidden_states": True}
-
     def __init__(
         self, assistant_model: Any, target_model_input_embeddings: Any, generation_config: GenerationConfig,
     ):  # fmt: skip
         task = task_of(assistant_model, generation_config, None)
         schedule = explicit(assistant_model, generation_config, generation_config._given)
-        self.num_assistant_tokens = int(schedule.count)
+        self.num_assistant_tokens = self.most = int(schedule.count)
         self.shared: dict[str, tuple[Tensor, Tensor]] = {}
         words = assistant_model.config.get_text_config().vocab_size
         self.draft = OnePlaceDraft(
             assistant_model, target_model_input_embeddings, lambda: (self.shared, None), task, schedule, words
         )
 
-    def get_candidates(
-        self, input_ids: Tensor, model_kwargs: dict[str, Any] | None = None, model_outputs: Any = None,
-        is_first_iteration: bool = False, n_last_matches: int = 0,
-    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-        """As CandidateGenerator; model_outputs are of the last token and the candidates behind it."""
-        _one_row(input_ids)
-        if is_first_iteration:
-            return input_ids, None
-        states, length = states_of(model_outputs)[-1], input_ids.shape[1]
-        at = -1 if self.draft.states is None else int(n_last_matches)
-        self.draft.states, self.shared = states[:, at][:, None], dict(model_outputs.shared_kv_states)
-        with torch.no_grad():
-            found = self.draft.propose(input_ids, [length], [True], [self.num_assistant_tokens])
-        assert found is not None and found.chances is not None
-        count = found.counts[0]
-        return torch.cat([input_ids, found.ids[:, :count]], 1), found.chances[:, :count].log()
-
-    def update_candidate_strategy(self, input_ids: Tensor, scores: Tensor, num_matches: int) -> None:
-        """Nothing: the number of candidates is the assistant's setting."""
+    def _hear(self, outputs: Any, length: int, matched: int) -> None:
+        """As ReadingCandidateGenerator."""
+        at = -1 if self.draft.states is None else matched
+        self.draft.states = self.states(outputs)[:, at][:, None]
+        self.shared = dict(outputs.shared_kv_states)
 
 
 def task_of(model: Any, config: GenerationConfig, processors: LogitsProcessorList | None) -> Task:

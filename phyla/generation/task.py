@@ -53,13 +53,6 @@ class Task:
     settled: Any = None
     ensemble: float | None = None
 
-    def still_open(self, rows: list[bool], counts: list[int], limits: list[int], token: Tensor) -> list[bool]:
-        """Which of the open `rows` a draft may go on with behind its newest token (rows,)."""
-        ended = [False] * len(rows)
-        if self.eos is not None:
-            ended = (token[:, None] == self.eos).any(1).tolist()
-        return [on and n < most and not e for on, n, most, e in zip(rows, counts, limits, ended, strict=True)]
-
 
 class Record:
     """What a call asked to get back beside the ids, step by step."""

@@ -50,21 +50,12 @@ class Lane:
 
     def __init__(self, call: Call, told: Told, setup: Setup, pages: int) -> None:
         self.call, self.told, self.setup, self.pages = call, told, setup, pages
-        self.found: Any = None
         self.count = len(call.task.given) * (1 if call.beams is None else call.beams.returned)
         self.running = self.left = False
 
     def step(self, model: Any) -> bool:
         """One step of the model; whether there is more to come."""
-
-        def advance() -> bool:
-            try:
-                next(self.call.steps)
-            except StopIteration as end:
-                self.found = end.value
-                return False
-            return True
-
+        advance = self.call.advance
         self.running = True
         try:
             with self.call.mode(), in_force(model, self.setup, copied=True):
@@ -104,7 +95,7 @@ class Lane:
 
     def finish(self, handle: Handle) -> None:
         """Say why each text ended, and keep what is asked back of its steps."""
-        found, task = self.found, self.call.task
+        found, task = self.call.found, self.call.task
         for row in handle.rows:
             row.reason = self._reason(row)
             if self.call.beams is not None:
